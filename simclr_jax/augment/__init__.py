@@ -1,0 +1,1 @@
+"""Image augmentation: `policy` says what is done to an image, `host` does it with TensorFlow on the host."""

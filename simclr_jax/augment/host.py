@@ -1,0 +1,314 @@
+"""The augmentation policy on the host: TensorFlow functions of one image, with stateless randomness.
+
+Everything random is a function of a seed, so that the same seed gives the same pixels in any order and on any
+machine. Images are [H, W, 3] with values in [0, 1]. Only data pipelines import this module.
+"""
+
+import functools
+import itertools
+
+import tensorflow as tf
+
+from simclr_jax.augment.policy import (
+    CENTER_CROP_PROPORTION,
+    OPERATIONS,
+    SMALL_IMAGE_SIZE,
+    Blur,
+    ColorDrop,
+    ColorJitter,
+    Cutout,
+    Flip,
+    Noise,
+    Operation,
+    Policy,
+    RandomCrop,
+    Rotate,
+    Sobel,
+)
+
+# All orders of brightness (0), contrast (1), saturation (2) and hue (3).
+JITTER_ORDERS = tuple(itertools.permutations(range(4)))
+
+# A repeated operation draws anew; the stride leaves room for operations that are still to be invented.
+_REPETITION_STRIDE = 100
+
+
+def to_unit_range(image: tf.Tensor) -> tf.Tensor:
+    """uint8 [H, W, 3] in 0..255 becomes float32 in [0, 1]; a float32 image is returned as it is."""
+    return tf.cast(image, tf.float32) / 255.0 if image.dtype == tf.uint8 else image
+
+
+def resize(image: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """Bicubic resize (Keys' a = -0.5, no antialiasing); results may leave [0, 1] a little.
+
+    Args:
+        image: [H, W, 3] uint8 or float32.
+        height, width: of the result, pixels.
+
+    Returns:
+        float32 [height, width, 3].
+    """
+    if image.shape[:2] == (height, width):
+        return to_unit_range(image)
+    resized = tf.image.resize(image, (height, width), 'bicubic')
+    return resized / 255.0 if image.dtype == tf.uint8 else resized
+
+
+def crop_and_resize(image: tf.Tensor, box: tf.Tensor, size: int) -> tf.Tensor:
+    """Cuts out `box`, int32 [4] = (offset_y, offset_x, height, width), and resizes to [size, size, 3]."""
+    offset, extent = box[:2], box[2:]
+    window = tf.slice(image, tf.pad(offset, [[0, 1]]), tf.pad(extent, [[0, 1]], constant_values=3))
+    return resize(window, size, size)
+
+
+def center_crop_box(height: tf.Tensor, width: tf.Tensor, aspect: float = 1.0) -> tf.Tensor:
+    """The central box that keeps 0.875 of the image along the side that limits it.
+
+    Args:
+        height, width: of the image, int32 scalars.
+        aspect: width / height of the box.
+
+    Returns:
+        int32 [4]: offset_y, offset_x, height, width.
+    """
+    limit = tf.minimum(tf.cast(height, tf.float32), tf.cast(width, tf.float32) / aspect)
+    box_height = tf.cast(tf.round(CENTER_CROP_PROPORTION * limit), tf.int32)
+    box_width = tf.cast(tf.round(CENTER_CROP_PROPORTION * limit * aspect), tf.int32)
+    return tf.stack([(height - box_height + 1) // 2, (width - box_width + 1) // 2, box_height, box_width])
+
+
+@tf.autograph.experimental.do_not_convert
+def center_crop(image: tf.Tensor, size: int) -> tf.Tensor:
+    """The view for evaluation: central crop and bicubic resize; up to 32 pixels no crop, only the resize.
+
+    Args:
+        image: [H, W, 3] uint8 or float32 in [0, 1].
+        size: height and width of the result, pixels.
+
+    Returns:
+        float32 [size, size, 3] in [0, 1].
+    """
+    if size <= SMALL_IMAGE_SIZE:
+        view = resize(image, size, size)
+    else:
+        shape = tf.shape(image)
+        view = crop_and_resize(image, center_crop_box(shape[0], shape[1]), size)
+    return tf.clip_by_value(view, 0.0, 1.0)
+
+
+def change_brightness(image: tf.Tensor, amount: tf.Tensor, mode: str) -> tf.Tensor:
+    """Multiplies by `amount` (mode 'multiply', SimCLRv2's code) or adds it ('add', SimCLR's)."""
+    return image * amount if mode == 'multiply' else image + amount
+
+
+def jitter(
+    image: tf.Tensor,
+    order: tf.Tensor,
+    brightness: tf.Tensor,
+    contrast: tf.Tensor,
+    saturation: tf.Tensor,
+    hue: tf.Tensor,
+    brightness_mode: str = 'multiply',
+) -> tf.Tensor:
+    """Four colour operations one after another, clipped to [0, 1] after each (SimCLR, appendix A).
+
+    Args:
+        image: float32 [H, W, 3].
+        order: int32 [4], a permutation of brightness (0), contrast (1), saturation (2) and hue (3).
+        brightness: factor, or offset where the mode is 'add'.
+        contrast: factor of the deviation from each channel's mean.
+        saturation: factor of the saturation, itself clipped to [0, 1].
+        hue: shift in turns of the colour circle.
+        brightness_mode: 'multiply' or 'add'.
+    """
+    for position in range(4):
+        operations = (
+            functools.partial(change_brightness, image, brightness, brightness_mode),
+            functools.partial(tf.image.adjust_contrast, image, contrast),
+            functools.partial(tf.image.adjust_saturation, image, saturation),
+            functools.partial(tf.image.adjust_hue, image, hue),
+        )
+        image = tf.clip_by_value(tf.switch_case(order[position], operations), 0.0, 1.0)
+    return image
+
+
+def grayscale(image: tf.Tensor) -> tf.Tensor:
+    """Luma (ITU-R BT.601) repeated on the three channels."""
+    weights = tf.constant([[0.2989] * 3, [0.587] * 3, [0.114] * 3])
+    return tf.reshape(tf.matmul(tf.reshape(image, [-1, 3]), weights), tf.shape(image))
+
+
+def blur(image: tf.Tensor, sigma: tf.Tensor, radius: int | tf.Tensor) -> tf.Tensor:
+    """Separable Gaussian blur; outside of the image all is zero, so that borders darken.
+
+    Args:
+        image: float32 [H, W, 3].
+        sigma: standard deviation, pixels, > 0.
+        radius: taps to each side of the centre; (H // 10) // 2 in SimCLR.
+    """
+    distance = tf.cast(tf.range(-radius, radius + 1), tf.float32)
+    taps = tf.nn.softmax(-(distance**2) / (2.0 * sigma**2))
+    kernel = tf.repeat(taps[:, tf.newaxis], 3, axis=1)
+    blurred = tf.nn.depthwise_conv2d(image[tf.newaxis], kernel[tf.newaxis, :, :, tf.newaxis], [1] * 4, 'SAME')
+    blurred = tf.nn.depthwise_conv2d(blurred, kernel[:, tf.newaxis, :, tf.newaxis], [1] * 4, 'SAME')
+    return blurred[0]
+
+
+def cutout(image: tf.Tensor, center: tf.Tensor, side: float, fill: float) -> tf.Tensor:
+    """Fills a square.
+
+    Args:
+        image: float32 [H, W, 3].
+        center: float32 [2], the square's centre (y, x) as shares of height and width, in [0, 1].
+        side: the square's side as a share of the shorter side of the image.
+        fill: value inside.
+    """
+    shape = tf.cast(tf.shape(image)[:2], tf.float32)
+    half = side * tf.reduce_min(shape) / 2.0
+    rows = tf.abs(tf.range(shape[0]) + 0.5 - center[0] * shape[0]) < half
+    columns = tf.abs(tf.range(shape[1]) + 0.5 - center[1] * shape[1]) < half
+    inside = rows[:, tf.newaxis, tf.newaxis] & columns[tf.newaxis, :, tf.newaxis]
+    return tf.where(inside, fill, image)
+
+
+def rotate(image: tf.Tensor, quarter_turns: tf.Tensor) -> tf.Tensor:
+    """Rotates counter-clockwise by 0, 1, 2 or 3 quarter turns."""
+    rotated = tf.image.rot90(image, quarter_turns)
+    if image.shape[0] == image.shape[1]:
+        rotated.set_shape(image.shape)
+    return rotated
+
+
+def sobel(image: tf.Tensor) -> tf.Tensor:
+    """Magnitude of each channel's Sobel gradient, over 4: a step from 0 to 1 gives 1. Borders are mirrored."""
+    return tf.norm(tf.image.sobel_edges(image[tf.newaxis])[0], axis=-1) / 4.0
+
+
+def sample_crop_box(shape: tf.Tensor, seed: tf.Tensor, crop: RandomCrop) -> tf.Tensor:
+    """Draws a random crop without looking at the pixels, so that a decoder can read just the window.
+
+    Args:
+        shape: int32 [3], height, width and channels of the image.
+        seed: int [2].
+        crop: ranges of area and aspect.
+
+    Returns:
+        int32 [4]: offset_y, offset_x, height, width; the whole image where no attempt fits.
+    """
+    offset, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
+        shape,
+        bounding_boxes=tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
+        seed=seed,
+        min_object_covered=crop.min_object_covered,
+        aspect_ratio_range=crop.aspect,
+        area_range=crop.area,
+        max_attempts=crop.attempts,
+        use_image_if_no_bounding_boxes=True,
+    )
+    return tf.concat([offset[:2], extent[:2]], axis=0)
+
+
+def operation_seed(seed: tf.Tensor, branch: int, operation: type, repetition: int = 0) -> tf.Tensor:
+    """The seed of one operation in one branch: no other operation's presence changes it.
+
+    Args:
+        seed: int [2], the image's.
+        branch: 0 for the shared operations, view + 1 for a view's own.
+        operation: the operation's class.
+        repetition: how many operations of this class come before it in its branch.
+    """
+    number = list(OPERATIONS.values()).index(operation) + _REPETITION_STRIDE * repetition
+    branch_seed = tf.random.experimental.stateless_fold_in(seed, branch)
+    return tf.random.experimental.stateless_fold_in(branch_seed, number)
+
+
+@tf.autograph.experimental.do_not_convert
+def augment(image: tf.Tensor, seed: tf.Tensor, policy: Policy) -> tf.Tensor:
+    """Makes the views of one image.
+
+    Args:
+        image: [H, W, 3], uint8 or float32 in [0, 1].
+        seed: int32 or int64 [2]; the same seed gives the same views.
+        policy: the operations; they are applied in the order in which they stand.
+
+    Returns:
+        float32 [V, size, size, 3] in [0, 1].
+    """
+    is_cropped = any(isinstance(operation, RandomCrop) for operation in policy.shared)
+    image = _apply_all(image, policy.shared, seed, 0, policy.size)
+    views = []
+    for branch, operations in enumerate(policy.views, start=1):
+        view = image
+        if not is_cropped and not any(isinstance(operation, RandomCrop) for operation in operations):
+            view = resize(view, policy.size, policy.size)
+        view = _apply_all(view, operations, seed, branch, policy.size)
+        views.append(to_unit_range(view))
+    views = tf.clip_by_value(tf.stack(views), 0.0, 1.0)
+    return tf.ensure_shape(views, [len(policy.views), policy.size, policy.size, 3])
+
+
+def _apply_all(image, operations: tuple[Operation, ...], seed, branch: int, size: int) -> tf.Tensor:
+    for position, operation in enumerate(operations):
+        kind = type(operation)
+        repetition = sum(isinstance(earlier, kind) for earlier in operations[:position])
+        image = _apply(image, operation, operation_seed(seed, branch, kind, repetition), size)
+    return image
+
+
+def _apply(image: tf.Tensor, operation: Operation, seed: tf.Tensor, size: int) -> tf.Tensor:
+    if isinstance(operation, RandomCrop):
+        return crop_and_resize(image, sample_crop_box(tf.shape(image), seed, operation), size)
+    image = to_unit_range(image)
+    chance, *draws = tf.unstack(tf.random.stateless_uniform([6], seed))
+    change = functools.partial(_change, image, operation, draws, seed)
+    if operation.p == 1.0:
+        return change()
+    return tf.cond(chance < operation.p, change, lambda: image)
+
+
+def _change(image: tf.Tensor, operation: Operation, draws: list[tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
+    """One operation whose parameters are made from `draws`, five independent uniforms in [0, 1)."""
+    match operation:
+        case Flip():
+            return tf.reverse(image, [1])
+        case ColorJitter():
+            return jitter(image, *_jitter_parameters(operation, draws), operation.brightness_mode)
+        case ColorDrop():
+            return grayscale(image)
+        case Blur():
+            return blur(image, _between(*operation.sigma, draws[0]), (tf.shape(image)[0] // 10) // 2)
+        case Cutout():
+            return cutout(image, tf.stack(draws[:2]), operation.side, operation.fill)
+        case Rotate():
+            return rotate(image, tf.cast(4.0 * draws[0], tf.int32))
+        case Noise():
+            # Folded: the very seed of the uniforms would tie the noise to its own standard deviation.
+            normal = tf.random.stateless_normal(
+                tf.shape(image), tf.random.experimental.stateless_fold_in(seed, 1)
+            )
+            return image + _between(*operation.std, draws[0]) * normal
+        case Sobel():
+            return sobel(image)
+
+
+def _jitter_parameters(operation: ColorJitter, draws: list[tf.Tensor]) -> tuple[tf.Tensor, ...]:
+    order = tf.gather(JITTER_ORDERS, tf.cast(len(JITTER_ORDERS) * draws[0], tf.int32))
+    brightness, contrast, saturation, hue = (
+        operation.strength * amount
+        for amount in (operation.brightness, operation.contrast, operation.saturation, operation.hue)
+    )
+    if operation.brightness_mode == 'multiply':
+        brightness_range = max(0.0, 1.0 - brightness), 1.0 + brightness
+    else:
+        brightness_range = -brightness, brightness
+    return (
+        order,
+        _between(*brightness_range, draws[1]),
+        _between(max(0.0, 1.0 - contrast), 1.0 + contrast, draws[2]),
+        _between(max(0.0, 1.0 - saturation), 1.0 + saturation, draws[3]),
+        _between(-hue, hue, draws[4]),
+    )
+
+
+def _between(low: float, high: float, draw: tf.Tensor) -> tf.Tensor:
+    return low + (high - low) * draw

@@ -1,0 +1,104 @@
+"""Sources that are arrays: .npz files, scikit-learn's digits, and noise for trying things out. No TensorFlow."""
+
+import pathlib
+import zipfile
+
+import numpy as np
+
+from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, three_channels
+
+# Digits come as one set: one in five, taken evenly through it, is for testing.
+DIGITS_TEST_EVERY = 5
+
+
+def load_npz(path: str, split: str) -> Examples:
+    """A split in one .npz file, without pickle.
+
+    Either 'image' uint8 [N, H, W(, C)] (also named 'images' or 'x'), or 'jpeg' uint8 (all files end to end)
+    with 'offset' int64 [N + 1]; and optionally 'label' (also 'labels' or 'y') int [N], -1: none.
+
+    Args:
+        path: the file; '{split}' in it is replaced by the split's name.
+        split: name of the split.
+
+    Raises:
+        DataError: no such file, no such arrays, or lengths that do not fit.
+    """
+    if '{split}' not in path and split not in ('', 'train'):
+        raise DataError(
+            f"data.path={path} is one file, and holds no split '{split}'; write {{split}} where the files' "
+            "names differ, as in data_{split}.npz, or set data.eval_split=''"
+        )
+    path = path.replace('{split}', split)
+    if not pathlib.Path(path).is_file():
+        raise DataError(f'data.path: there is no file {path}')
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise DataError(f'{path} is no .npz file of plain arrays: {error}') from error
+
+    labels = next((arrays[name] for name in ('label', 'labels', 'y') if name in arrays), None)
+    images = next((arrays[name] for name in ('image', 'images', 'x') if name in arrays), None)
+    if images is not None:
+        content = Decoded(three_channels(images))
+        size = len(images)
+    elif 'jpeg' in arrays and 'offset' in arrays:
+        content = Encoded(_cut(arrays['jpeg'], arrays['offset'], path))
+        size = len(content.files)
+    else:
+        raise DataError(f"{path} holds {sorted(arrays)}; it must hold 'image', or 'jpeg' and 'offset'")
+    return _examples(f'{path}', size, content, labels)
+
+
+def _cut(jpeg: np.ndarray, offset: np.ndarray, path: str) -> list[bytes]:
+    in_order = len(offset) > 0 and offset[0] == 0 and offset[-1] == len(jpeg) and bool(np.all(np.diff(offset) > 0))
+    if not in_order:
+        raise DataError(f"{path}: 'offset' must rise from 0 to the length of 'jpeg', {len(jpeg)}")
+    data = jpeg.tobytes()
+    return [data[start:end] for start, end in zip(offset[:-1], offset[1:], strict=True)]
+
+
+def load_digits(split: str) -> Examples:
+    """scikit-learn's digits (UCI optical recognition of handwritten digits), 8 x 8 pixels, 10 classes.
+
+    Args:
+        split: 'train' (1,437 images) or 'test' (360, every fifth).
+
+    Raises:
+        DataError: another split.
+    """
+    from sklearn import datasets
+
+    if split not in ('train', 'test'):
+        raise DataError(f"data.split='{split}': the source digits has train and test")
+    digits = datasets.load_digits()
+    is_test = np.arange(len(digits.target)) % DIGITS_TEST_EVERY == 0
+    chosen = is_test if split == 'test' else ~is_test
+    images = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
+    content = Decoded(three_channels(images))
+    return _examples(f'digits/{split}', len(images), content, digits.target[chosen])
+
+
+def make_fake(split: str, size: int, image_size: int) -> Examples:
+    """Noise of ten slightly different mean colours, in place of a data set."""
+    seed = sum(split.encode())
+    random = np.random.default_rng(seed)
+    labels = random.integers(10, size=size).astype(np.int32)
+    noise = random.integers(0, 156, size=(size, image_size, image_size, 3))
+    images = (noise + 10 * labels[:, None, None, None]).astype(np.uint8)
+    return _examples(f'fake/{split}', size, Decoded(images), labels)
+
+
+def _examples(name: str, size: int, content: Decoded | Encoded, labels: np.ndarray | None) -> Examples:
+    if size == 0:
+        raise DataError(f'{name} holds no images')
+    if labels is None:
+        return Examples(name, size, content, np.full(size, -1, np.int32), ())
+    if labels.shape != (size,) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < -1:
+        raise DataError(
+            f"{name}: 'label' is {labels.dtype} {list(labels.shape)}; must be integers >= -1, one for each "
+            f'of {size} images'
+        )
+    names = tuple(str(label) for label in range(labels.max() + 1))
+    return Examples(name, size, content, labels.astype(np.int32), names)

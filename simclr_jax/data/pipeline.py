@@ -1,0 +1,257 @@
+"""The host's input pipeline in tf.data. Behind the TensorFlow door: imported only when used.
+
+Which image stands where is a function of (seed, step) alone, its pixels of (seed, epoch, index), whatever the
+number of processes: the run's images form one endless row, position n is rank n % N of epoch n // N, and a
+pseudo-random permutation of each epoch maps ranks to images. Resuming is starting at another position.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from simclr_jax.augment import host
+from simclr_jax.augment.policy import Policy
+from simclr_jax.data.spec import Batch, DataError, Decoded, Encoded, Examples, Files, Streamed
+
+# An unreadable file's place is taken by another image; so many are tried.
+SUBSTITUTES = 8
+# Of the seed's two words in tf's stateless random numbers; keeps order and pixels independent.
+ORDER_STREAM, PIXEL_STREAM = 1, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Which rows of each global batch this process reads: `[index * B / count, (index + 1) * B / count)`."""
+
+    index: int = 0
+    count: int = 1
+
+
+class TrainBatches(Iterator[Batch]):
+    """Endless batches of augmented views; see the module's text for their order.
+
+    Args:
+        examples: the split.
+        policy: the augmentation.
+        batch_size: images of the global batch, a multiple of share.count.
+        seed: of order and augmentation.
+        start_step: the first batch is that of this step.
+        share: this process's rows.
+        max_unreadable: share of the split's files that may be no images.
+
+    Attributes:
+        unreadable: paths of the files met so far that are no images; each one's place was taken by another image.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        policy: Policy,
+        *,
+        batch_size: int,
+        seed: int,
+        start_step: int = 0,
+        share: Share = Share(),
+        max_unreadable: float = 0.0,
+    ):
+        self._examples = examples
+        self._max_unreadable = max_unreadable
+        self._unreadable: dict[int, str] = {}
+        rows = batch_size // share.count
+        dataset = _training_rows(examples, batch_size, seed, start_step, share)
+
+        def make_views(row):
+            pixel_seed = _fold(seed, PIXEL_STREAM, row['epoch'], row['index'])
+            views = host.augment(row['image'], pixel_seed, policy)
+            return {name: row[name] for name in ('label', 'index', 'wanted')} | {'views': views}
+
+        dataset = dataset.map(make_views, num_parallel_calls=tf.data.AUTOTUNE)
+        self._rows = _batches(dataset, rows)
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Paths of the files met so far that are no images, sorted."""
+        return sorted(self._unreadable.values())
+
+    def __next__(self) -> Batch:
+        batch = next(self._rows)
+        wanted = batch.pop('wanted')
+        for index in wanted[wanted != batch['index']]:
+            self._unreadable[int(index)] = self._examples.content.paths[index]
+        is_over = len(self._unreadable) > self._max_unreadable * self._examples.size
+        if is_over or np.any(batch['index'] < 0):
+            raise DataError(
+                f'{len(self._unreadable)} of {self._examples.size} files of {self._examples.name} are no readable '
+                f'images, more than data.max_unreadable={self._max_unreadable} allows; remove them, or raise it:\n  '
+                + '\n  '.join(self.unreadable)
+            )
+        batch['mask'] = np.ones(len(wanted), np.float32)
+        return batch
+
+
+def eval_batches(
+    examples: Examples,
+    image_size: int,
+    *,
+    batch_size: int,
+    share: Share = Share(),
+    limit: int | None = None,
+) -> Iterator[Batch]:
+    """Every image once, in the order of the split, as one view: the central crop of METHOD's evaluation.
+
+    The last batch is filled up with rows of mask 0, as are the places of files that are no images.
+
+    Args:
+        examples: the split.
+        image_size: height and width of the view, pixels.
+        batch_size: images of the global batch, a multiple of share.count.
+        share: this process's rows.
+        limit: only the first so many images.
+    """
+    size = examples.size if limit is None else min(limit, examples.size)
+    rows = batch_size // share.count
+    steps = -(-size // batch_size)
+    if isinstance(examples.content, Streamed):
+        dataset = _stored_rows(examples, size, steps, batch_size, share)
+    else:
+        dataset = _positions(batch_size, share).take(steps * rows)
+        dataset = dataset.map(lambda position: tf.where(position < size, position, -1))
+        dataset = _read(dataset.map(lambda index: (index, tf.stack([index]))), examples)
+
+    def make_view(row):
+        view = host.center_crop(row['image'], image_size)[None]
+        mask = tf.cast(row['index'] >= 0, tf.float32)
+        return {'views': view * mask, 'label': row['label'], 'mask': mask, 'index': row['index']}
+
+    return _batches(dataset.map(make_view, num_parallel_calls=tf.data.AUTOTUNE), rows)
+
+
+def _batches(dataset: tf.data.Dataset, rows: int) -> Iterator[Batch]:
+    dataset = dataset.batch(rows, drop_remainder=True).prefetch(2)
+    return dataset.as_numpy_iterator()
+
+
+def _positions(batch_size: int, share: Share, start_step: int = 0) -> tf.data.Dataset:
+    """This process's positions in the endless row of images, int64, from the given step on."""
+    rows = batch_size // share.count
+    counter = tf.data.Dataset.range(start_step * rows, np.iinfo(np.int64).max)
+    return counter.map(lambda n: n // rows * batch_size + share.index * rows + n % rows)
+
+
+def _fold(seed: int, stream: int, *values) -> tf.Tensor:
+    key = tf.constant([seed, stream], tf.int32)
+    for value in values:
+        key = tf.random.experimental.stateless_fold_in(key, value)
+    return key
+
+
+def _training_rows(examples, batch_size, seed, start_step, share) -> tf.data.Dataset:
+    """Rows of {'epoch', 'wanted', 'index', 'image', 'label'} in the run's order."""
+    if isinstance(examples.content, Streamed):
+        return _streamed_rows(examples, batch_size, seed, start_step, share)
+    size = examples.size
+
+    def index_of(rank, epoch):
+        key = tf.stack([tf.constant(seed, tf.int64), tf.constant(ORDER_STREAM, tf.int64), epoch])
+        return tf.random.experimental.index_shuffle(rank, tf.cast(key, tf.uint32), size - 1)
+
+    def choose(position):
+        epoch, rank = position // size, position % size
+        substitutes = [index_of((rank + try_ * 7919) % size, epoch) for try_ in range(SUBSTITUTES)]
+        return epoch, tf.stack(substitutes)
+
+    positions = _positions(batch_size, share, start_step).map(choose)
+    return _read(positions, examples)
+
+
+def _read(positions: tf.data.Dataset, examples: Examples) -> tf.data.Dataset:
+    """Rows of (epoch, candidate indices) -> rows with the first candidate that can be read.
+
+    The row's 'epoch' is passed on, 'wanted' is the first candidate, and where none can be read 'index' is -1.
+    """
+    image_of = _image_reader(examples)
+    labels = tf.constant(examples.labels)
+
+    def row(first, wanted, index, image):
+        label = tf.where(index < 0, -1, tf.gather(labels, tf.maximum(index, 0)))
+        return {'epoch': first, 'wanted': wanted, 'index': index, 'image': image, 'label': label}
+
+    def read(first, candidates):
+        return row(first, candidates[0], candidates[0], image_of(tf.maximum(candidates[0], 0)))
+
+    def read_file(first, candidates):
+        tries = tf.data.Dataset.from_tensor_slices(candidates).filter(lambda index: index >= 0)
+        tries = tries.map(lambda index: (index, image_of(index))).ignore_errors()
+        nothing = tf.data.Dataset.from_tensors((tf.constant(-1, tf.int64), tf.zeros([1, 1, 3], tf.uint8)))
+        found = tries.concatenate(nothing).take(1)
+        return found.map(lambda index, image: row(first, candidates[0], index, image))
+
+    if isinstance(examples.content, Files):
+        return positions.interleave(
+            read_file, cycle_length=16, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        )
+    return positions.map(read, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _image_reader(examples: Examples) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The function index -> uint8 [H, W, 3] of a split that is not streamed."""
+    content = examples.content
+    # Captured as tensors: constants of the graph would be copied into it.
+    if isinstance(content, Decoded):
+        images = tf.constant(content.images)
+        return lambda index: tf.gather(images, index)
+    if isinstance(content, Encoded):
+        files = tf.constant(np.array(content.files, object))
+        return lambda index: decode(tf.gather(files, index))
+    paths = tf.constant(content.paths)
+    return lambda index: decode(tf.io.read_file(tf.gather(paths, index)))
+
+
+def decode(file: tf.Tensor) -> tf.Tensor:
+    """JPEG, PNG, GIF (first frame), BMP or WebP -> uint8 [H, W, 3]; grey is repeated, alpha dropped."""
+    is_webp = tf.strings.regex_full_match(tf.strings.substr(file, 0, 12), r'(?s)RIFF....WEBP')
+    image = tf.cond(
+        is_webp,
+        lambda: tf.image.decode_webp(file, channels=3),
+        lambda: tf.image.decode_image(file, channels=3, expand_animations=False),
+    )
+    image.set_shape([None, None, 3])
+    return image
+
+
+def _streamed_rows(examples, batch_size, seed, start_step, share) -> tf.data.Dataset:
+    """As _training_rows; what comes before the first step is read, and neither parsed nor decoded."""
+    first_epoch, skipped = divmod(start_step * batch_size, examples.size)
+
+    def epoch_rows(epoch):
+        rows = examples.content.records(epoch, seed)
+        rows = rows.skip(tf.where(epoch == first_epoch, tf.constant(skipped, tf.int64), 0))
+        return rows.map(lambda index, file, label: (epoch, index, file, label))
+
+    rows = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max).flat_map(epoch_rows)
+    if share.count > 1:
+        rows = _own_rows(rows, batch_size, share)
+    return rows.map(_decode_record, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _stored_rows(examples, size, steps, batch_size, share) -> tf.data.Dataset:
+    """Rows of a streamed split in the order in which they are stored, filled up to whole batches."""
+    epoch = tf.constant(0, tf.int64)
+    rows = examples.content.records(None, None).take(size)
+    rows = rows.map(lambda index, file, label: (epoch, index, file, label))
+    padding = (epoch, tf.constant(-1, tf.int64), tf.io.encode_png(tf.zeros([1, 1, 3], tf.uint8)), tf.constant(-1))
+    rows = rows.concatenate(tf.data.Dataset.from_tensors(padding).repeat(steps * batch_size - size))
+    if share.count > 1:
+        rows = _own_rows(rows, batch_size, share)
+    return rows.map(_decode_record, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _own_rows(rows: tf.data.Dataset, batch_size: int, share: Share) -> tf.data.Dataset:
+    own = batch_size // share.count
+    return rows.enumerate().filter(lambda n, _: n % batch_size // own == share.index).map(lambda _, row: row)
+
+
+def _decode_record(epoch, index, file, label):
+    return {'epoch': epoch, 'wanted': index, 'index': index, 'image': decode(file), 'label': label}

@@ -1,0 +1,91 @@
+"""The contracts of the data: what a source describes and what a batch holds. No TensorFlow, no JAX."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+# One batch: {
+#   'views': float32 [B, V, H, W, 3] in [0, 1]   the views of one image stand next to each other
+#   'label': int32 [B]                           -1: none
+#   'mask':  float32 [B]                         0: padding, not an image
+#   'index': int64 [B]                           which image of the split; -1: padding
+# }
+Batch = dict[str, np.ndarray]
+
+
+class DataError(ValueError):
+    """The images cannot be used as asked; the message names them and the cure."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """Images in memory: uint8 [N, H, W, 3]."""
+
+    images: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """JPEG, PNG, GIF, BMP or WebP files in memory."""
+
+    files: Sequence[bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Paths of image files, read when needed; some may turn out to be no images."""
+
+    paths: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Streamed:
+    """Too many to hold: records in shards, read in order.
+
+    `records(epoch, seed)` is a tf.data.Dataset of (index, encoded image, label): the shards' order and a
+    shuffle buffer follow from (epoch, seed); epoch None is the order in which they are stored.
+    """
+
+    records: Callable[[Any, Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """One split of a data set: what it is called, its labels and where its images are.
+
+    Attributes:
+        name: for messages.
+        size: number of images N.
+        content: the images.
+        labels: int32 [N], -1: none. Unknown (None) before a streamed split is read.
+        class_names: of the labels 0..K-1; empty if there are none.
+    """
+
+    name: str
+    size: int
+    content: Decoded | Encoded | Files | Streamed
+    labels: np.ndarray | None
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """K, or 0 without labels."""
+        return len(self.class_names)
+
+
+def three_channels(images: np.ndarray) -> np.ndarray:
+    """uint8 [N, H, W], [N, H, W, 1], [N, H, W, 3] or [N, H, W, 4] -> [N, H, W, 3]; alpha is dropped.
+
+    Raises:
+        DataError: another shape or type.
+    """
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
+        raise DataError(
+            f'images are {images.dtype} {list(images.shape)}; must be uint8 [N, H, W], or [N, H, W, C] '
+            'with 1, 3 or 4 channels'
+        )
+    return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images[..., :3]
