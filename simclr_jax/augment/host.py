@@ -180,7 +180,7 @@ def rotate(image: tf.Tensor, quarter_turns: tf.Tensor) -> tf.Tensor:
 
 
 def sobel(image: tf.Tensor) -> tf.Tensor:
-    """Magnitude of each channel's Sobel gradient, over 4: a step from 0 to 1 gives 1. Borders are mirrored."""
+    """Magnitude of each channel's Sobel gradient over 4: a step from 0 to 1 gives 1. Borders are mirrored."""
     return tf.norm(tf.image.sobel_edges(image[tf.newaxis])[0], axis=-1) / 4.0
 
 
@@ -276,6 +276,8 @@ def _change(image: tf.Tensor, operation: Operation, draws: list[tf.Tensor], seed
         case ColorDrop():
             return grayscale(image)
         case Blur():
+            # A bicubic crop may leave [0, 1]; the reference clips before it blurs.
+            image = tf.clip_by_value(image, 0.0, 1.0)
             return blur(image, _between(*operation.sigma, draws[0]), (tf.shape(image)[0] // 10) // 2)
         case Cutout():
             return cutout(image, tf.stack(draws[:2]), operation.side, operation.fill)

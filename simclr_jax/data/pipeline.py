@@ -152,6 +152,7 @@ def _training_rows(examples, batch_size, seed, start_step, share) -> tf.data.Dat
     if isinstance(examples.content, Streamed):
         return _streamed_rows(examples, batch_size, seed, start_step, share)
     size = examples.size
+    tries = SUBSTITUTES if isinstance(examples.content, Files) else 1
 
     def index_of(rank, epoch):
         key = tf.stack([tf.constant(seed, tf.int64), tf.constant(ORDER_STREAM, tf.int64), epoch])
@@ -159,8 +160,9 @@ def _training_rows(examples, batch_size, seed, start_step, share) -> tf.data.Dat
 
     def choose(position):
         epoch, rank = position // size, position % size
-        substitutes = [index_of((rank + try_ * 7919) % size, epoch) for try_ in range(SUBSTITUTES)]
-        return epoch, tf.stack(substitutes)
+        # Half an epoch away, so that the substitute is not in the same batch already.
+        ranks = [(rank + number * (size // 2 + 1)) % size for number in range(tries)]
+        return epoch, tf.stack([index_of(rank, epoch) for rank in ranks])
 
     positions = _positions(batch_size, share, start_step).map(choose)
     return _read(positions, examples)

@@ -1,9 +1,12 @@
 """From the configuration's `data` to the examples of a split."""
 
+import dataclasses
+
+import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax.data import arrays, folder
-from simclr_jax.data.spec import Examples
+from simclr_jax.data.spec import DataError, Examples
 
 
 def load_examples(data: ConfigDict, split: str) -> Examples:
@@ -33,3 +36,24 @@ def load_examples(data: ConfigDict, split: str) -> Examples:
     if data.source == 'digits':
         return arrays.load_digits(split)
     return arrays.make_fake(split, data.fake_images, data.image_size)
+
+
+def align_classes(examples: Examples, like: Examples) -> Examples:
+    """Gives a split the label numbers of another one, by the classes' names: a test split may lack some.
+
+    Raises:
+        DataError: it has classes that the other one has not.
+    """
+    if examples.class_names == like.class_names or not examples.num_classes:
+        return examples
+    unknown = sorted(set(examples.class_names) - set(like.class_names))
+    if unknown:
+        raise DataError(
+            f'{examples.name} has {examples.num_classes} classes, {like.name} has {like.num_classes}; unknown there: '
+            f"{', '.join(unknown[:20])}. Take them out, or evaluate without it: data.eval_split=''"
+        )
+    if examples.labels is None:
+        return dataclasses.replace(examples, class_names=like.class_names)
+    number = {name: label for label, name in enumerate(like.class_names)}
+    new_labels = np.array([number[name] for name in examples.class_names] + [-1], np.int32)
+    return dataclasses.replace(examples, labels=new_labels[examples.labels], class_names=like.class_names)

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Checks the style and runs every test, in the environment of launch/local.sh. Arguments go to pytest.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$root/launch/environment.sh"
+prepare_environment test
+
+cd "$root"
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/python -m pytest "$@"

@@ -1,0 +1,181 @@
+"""Checkpoints in a work directory, through Orbax: asynchronous, atomic, the newest few kept, verified when read.
+
+A checkpoint is `model` (params, batch_stats), which can be read alone, `train` (step, opt_state) and `meta` (a
+checksum of each). Orbax notices lost and cut files, but restores arrays with flipped bits without a word: hence the
+checksums.
+"""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.sharding import Mesh
+
+from simclr_jax.parallel import replicated
+from simclr_jax.state import TrainState
+
+
+class CheckpointError(ValueError):
+    """There is no checkpoint that can be used; the message names the directory and the cure."""
+
+
+@jax.jit
+def checksum(tree: Any) -> jax.Array:
+    """uint32 [] that changes with any single bit of any array: sums of the words, weighted by odd numbers."""
+    total = jnp.zeros((), jnp.uint32)
+    for number, leaf in enumerate(jax.tree.leaves(tree)):
+        words = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f'uint{8 * leaf.dtype.itemsize}'))
+        words = words.reshape(-1).astype(jnp.uint32)
+        weights = 2 * jax.lax.iota(jnp.uint32, words.size) + jnp.uint32(2 * number + 1)
+        total = total * jnp.uint32(31) + jnp.sum(words * weights, dtype=jnp.uint32)
+    return total
+
+
+class Checkpoints:
+    """The checkpoints of one work directory.
+
+    Args:
+        workdir: local or gs:// directory.
+        keep: newest checkpoints that stay.
+        say: called with a line for the user.
+    """
+
+    def __init__(self, workdir: str, *, keep: int = 3, say: Callable[[str], None] = print):
+        self._directory = epath.Path(workdir).absolute() / 'checkpoints'
+        self._options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(self._directory, options=self._options)
+        self._say = say
+
+    def latest_step(self) -> int | None:
+        """Step of the newest checkpoint, None without any."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState) -> None:
+        """Saves in the background; it appears under its name when it is complete."""
+        model, train = _parts(state)
+        meta = {'model': int(checksum(model)), 'train': int(checksum(train))}
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardSave(model),
+                train=ocp.args.StandardSave(train),
+                meta=ocp.args.JsonSave(meta),
+            ),
+        )
+
+    def restore(self, like: TrainState) -> TrainState | None:
+        """The newest undamaged state; damaged newer ones are named and set aside in `damaged/`.
+
+        Args:
+            like: a state (or its shapes) with the shardings that the result is to have.
+
+        Returns:
+            The state, or None where there has been no checkpoint at all.
+
+        Raises:
+            CheckpointError: there are checkpoints, and all of them are damaged.
+        """
+        model, train = _parts(like)
+        restored = self._newest_undamaged(lambda _: {'model': model, 'train': train}, set_aside=True)
+        if restored is None:
+            return None
+        return TrainState(**restored['model'], **restored['train'])
+
+    def restore_model(self, mesh: Mesh) -> tuple[dict[str, Any], int]:
+        """The newest undamaged model alone, replicated over the mesh, and its step.
+
+        Returns:
+            {'params': ..., 'batch_stats': ...} as it was saved, and the step.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        restored = self._newest_undamaged(lambda step: {'model': self._saved_shapes(step, mesh)}, set_aside=False)
+        if restored is None:
+            raise CheckpointError(f'there is no checkpoint in {self._directory}; train first (simclr train)')
+        return restored['model'], restored['step']
+
+    def _saved_shapes(self, step: int, mesh: Mesh) -> Any:
+        return abstract(self._manager.item_metadata(step)['model'].tree, mesh)
+
+    def wait(self) -> None:
+        """Returns when everything saved so far is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and lets go of the directory."""
+        self._manager.close()
+
+    def _newest_undamaged(self, like: Callable[[int], dict[str, Any]], set_aside: bool) -> dict[str, Any] | None:
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                with _quiet():
+                    return self._restore_step(step, like(step)) | {'step': step}
+            except Exception as error:  # Orbax raises bare Exception, and others, on damaged files.
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+                self._say(f'Checkpoint of step {step} in {self._directory} is damaged ({reason}).')
+                if set_aside:
+                    self._set_aside(step)
+        if steps:
+            raise CheckpointError(
+                f'all checkpoints in {self._directory} are damaged (steps {sorted(steps)}); to begin anew choose '
+                'another --workdir'
+            )
+        return None
+
+    def _restore_step(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
+        items = {
+            name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, part))
+            for name, part in like.items()
+        }
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonRestore()))
+        for name in like:
+            found, expected = int(checksum(restored[name])), restored['meta'][name]
+            if found != expected:
+                raise CheckpointError(f'checksum of {name} is {found:#x}, was {expected:#x} when saved')
+        return {name: restored[name] for name in like}
+
+    def _set_aside(self, step: int) -> None:
+        target = self._directory.parent / 'damaged'
+        target.mkdir(parents=True, exist_ok=True)
+        taken = {path.name for path in target.iterdir()}
+        name = next(name for name in (f'{step}', *(f'{step}.{n}' for n in range(1, 1000))) if name not in taken)
+        self._manager.close()
+        (self._directory / str(step)).rename(target / name)
+        self._manager = ocp.CheckpointManager(self._directory, options=self._options)
+        self._say(f'It was moved to {target / name}.')
+
+
+def _parts(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
+    model = {'params': state.params, 'batch_stats': state.batch_stats}
+    return model, {'step': state.step, 'opt_state': state.opt_state}
+
+
+def abstract(tree: Any, mesh: Mesh) -> Any:
+    """Shapes and types of a tree, replicated over the mesh: what `restore` wants to be told."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), tree)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """A failed restore leaves futures behind whose errors would be printed in pages; ours says what matters."""
+    logger, level, hook = logging.getLogger('asyncio'), logging.getLogger('asyncio').level, sys.unraisablehook
+    logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda unraisable: None
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        sys.unraisablehook = hook

@@ -1,0 +1,1 @@
+"""The `simclr` program: one file a sub-command."""

@@ -1,0 +1,87 @@
+"""Entry of the program: picks the sub-command, and turns the user's mistakes into messages.
+
+JAX and TensorFlow are imported by the sub-commands when they run, so that --help comes at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import simclr_jax
+from simclr_jax.cli import evaluate, train
+
+USER_MISTAKE, FAILURE = 2, 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `simclr ARGUMENTS`; returns the exit code: 0 done, 2 the user's mistake, 1 anything else."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    rest, overrides, problems = _split_overrides(arguments)
+    options = parser.parse_args(rest)
+    if overrides and options.command != 'train':
+        problems.append(f'--config.{overrides[0][0]}: only `simclr train` takes configuration overrides')
+    if problems:
+        return _tell('\n'.join(problems), USER_MISTAKE)
+    options.overrides = overrides
+    return _run(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='simclr', description='SimCLR: contrastive pretraining of image encoders, and what they are worth.',
+        allow_abbrev=False,
+    )
+    parser.add_argument('--version', action='version', version=f'simclr_jax {simclr_jax.__version__}')
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    for module in (train, evaluate):
+        command = commands.add_parser(
+            module.NAME,
+            help=module.SUMMARY,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def _split_overrides(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]], list[str]]:
+    """Takes --config.key=value and --config.key value out of the arguments."""
+    rest, overrides, problems = [], [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if not argument.startswith('--config.'):
+            rest.append(argument)
+            continue
+        name, equals, value = argument.removeprefix('--config.').partition('=')
+        if not equals:
+            value = next(remaining, None)
+        if value is None:
+            problems.append(f'{argument}: needs a value, {argument}=VALUE')
+        else:
+            overrides.append((name, value))
+    return rest, overrides, problems
+
+
+def _run(options: argparse.Namespace) -> int:
+    from simclr_jax.checkpoints import CheckpointError
+    from simclr_jax.config import ConfigError
+    from simclr_jax.data.spec import DataError
+    from simclr_jax.loop import NotFiniteError
+
+    try:
+        return options.run(options) or 0
+    except (ConfigError, DataError, CheckpointError) as error:
+        return _tell(str(error), USER_MISTAKE)
+    except NotFiniteError as error:
+        return _tell(str(error), FAILURE)
+    except KeyboardInterrupt:
+        return _tell('interrupted; the same command goes on from the newest checkpoint', FAILURE)
+
+
+def _tell(message: str, code: int) -> int:
+    first, *others = message.splitlines()
+    print('\n'.join([f'simclr: {first}', *(f'        {line}' for line in others)]), file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,158 @@
+"""What a run tells: a line on the console, a row in metrics.jsonl, TensorBoard where it is installed."""
+
+import datetime
+import json
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a line, 'step' and scalars; rows of one step may follow each other."""
+
+    def __init__(self, workdir: str):
+        self._path = epath.Path(workdir) / 'metrics.jsonl'
+
+    def forget_after(self, step: int) -> None:
+        """Drops rows after a step (and a line cut short): a resumed run writes them again."""
+        if not self._path.exists():
+            return
+        rows = [row for row in read_metrics(str(self._path)) if row['step'] <= step]
+        temporary = self._path.with_suffix('.partial')
+        temporary.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+        temporary.replace(self._path)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Appends a row; numbers that are not finite become null."""
+        row = {name: float(f'{value:.7g}') if math.isfinite(value) else None for name, value in scalars.items()}
+        with self._path.open('a') as file:
+            file.write(json.dumps({'step': step, **row}) + '\n')
+
+
+def read_metrics(path: str) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line cut short is left out."""
+    rows = []
+    for line in epath.Path(path).read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Log:
+    """Writes scalars and pictures to every place, and shows progress.
+
+    Args:
+        workdir: of the run; None writes no files.
+        total_steps: of the run.
+        tensorboard: write events, which imports TensorFlow.
+    """
+
+    def __init__(self, workdir: str | None, total_steps: int, *, tensorboard: bool = False):
+        self._file = MetricsFile(workdir) if workdir else None
+        self._console = _Bar(total_steps) if sys.stdout.isatty() else _Lines()
+        self._total_steps = total_steps
+        self._events = None
+        if workdir and tensorboard:
+            from clu import metric_writers
+
+            self._events = metric_writers.SummaryWriter(str(epath.Path(workdir) / 'tensorboard'))
+
+    def say(self, text: str) -> None:
+        """A line for the user."""
+        self._console.say(text)
+
+    def resume(self, step: int) -> None:
+        """The run goes on from this step."""
+        if self._file:
+            self._file.forget_after(step)
+        self._console.advance(step)
+
+    def progress(self, step: int, scalars: Mapping[str, float], seconds_left: float) -> None:
+        """Metrics of the training up to a step, with its line on the console."""
+        self.scalars(step, scalars)
+        left = datetime.timedelta(seconds=round(seconds_left))
+        line = f'step {step}/{self._total_steps}  ' + _summary(scalars) + f'  left {left}'
+        self._console.advance(step)
+        self._console.say(line)
+
+    def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """A row of metrics."""
+        if self._file:
+            self._file.write(step, scalars)
+        if self._events:
+            self._events.write_scalars(step, scalars)
+            self._events.flush()
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Pictures [N, H, W, 3] in [0, 1] for TensorBoard."""
+        if self._events:
+            self._events.write_images(step, images)
+            self._events.flush()
+
+    def close(self) -> None:
+        """Ends the progress display."""
+        self._console.close()
+        if self._events:
+            self._events.close()
+
+
+def _summary(scalars: Mapping[str, float]) -> str:
+    """The figures that belong on a line of the console, those of them that there are."""
+    formats = {
+        'epoch': 'epoch {:.2f}',
+        'contrast_loss': 'loss {:.4f}',
+        'contrast_accuracy': 'contrast {:.1%}',
+        'probe_accuracy': 'probe {:.1%}',
+        'effective_rank': 'rank {:.1f}',
+        'z_std': 'std {:.3f}',
+        'learning_rate': 'lr {:.4g}',
+        'images_per_second': '{:.0f} images/s',
+        'data_wait_share': 'waiting {:.0%}',
+        'memory_gib': '{:.2f} GiB',
+    }
+    return '  '.join(form.format(scalars[name]) for name, form in formats.items() if name in scalars)
+
+
+class _Lines:
+    """Plain lines, for files and pipes."""
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+    def advance(self, step: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Bar:
+    """A progress bar below the lines, for terminals."""
+
+    def __init__(self, total_steps: int):
+        from rich import progress
+
+        self._progress = progress.Progress(
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TimeRemainingColumn(),
+        )
+        self._task = self._progress.add_task('', total=total_steps)
+        self._progress.start()
+
+    def say(self, text: str) -> None:
+        self._progress.console.print(text, highlight=False, markup=False)
+
+    def advance(self, step: int) -> None:
+        self._progress.update(self._task, completed=step)
+
+    def close(self) -> None:
+        self._progress.stop()
+

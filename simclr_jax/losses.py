@@ -1,0 +1,284 @@
+"""Contrastive losses over the views of a global batch, and the cross-entropies of the supervised heads.
+
+The contrastive losses take projections `z [B, V, D]`: B images, V >= 2 views of each. Inside
+`jax.shard_map`, `axis_name` names the mesh axis over which the batch is split; the projections of the other
+members are then gathered, so that every view of the global batch is a candidate for every anchor, and
+gradients flow back through the gather. Every loss returns `(loss, metrics)`, scalars that are the same on
+all members. `N` below is the number of images of the global batch.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+NORM_FLOOR = 1e-12  # smallest squared norm that a projection is divided by
+
+
+def l2_normalize(x: jax.Array) -> jax.Array:
+    """Divides every row by its Euclidean norm, sqrt(max(sum x^2, 1e-12)).
+
+    Under the floor the divisor is a constant: a row of zeros stays zero and has a finite gradient.
+
+    Args:
+        x: [..., D], float16, bfloat16, float32 or float64.
+
+    Returns:
+        [..., D], float64 for float64 and float32 otherwise.
+    """
+    x = _full_precision(x)
+    squared_norm = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x / jnp.sqrt(jnp.maximum(squared_norm, NORM_FLOOR))
+
+
+def nt_xent(
+    z: jax.Array, *, temperature: float, normalize: bool = True, axis_name: str | None = None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Normalised temperature-scaled cross-entropy (SimCLR, arXiv 2002.05709, equation 1).
+
+    For an anchor view i and another view j of the same image
+
+        l(i, j) = -log( exp(s_ij / T) / sum_{k != i} exp(s_ik / T) ),
+
+    averaged over all ordered pairs (i, j) of the global batch. With V > 2 the denominator holds the
+    anchor's other positives too, as the formula says. The published TensorFlow program minimises twice
+    this mean for V = 2.
+
+    Args:
+        z: [B, V, D] projections of this member's images.
+        temperature: T > 0.
+        normalize: whether s is the cosine similarity; otherwise the dot product.
+        axis_name: mesh axis that splits the batch, inside `jax.shard_map`; None where z is the whole batch.
+
+    Returns:
+        The loss, and {'contrast_accuracy', 'contrast_entropy'} of view 1 looking for its image among the
+        N second views: the fraction found, and the entropy of that softmax in nats.
+
+    Raises:
+        ValueError: z is not [B, V >= 2, D], or the global batch is one image.
+    """
+    similarities = _similarities(z, normalize, axis_name)
+    positives = similarities.positives / temperature
+    logits = similarities.candidates / temperature
+    negatives = jax.nn.logsumexp(logits, axis=1, where=_negatives(similarities))
+    # l = log(1 + sum over the others), which keeps its digits where the positive outweighs them all; the
+    # difference of a log-sum-exp of about s / T and s / T would leave rounding.
+    loss = jnp.mean(jax.nn.softplus(_log_rivals(negatives, positives) - positives))
+    return _global_means(loss, _contrast_metrics(logits, similarities), axis_name)
+
+
+def nt_logistic(
+    z: jax.Array,
+    *,
+    temperature: float,
+    normalize: bool = True,
+    semi_hard: bool = False,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Normalised temperature-scaled logistic loss (SimCLR, arXiv 2002.05709, Tables 2 and 4), minimised.
+
+    For every positive pair (i, j): -log sigmoid(s_ij / T), plus the mean over the negatives k of
+    -log sigmoid(-s_ik / T), so that positives and negatives weigh the same at every batch size. Negatives
+    are the views of other images. The loss is the mean over all ordered positive pairs.
+
+    Args:
+        z: [B, V, D] projections of this member's images.
+        temperature: T > 0.
+        normalize: whether s is the cosine similarity; otherwise the dot product.
+        semi_hard: replace the mean over the negatives by the pair's one semi-hard negative: the most
+            similar of those that are less similar to i than j is. A pair that has none keeps its positive
+            term alone.
+        axis_name: mesh axis that splits the batch, inside `jax.shard_map`; None where z is the whole batch.
+
+    Returns:
+        The loss, and the metrics of `nt_xent`.
+
+    Raises:
+        ValueError: z is not [B, V >= 2, D], or the global batch is one image.
+    """
+    similarities = _similarities(z, normalize, axis_name)
+    negative = _negatives(similarities)
+    logits = similarities.candidates / temperature
+    attraction = -jax.nn.log_sigmoid(similarities.positives / temperature)
+    if semi_hard:
+        hardest, exists = _semi_hard_negatives(similarities, negative)
+        repulsion = jnp.where(exists, -jax.nn.log_sigmoid(-hardest / temperature), 0.0)
+    else:
+        repulsion = jnp.mean(-jax.nn.log_sigmoid(-logits), axis=1, where=negative, keepdims=True)
+    loss = jnp.mean(attraction + repulsion)
+    return _global_means(loss, _contrast_metrics(logits, similarities), axis_name)
+
+
+def margin_triplet(
+    z: jax.Array,
+    *,
+    margin: float,
+    normalize: bool = True,
+    semi_hard: bool = False,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Marginal triplet loss (SimCLR, arXiv 2002.05709, Tables 2 and 4), minimised.
+
+    max(s_ik - s_ij + m, 0) for every ordered positive pair (i, j) and every negative k, a view of another
+    image; the mean over all of them, those at zero included.
+
+    Args:
+        z: [B, V, D] projections of this member's images.
+        margin: m > 0, in units of s (cosine similarities differ by at most 2).
+        normalize: whether s is the cosine similarity; otherwise the dot product.
+        semi_hard: use, for every pair, its one semi-hard negative instead (FaceNet, arXiv 1503.03832): the
+            most similar of those that are less similar to i than j is. It counts while it lies within
+            the margin; a pair that has none adds zero. The mean is still over all pairs.
+        axis_name: mesh axis that splits the batch, inside `jax.shard_map`; None where z is the whole batch.
+
+    Returns:
+        The loss, and the metrics of `nt_xent` at temperature 1.
+
+    Raises:
+        ValueError: z is not [B, V >= 2, D], or the global batch is one image.
+    """
+    similarities = _similarities(z, normalize, axis_name)
+    negative = _negatives(similarities)
+    if semi_hard:
+        hardest, exists = _semi_hard_negatives(similarities, negative)
+        hinge = jnp.where(exists, jax.nn.relu(hardest - similarities.positives + margin), 0.0)
+        loss = jnp.mean(hinge)
+    else:
+        # One positive at a time: all of them at once would need V - 1 times the memory of the logits.
+        loss = (
+            sum(
+                jnp.mean(jax.nn.relu(similarities.candidates - positive[:, None] + margin), where=negative)
+                for positive in similarities.positives.T
+            )
+            / similarities.positives.shape[1]
+        )
+    return _global_means(loss, _contrast_metrics(similarities.candidates, similarities), axis_name)
+
+
+def softmax_cross_entropy(
+    logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None
+) -> jax.Array:
+    """Weighted mean cross-entropy of integer labels, in nats.
+
+    Args:
+        logits: [..., K], any float type; computed in float32, or float64 where they are.
+        labels: [...], integers below K; negative: no label, weight 0.
+        weights: [...], >= 0; None: all 1.
+
+    Returns:
+        sum(weight * cross-entropy) / sum(weight), a scalar; 0 where all weights are 0.
+    """
+    values = optax.softmax_cross_entropy_with_integer_labels(_full_precision(logits), jnp.maximum(labels, 0))
+    return _labelled_mean(values, labels, weights)
+
+
+def accuracy(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+    """Weighted fraction of rows whose largest logit is at their label.
+
+    Args:
+        logits: [..., K].
+        labels: [...], integers below K; negative: no label, weight 0.
+        weights: [...], >= 0; None: all 1.
+
+    Returns:
+        A float32 scalar from 0 to 1; 0 where all weights are 0.
+    """
+    correct = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
+    return _labelled_mean(correct.astype(jnp.float32), labels, weights)
+
+
+class _Similarities(NamedTuple):
+    """Similarities of the local anchors, A = B * V rows in the order (image, view), with the global batch."""
+
+    positives: jax.Array  # [A, V-1], to the other views of the anchor's image
+    candidates: jax.Array  # [A, N*V], to every view of the global batch
+    image: jax.Array  # [A] int32, index of the anchor's image in the global batch
+    views: int
+
+
+def _similarities(z: jax.Array, normalize: bool, axis_name: str | None) -> _Similarities:
+    if z.ndim != 3 or z.shape[1] < 2:
+        raise ValueError(
+            f'z has shape {z.shape}; it must be [images, views, dimensions] with at least two views'
+        )
+    images, views, dimensions = z.shape
+    z = l2_normalize(z) if normalize else _full_precision(z)
+    # [images, views] -> [images * views] keeps a view on the device of its image.
+    anchors = z.reshape(images * views, dimensions)
+    everything, first_image = anchors, 0
+    if axis_name is not None:
+        everything = jax.lax.all_gather(anchors, axis_name, tiled=True)
+        first_image = jax.lax.axis_index(axis_name) * images
+    # View v against view v + 1, v + 2, ... (cyclic): each ordered pair once, without a product.
+    positives = jnp.stack(
+        [jnp.sum(z * jnp.roll(z, -shift, axis=1), axis=-1) for shift in range(1, views)], axis=-1
+    )
+    row = first_image * views + jnp.arange(images * views, dtype=jnp.int32)
+    return _Similarities(
+        positives=positives.reshape(images * views, views - 1),
+        # A TPU would round the factors to bfloat16, and a temperature of 0.1 multiplies the error by ten.
+        candidates=jnp.matmul(anchors, everything.T, precision=jax.lax.Precision.HIGHEST),
+        image=row // views,
+        views=views,
+    )
+
+
+def _negatives(similarities: _Similarities) -> jax.Array:
+    """[A, N*V] bool: the candidates that are views of another image."""
+    candidate = jnp.arange(similarities.candidates.shape[1], dtype=jnp.int32)
+    if candidate.size == similarities.views:
+        raise ValueError('a global batch of one image has no negatives; use at least two images')
+    return similarities.image[:, None] != candidate // similarities.views
+
+
+def _log_rivals(negatives: jax.Array, positives: jax.Array) -> jax.Array:
+    """Log-sum-exp of what a positive competes with: the negatives [A] and the other positives [A, V-1]."""
+    rivals = []
+    for index in range(positives.shape[1]):
+        others = jnp.delete(positives, index, axis=1)
+        rivals.append(jax.nn.logsumexp(jnp.concatenate([negatives[:, None], others], axis=1), axis=1))
+    return jnp.stack(rivals, axis=1)
+
+
+def _semi_hard_negatives(similarities: _Similarities, negative: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Largest negative similarity below each positive one, [A, V-1], and whether there is any."""
+    largest = []
+    for positive in similarities.positives.T:
+        eligible = negative & (similarities.candidates < positive[:, None])
+        largest.append(jnp.max(similarities.candidates, axis=1, where=eligible, initial=-jnp.inf))
+    largest = jnp.stack(largest, axis=1)
+    exists = jnp.isfinite(largest)
+    # A finite stand-in: the gradient of an infinite one would be NaN even where it is not selected.
+    return jnp.where(exists, largest, 0.0), exists
+
+
+def _contrast_metrics(logits: jax.Array, similarities: _Similarities) -> dict[str, jax.Array]:
+    """Accuracy and entropy of first views [B] among second views [N], from all logits [A, N*V]."""
+    views = similarities.views
+    among_second_views = logits[::views, 1::views]
+    found = jax.lax.argmax(among_second_views, 1, jnp.int32) == similarities.image[::views]
+    probability = jax.nn.softmax(among_second_views, axis=1)
+    # 1e-8: the reference's guard, part of the published number.
+    entropy = -jnp.sum(probability * jnp.log(probability + 1e-8), axis=1)
+    return {
+        'contrast_accuracy': jnp.mean(found.astype(logits.dtype)),
+        'contrast_entropy': jnp.mean(entropy),
+    }
+
+
+def _global_means(
+    loss: jax.Array, metrics: dict[str, jax.Array], axis_name: str | None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    return (loss, metrics) if axis_name is None else jax.lax.pmean((loss, metrics), axis_name)
+
+
+def _labelled_mean(values: jax.Array, labels: jax.Array, weights: jax.Array | None) -> jax.Array:
+    labelled = (labels >= 0).astype(values.dtype)
+    weights = labelled if weights is None else labelled * weights.astype(values.dtype)
+    total = jnp.sum(weights)
+    return jnp.sum(weights * values) / jnp.where(total > 0, total, 1.0)
+
+
+def _full_precision(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)

@@ -1,0 +1,289 @@
+"""The encoder: ResNet (arXiv 1512.03385), optionally with selective kernels or squeeze-and-excitation.
+
+Depths and widths are those of SimCLR (2002.05709, appendix B.6 and B.9) and SimCLRv2 (2006.10029, section 3
+and appendix C.1). Parameters are named after their place: stage2/block1/conv1/kernel.
+"""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from simclr_jax.models.layers import BatchNorm, at_least_float32, conv
+
+STEMS = ('cifar', 'imagenet')
+
+
+def scaled_width(channels: int, width: float) -> int:
+    """The number of channels at a width multiplier: floor(channels * width), at least one."""
+    return max(1, int(channels * width))
+
+
+class Stem(nn.Module):
+    """The layers before the first stage.
+
+    'cifar': 3x3 convolution, for images of up to 32 pixels. 'imagenet': 7x7 convolution of stride 2 and max
+    pooling of stride 2. 'resnet_d': the 7x7 replaced by three 3x3 (arXiv 1812.01187, figure 2b).
+    """
+
+    kind: str
+    width: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """[N, H, W, C] -> [N, H, W, 64 * width] for 'cifar', [N, H/4, W/4, 64 * width] otherwise."""
+        narrow, wide = scaled_width(32, self.width), scaled_width(64, self.width)
+        if self.kind == 'resnet_d':
+            x = conv(narrow, 3, 2, name='conv1', dtype=self.dtype)(x)
+            x = nn.relu(BatchNorm(name='bn1')(x, train=train))
+            x = conv(narrow, 3, name='conv2', dtype=self.dtype)(x)
+            x = nn.relu(BatchNorm(name='bn2')(x, train=train))
+            x = conv(wide, 3, name='conv3', dtype=self.dtype)(x)
+            x = nn.relu(BatchNorm(name='bn3')(x, train=train))
+        else:
+            kernel_size, strides = (3, 1) if self.kind == 'cifar' else (7, 2)
+            x = conv(wide, kernel_size, strides, name='conv', dtype=self.dtype)(x)
+            x = nn.relu(BatchNorm(name='bn')(x, train=train))
+        return x if self.kind == 'cifar' else nn.max_pool(x, (3, 3), (2, 2), 'SAME')
+
+
+class SelectiveKernel(nn.Module):
+    """Two streams of a 3x3 convolution, mixed by an attention over their pooled sum (arXiv 1903.06586).
+
+    Both streams have the same receptive field, as in SimCLRv2, and come from one convolution.
+    """
+
+    features: int
+    strides: int
+    ratio: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """[N, H, W, C] -> [N, H / strides, W / strides, features]."""
+        x = conv(2 * self.features, 3, self.strides, name='conv', dtype=self.dtype)(x)
+        x = nn.relu(BatchNorm(name='bn')(x, train=train))
+        streams = x.reshape(*x.shape[:-1], 2, self.features)
+
+        context = streams.sum(3).mean((1, 2), keepdims=True)
+        context = conv(max(int(self.features * self.ratio), 32), 1, name='reduce', dtype=self.dtype)(context)
+        context = nn.relu(BatchNorm(name='reduce_bn')(context, train=train))
+        context = conv(2 * self.features, 1, name='expand', dtype=self.dtype)(context)
+        attention = nn.softmax(context.reshape(-1, 1, 1, 2, self.features), axis=3)
+        return (attention * streams).sum(3)
+
+
+class SqueezeExcitation(nn.Module):
+    """Scales every channel by a gate computed from the pooled channels (arXiv 1709.01507)."""
+
+    hidden: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, H, W, C] -> [N, H, W, C]."""
+        gate = x.mean((1, 2), keepdims=True)
+        gate = nn.relu(conv(self.hidden, 1, name='reduce', dtype=self.dtype, use_bias=True)(gate))
+        gate = conv(x.shape[-1], 1, name='expand', dtype=self.dtype, use_bias=True)(gate)
+        return x * nn.sigmoid(gate)
+
+
+def _mean_pool_2x2(x: jax.Array, strides: int) -> jax.Array:
+    """Mean over 2x2 windows that may reach one row and one column beyond the image.
+
+    At stride 1 that border does not count, which repeating the last row and column amounts to; at stride 2,
+    where only an odd size reaches it, it counts as zeros.
+    """
+    x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), mode='edge' if strides == 1 else 'constant')
+    return nn.avg_pool(x, (2, 2), (strides, strides), 'VALID')
+
+
+class ResidualBlock(nn.Module):
+    """A residual block: two 3x3 convolutions, or the bottleneck 1x1, 3x3, 1x1 that ends four times as wide.
+
+    Attributes:
+        filters: channels of the 3x3 convolution.
+        strides: of the first 3x3 convolution and of the shortcut.
+        bottleneck: which of the two.
+        project: whether the shortcut is a convolution or the identity.
+        sk_ratio: 0, or the share of channels in the attention of selective kernels (bottlenecks only).
+        se_ratio: 0, or the share of `filters` in the hidden layer of squeeze-and-excitation.
+        dtype: of the computation.
+    """
+
+    filters: int
+    strides: int
+    bottleneck: bool
+    project: bool
+    sk_ratio: float
+    se_ratio: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """[N, H, W, C] -> [N, H / strides, W / strides, filters * (4 if bottleneck else 1)]."""
+        shortcut = self._shortcut(x, train=train) if self.project else x
+        x = self._bottleneck(x, train=train) if self.bottleneck else self._basic(x, train=train)
+        if self.se_ratio > 0:
+            hidden = max(1, int(self.filters * self.se_ratio))
+            x = SqueezeExcitation(hidden, self.dtype, name='se')(x)
+        return nn.relu(x + shortcut)
+
+    def _shortcut(self, x: jax.Array, *, train: bool) -> jax.Array:
+        strides = self.strides
+        if self.sk_ratio > 0:
+            # ResNet-D: pool, so that the 1x1 convolution does not skip three quarters of its input.
+            x, strides = _mean_pool_2x2(x, strides), 1
+        features = self.filters * (4 if self.bottleneck else 1)
+        x = conv(features, 1, strides, name='shortcut_conv', dtype=self.dtype)(x)
+        return BatchNorm(name='shortcut_bn')(x, train=train)
+
+    def _basic(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = conv(self.filters, 3, self.strides, name='conv1', dtype=self.dtype)(x)
+        x = nn.relu(BatchNorm(name='bn1')(x, train=train))
+        x = conv(self.filters, 3, name='conv2', dtype=self.dtype)(x)
+        return BatchNorm(zero_scale=True, name='bn2')(x, train=train)
+
+    def _bottleneck(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = conv(self.filters, 1, name='conv1', dtype=self.dtype)(x)
+        x = nn.relu(BatchNorm(name='bn1')(x, train=train))
+        if self.sk_ratio > 0:
+            x = SelectiveKernel(self.filters, self.strides, self.sk_ratio, self.dtype, name='sk')(
+                x, train=train
+            )
+        else:
+            x = conv(self.filters, 3, self.strides, name='conv2', dtype=self.dtype)(x)
+            x = nn.relu(BatchNorm(name='bn2')(x, train=train))
+        x = conv(4 * self.filters, 1, name='conv3', dtype=self.dtype)(x)
+        return BatchNorm(zero_scale=True, name='bn3')(x, train=train)
+
+
+class Stage(nn.Module):
+    """Residual blocks of one width; the first one changes the resolution and projects its shortcut."""
+
+    blocks: int
+    filters: int
+    strides: int
+    bottleneck: bool
+    sk_ratio: float
+    se_ratio: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """[N, H, W, C] -> [N, H / strides, W / strides, filters * (4 if bottleneck else 1)]."""
+        for index in range(self.blocks):
+            block = ResidualBlock(
+                filters=self.filters,
+                strides=self.strides if index == 0 else 1,
+                bottleneck=self.bottleneck,
+                project=index == 0,
+                sk_ratio=self.sk_ratio,
+                se_ratio=self.se_ratio,
+                dtype=self.dtype,
+                name=f'block{index + 1}',
+            )
+            x = block(x, train=train)
+        return x
+
+
+class ResNet(nn.Module):
+    """The encoder f: images to representations.
+
+    Attributes:
+        depth: 18, 34 (basic blocks), 50, 101, 152 or 200 (bottlenecks).
+        width: multiplies every number of channels; 1 to 4 in the papers, fractions for small machines.
+        stem: 'cifar' for images of up to 32 pixels, otherwise 'imagenet'.
+        sk_ratio: 0, or the ratio of selective kernels (SimCLRv2: 0.0625). They bring ResNet-D's shortcuts
+            and, with the 'imagenet' stem, its stem; bottlenecks only.
+        se_ratio: 0, or the ratio of squeeze-and-excitation (commonly 0.25).
+        dtype: of the computation, float32 or bfloat16; parameters, statistics and the representation are
+            float32 either way.
+
+    Raises:
+        ValueError: an attribute is outside of these; or the input is not floating-point [N, H, W, C].
+    """
+
+    STAGES: ClassVar = {
+        18: (2, 2, 2, 2),
+        34: (3, 4, 6, 3),
+        50: (3, 4, 6, 3),
+        101: (3, 4, 23, 3),
+        152: (3, 8, 36, 3),
+        200: (3, 24, 36, 3),
+    }
+
+    depth: int
+    width: float = 1.0
+    stem: str = 'cifar'
+    sk_ratio: float = 0.0
+    se_ratio: float = 0.0
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.depth not in self.STAGES:
+            raise ValueError(f'depth={self.depth} is unknown; choose one of {sorted(self.STAGES)}')
+        if self.stem not in STEMS:
+            raise ValueError(f"stem='{self.stem}' is unknown; choose one of {STEMS}")
+        if self.width <= 0:
+            raise ValueError(f'width={self.width} must be positive')
+        if self.sk_ratio > 0 and not self.bottleneck:
+            raise ValueError(
+                f'sk_ratio={self.sk_ratio}: selective kernels are the 3x3 convolutions of bottlenecks, and '
+                f'depth={self.depth} has none; choose depth 50 or more, or sk_ratio 0'
+            )
+
+    @property
+    def bottleneck(self) -> bool:
+        """Whether the blocks are bottlenecks."""
+        return self.depth >= 50
+
+    @property
+    def feature_width(self) -> int:
+        """F, the number of values of a representation."""
+        return scaled_width(512, self.width) * (4 if self.bottleneck else 1)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, intermediates: bool = False) -> Any:
+        """Encodes images.
+
+        Args:
+            x: [N, H, W, C] floats, in [0, 1] for images as SimCLR prepares them.
+            train: normalise with the batch's statistics and move the moving ones, or use these.
+            intermediates: whether to return the feature maps as well.
+
+        Returns:
+            The representations h [N, F]; with `intermediates` (h, maps), maps being {'stem', 'stage1', ...,
+            'stage4'}: [N, height, width, channels] each.
+        """
+        _check_images(x)
+        resnet_d = self.sk_ratio > 0 and self.stem == 'imagenet'
+        x = Stem('resnet_d' if resnet_d else self.stem, self.width, self.dtype, name='stem')(x, train=train)
+        maps = {'stem': x}
+        for index, blocks in enumerate(self.STAGES[self.depth]):
+            name = f'stage{index + 1}'
+            stage = Stage(
+                blocks=blocks,
+                filters=scaled_width(64 * 2**index, self.width),
+                strides=1 if index == 0 else 2,
+                bottleneck=self.bottleneck,
+                sk_ratio=self.sk_ratio,
+                se_ratio=self.se_ratio,
+                dtype=self.dtype,
+                name=name,
+            )
+            x = maps[name] = stage(x, train=train)
+        h = at_least_float32(x).mean((1, 2))
+        return (h, maps) if intermediates else h
+
+
+def _check_images(x: jax.Array) -> None:
+    if x.ndim != 4:
+        raise ValueError(
+            f'images of shape {x.shape} are not [N, H, W, C]; reshape views [B, V, H, W, C] to [B*V, ...]'
+        )
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f'images of dtype {x.dtype} are not floats in [0, 1]; divide bytes by 255')

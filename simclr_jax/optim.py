@@ -1,0 +1,127 @@
+"""Optimisers of the published runs: LARS, SGD with Nesterov momentum and Adam, and their schedule.
+
+Which parameters decay is read off their paths: `kernel` is a weight of a convolution or dense layer, `bias`
+and `scale` are the rest, a module whose name starts or ends with `bn` is a batch norm, and the top-level
+module `probe` is the supervised linear classifier. Learning rates enter the momentum (v = m v + lr g, not
+p -= lr v), as in the reference: under a schedule the two are different optimisers.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+TRUST_COEFFICIENT = 0.001
+
+
+def warmup_cosine(peak: float, total_steps: int, warmup_steps: int) -> optax.Schedule:
+    """Linear warm-up from 0 to the peak, then half a cosine to 0 (SimCLR, arXiv 2002.05709, appendix B.1).
+
+    Update 0 of a run with warm-up has learning rate 0. A run cut shorter than its warm-up climbs the same
+    ramp; from `warmup_steps` on the rate is 0.
+
+    Args:
+        peak: learning rate at step `warmup_steps`, >= 0.
+        total_steps: updates of the run, >= 1; from there on the rate is 0.
+        warmup_steps: updates of the ramp, >= 0.
+
+    Returns:
+        A function of the step (integers of any shape, counted from 0) to float32 learning rates.
+    """
+    decay_steps = total_steps - warmup_steps
+
+    # optax.warmup_cosine_decay_schedule has no runs shorter than the warm-up, and rounds the ramp otherwise.
+    def schedule(step):
+        step = jnp.asarray(step, jnp.float32)
+        ramp = step / max(warmup_steps, 1) * peak
+        progress = jnp.minimum(step - warmup_steps, decay_steps) / decay_steps if decay_steps > 0 else 1.0
+        cosine = peak * (0.5 * (1 + jnp.cos(jnp.pi * progress)))
+        return jnp.where(step < warmup_steps, ramp, cosine)
+
+    return schedule
+
+
+def make_optimizer(
+    name: str, schedule: optax.Schedule, *, weight_decay: float, momentum: float = 0.9
+) -> optax.GradientTransformation:
+    """The optimiser of a run.
+
+    * 'lars' (arXiv 1708.03888): g += wd p; trust = 0.001 |p| / |g|, 1 where either norm is 0;
+      v = m v + lr trust g; p -= v. Kernels decay; all of them but the probe's have a trust ratio.
+      Biases and batch norms have neither.
+    * 'momentum': v = m v - lr g; p += m v - lr g (Nesterov).
+    * 'adam': beta 0.9 and 0.999; epsilon 1e-7 is added to the root of the uncorrected second moment.
+
+    With 'momentum' and 'adam' the decay is the L2 penalty wd / 2 |p|^2 of everything but batch norms,
+    biases and probe included: it passes through the moments like any gradient.
+
+    Args:
+        name: 'lars', 'momentum' or 'adam'.
+        schedule: step -> learning rate, as from `warmup_cosine`.
+        weight_decay: wd >= 0.
+        momentum: m from 0 to below 1; Adam does not use it.
+
+    Returns:
+        A transformation whose `update` needs the parameters, nested dictionaries as Flax makes them.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name == 'lars':
+        return optax.lars(
+            schedule,
+            weight_decay=weight_decay,
+            weight_decay_mask=_kernels,
+            trust_coefficient=TRUST_COEFFICIENT,
+            trust_ratio_mask=_kernels_outside_probe,
+            momentum=momentum,
+        )
+    penalty = optax.add_decayed_weights(weight_decay, mask=_all_but_batch_norms)
+    rate = optax.scale_by_learning_rate(schedule)
+    if name == 'momentum':
+        return optax.chain(penalty, rate, optax.trace(momentum, nesterov=True))
+    if name == 'adam':
+        return optax.chain(penalty, _scale_by_adam(beta1=0.9, beta2=0.999, epsilon=1e-7), rate)
+    raise ValueError(f"optimizer '{name}' is unknown; choose 'lars', 'momentum' or 'adam'")
+
+
+def _scale_by_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
+    """Adam with its bias corrections gathered in the step size (arXiv 1412.6980, end of section 2).
+
+    `optax.scale_by_adam` adds epsilon to the corrected root instead, where it weighs less (by a factor of 30
+    in the first step), and does not run under strict dtype promotion.
+    """
+
+    def init(params):
+        zeros = optax.tree.zeros_like(params)
+        return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=zeros, nu=zeros)
+
+    def update(gradients, state, params=None):
+        del params
+        mu = optax.tree.update_moment(gradients, state.mu, beta1, 1)
+        nu = optax.tree.update_moment(gradients, state.nu, beta2, 2)
+        count = state.count + 1
+        step = count.astype(jnp.float32)
+        correction = jnp.sqrt(1 - beta2**step) / (1 - beta1**step)
+        updates = jax.tree.map(lambda m, v: correction.astype(m.dtype) * m / (jnp.sqrt(v) + epsilon), mu, nu)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _kernels(params):
+    return _mask(lambda path: path[-1] == 'kernel', params)
+
+
+def _kernels_outside_probe(params):
+    return _mask(lambda path: path[-1] == 'kernel' and path[0] != 'probe', params)
+
+
+def _all_but_batch_norms(params):
+    return _mask(
+        lambda path: not any(name.startswith('bn') or name.endswith('bn') for name in path[:-1]), params
+    )
+
+
+def _mask(condition, params):
+    """Tree of booleans in the shape of params: the condition on each leaf's path, a list of names."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: condition([key.key for key in path]), params)

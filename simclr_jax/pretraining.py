@@ -1,0 +1,221 @@
+"""A pretraining run from its configuration: puts data, task, optimiser and loop together."""
+
+import functools
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from simclr_jax import lengths, loop, optim, parallel, workdir
+from simclr_jax.augment.policy import OPERATIONS, Policy, make_policy
+from simclr_jax.checkpoints import Checkpoints, abstract
+from simclr_jax.config import ConfigError
+from simclr_jax.data.sources import align_classes, load_examples
+from simclr_jax.data.spec import Batch, DataError, Examples
+from simclr_jax.evaluators.features import extract
+from simclr_jax.evaluators.knn import knn_accuracy
+from simclr_jax.log import Log
+from simclr_jax.state import TrainState
+from simclr_jax.step import init_state
+from simclr_jax.tasks.pretrain import Pretrain, make_task
+
+
+def pretrain(config: ConfigDict, directory: str, claim: Callable[[], list[str]] | None = None) -> TrainState:
+    """Runs, or resumes, a pretraining.
+
+    Args:
+        config: a checked configuration (config.load_config).
+        directory: the work directory, see DESIGN in the README.
+        claim: called once the data is found to fit, before anything is written; by default the work
+            directory is claimed for the configuration, and refused if it belongs to another one.
+
+    Returns:
+        The last state, which is also in the newest checkpoint.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: something that the user has to change.
+        loop.NotFiniteError: the loss is no number any more.
+    """
+    mesh = parallel.make_mesh()
+    examples, eval_examples = _open_data(config, mesh)
+    changed = (claim or functools.partial(workdir.claim, directory, config, allow_change=False))()
+    task = make_task(config, examples.num_classes, mesh)
+    schedule = make_schedule(config, examples.size)
+    tx = optim.make_optimizer(
+        config.optimizer.name,
+        schedule.learning_rate,
+        weight_decay=config.optimizer.weight_decay,
+        momentum=config.optimizer.momentum,
+    )
+    log = Log(directory, schedule.total_steps, tensorboard=True)
+    for line in changed:
+        log.say(f'Configuration changed: {line}')
+    checkpoints = Checkpoints(directory, keep=config.checkpoint_keep, say=log.say)
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    try:
+        state = _first_state(config, task, tx, init_key, checkpoints, log)
+        _introduce(config, examples, eval_examples, schedule, state, log)
+        return loop.train(
+            state,
+            task,
+            tx,
+            functools.partial(_train_batches, config, examples),
+            schedule=schedule,
+            mesh=mesh,
+            key=step_key,
+            checkpoints=checkpoints,
+            log=log,
+            evaluate=_online_knn(config, task, examples, eval_examples, mesh),
+        )
+    finally:
+        checkpoints.close()
+        log.close()
+
+
+def _open_data(config: ConfigDict, mesh: Mesh) -> tuple[Examples, Examples | None]:
+    problems = parallel.check_batch_size(config.batch_size, mesh.size)
+    if problems:
+        raise ConfigError(problems)
+    examples = load_examples(config.data, config.data.split)
+    if config.batch_size > examples.size:
+        raise ConfigError(
+            [f'batch_size={config.batch_size}: {examples.name} has only {examples.size} images; choose at most that']
+        )
+    if not config.data.eval_split:
+        return examples, None
+    return examples, align_classes(load_examples(config.data, config.data.eval_split), examples)
+
+
+def training_policy(config: ConfigDict) -> Policy:
+    """The augmentation that a configuration describes."""
+    return make_policy(
+        config.data.image_size,
+        shared=config.augment.shared,
+        views=config.augment.views,
+        parameters={name: config.augment[name].to_dict() for name in OPERATIONS},
+    )
+
+
+def _train_batches(config: ConfigDict, examples: Examples, start_step: int) -> Iterator[Batch]:
+    from simclr_jax.data.pipeline import Share, TrainBatches
+
+    return TrainBatches(
+        examples,
+        training_policy(config),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        share=Share(jax.process_index(), jax.process_count()),
+        max_unreadable=config.data.max_unreadable,
+    )
+
+
+def make_schedule(config: ConfigDict, num_examples: int) -> loop.Schedule:
+    """Lengths and learning rates of a run on so many images.
+
+    Raises:
+        ConfigError: the warm-up leaves no step for training.
+    """
+    batch_size, epochs = config.batch_size, config.train_epochs
+    total = config.train_steps or lengths.total_steps(num_examples, epochs, batch_size)
+    warmup = lengths.warmup_steps(num_examples, config.warmup_epochs, batch_size)
+    if warmup >= total and not config.train_steps:
+        raise ConfigError(
+            [f'warmup_epochs={config.warmup_epochs}: must be below train_epochs={epochs}, all of it is warm-up']
+        )
+    peak = lengths.peak_learning_rate(config.optimizer.learning_rate, batch_size, config.optimizer.scaling)
+    interval = functools.partial(lengths.steps_of_epochs, num_examples=num_examples, batch_size=batch_size)
+    return loop.Schedule(
+        total_steps=total,
+        epoch_steps=num_examples / batch_size,
+        log_every=config.log_every_steps,
+        checkpoint_every=config.checkpoint_every_steps or interval(config.checkpoint_every_epochs),
+        evaluate_every=interval(config.knn.every_epochs) if config.knn.every_epochs else 0,
+        learning_rate=optim.warmup_cosine(peak, total, warmup),
+    )
+
+
+def _first_state(config, task: Pretrain, tx, key: jax.Array, checkpoints: Checkpoints, log: Log) -> TrainState:
+    """Where the run begins: 1. its own newest checkpoint; 2. init_from; 3. fresh parameters."""
+    state = init_state(task, tx, key, task.mesh)
+    if checkpoints.latest_step() is not None:
+        state = checkpoints.restore(abstract(state, task.mesh))
+        log.say(f'Resuming at step {int(state.step)}.')
+    elif config.init_from:
+        state = _initialised_from(config.init_from, state, task.mesh, log)
+    log.resume(int(state.step))
+    return state
+
+
+def _initialised_from(directory: str, state: TrainState, mesh: Mesh, log: Log) -> TrainState:
+    """Takes encoder and heads from another run; a head of another shape stays fresh, an encoder is an error."""
+    workdir.read_config(directory)
+    source = Checkpoints(directory, say=log.say)
+    loaded, step = source.restore_model(mesh)
+    source.close()
+    variables = {'params': dict(state.params), 'batch_stats': dict(state.batch_stats)}
+    fresh = set()
+    for collection, parts in variables.items():
+        for part, values in parts.items():
+            candidate = loaded[collection].get(part)
+            if jax.tree.map(jnp.shape, candidate) == jax.tree.map(jnp.shape, values):
+                parts[part] = candidate
+            else:
+                fresh.add(part)
+    if 'encoder' in fresh:
+        raise ConfigError([f'init_from={directory}: its encoder is of another shape; set the fields of model as there'])
+    log.say(f'Initialised from step {step} of {directory}.' + (f' Fresh: {", ".join(sorted(fresh))}.' if fresh else ''))
+    return state.replace(**variables)
+
+
+def _online_knn(config, task: Pretrain, examples: Examples, eval_examples: Examples | None, mesh: Mesh):
+    """The loop's `evaluate`: kNN of the test images among training images; None where it cannot be."""
+    if eval_examples is None or not examples.num_classes or not eval_examples.num_classes:
+        return None
+    encode = jax.jit(task.encode)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        variables = {'params': state.params, 'batch_stats': state.batch_stats}
+        accuracies = knn_accuracy(
+            *_features(config, examples, encode, variables, mesh, config.knn.bank_images),
+            *_features(config, eval_examples, encode, variables, mesh, None),
+            k=config.knn.k,
+            temperature=config.knn.temperature,
+            num_classes=examples.num_classes,
+        )
+        return {f'knn_top1_k{k}': accuracy for k, accuracy in accuracies.items()}
+
+    return evaluate
+
+
+def _features(config, examples, encode, variables, mesh, limit) -> tuple[np.ndarray, np.ndarray]:
+    from simclr_jax.data.pipeline import Share, eval_batches
+
+    batches = eval_batches(
+        examples,
+        config.data.image_size,
+        batch_size=config.batch_size,
+        share=Share(jax.process_index(), jax.process_count()),
+        limit=limit,
+    )
+    features = extract(functools.partial(encode, variables), batches, mesh)
+    return features.values, features.labels
+
+
+def _introduce(config, examples, eval_examples, schedule: loop.Schedule, state: TrainState, log: Log) -> None:
+    count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.params))
+    devices = jax.devices()
+    labels = f'{examples.num_classes} classes' if examples.num_classes else 'no labels'
+    evaluated = f', evaluated on {eval_examples.name} ({eval_examples.size:,})' if eval_examples else ''
+    log.say(f'Data: {examples.name}, {examples.size:,} images, {labels}{evaluated}.')
+    log.say(
+        f'Model: ResNet-{config.model.depth} x{config.model.width:g}, {count:,} parameters, '
+        f'{config.head.kind} head; loss {config.loss.name}.'
+    )
+    log.say(
+        f'Run: {schedule.total_steps:,} steps of {config.batch_size} images '
+        f'({schedule.total_steps / schedule.epoch_steps:.1f} epochs) on {len(devices)} x {devices[0].device_kind}.'
+    )

@@ -1,0 +1,141 @@
+"""SimCLR's pretraining: views through encoder and head into a contrastive loss, a linear probe beside it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from ml_collections import ConfigDict
+
+from simclr_jax import losses, measures
+from simclr_jax.models.heads import ProjectionHead
+from simclr_jax.models.resnet import ResNet
+from simclr_jax.models.simclr import SimCLR
+from simclr_jax.parallel import DATA_AXIS, by_rows
+
+# The stem without stride is for images up to this size, pixels.
+CIFAR_STEM_UP_TO = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrain:
+    """The pretraining task.
+
+    Attributes:
+        model: encoder, projection head and, with labels, the probe.
+        contrast: z [B, V, D] -> (loss [], metrics), called inside a shard_map over DATA_AXIS.
+        loss_scale: multiplies the contrastive loss.
+        image_size: of the views, pixels.
+        mesh: the devices.
+    """
+
+    model: SimCLR
+    contrast: Callable[[jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+    loss_scale: float
+    image_size: int
+    mesh: Mesh
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        """Fresh variables, {'params': ..., 'batch_stats': ...}."""
+        images = jnp.zeros((2, self.image_size, self.image_size, 3))
+        return self.model.init(key, images, train=True)
+
+    def loss(
+        self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
+        """The loss of one global batch in training mode.
+
+        Args:
+            params, batch_stats: the model's variables.
+            batch: see data/spec.py; 'views' [B, V, H, W, 3], rows divided among the devices.
+            key: unused here; the views are random already.
+
+        Returns:
+            loss [], and (metrics, new batch_stats).
+        """
+        del key
+        views = batch['views']
+        num_images, num_views = views.shape[:2]
+        images = jax.lax.with_sharding_constraint(views.reshape(-1, *views.shape[2:]), by_rows(self.mesh))
+        outputs, updated = self.model.apply(
+            {'params': params, 'batch_stats': batch_stats}, images, train=True, mutable=['batch_stats']
+        )
+        z = outputs['projection'].reshape(num_images, num_views, -1)
+        loss, metrics = self._contrast(z)
+        total = self.loss_scale * loss
+        if self.model.num_classes:
+            labels = jnp.repeat(batch['label'], num_views)
+            weights = jnp.repeat(batch['mask'], num_views)
+            probe_loss = losses.softmax_cross_entropy(outputs['logits'], labels, weights)
+            metrics['probe_loss'] = probe_loss
+            metrics['probe_accuracy'] = losses.accuracy(outputs['logits'], labels, weights)
+            total = total + probe_loss
+        return total, ({**metrics, 'loss': total}, updated['batch_stats'])
+
+    def _contrast(self, z: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Loss and measures of z [B, V, D] over the global batch."""
+
+        def local(z):
+            loss, metrics = self.contrast(z)
+            fixed = jax.lax.stop_gradient(z)
+            return loss, {
+                **metrics,
+                'contrast_loss': loss,
+                'alignment': jax.lax.pmean(measures.alignment(fixed), DATA_AXIS),
+                'uniformity': measures.uniformity(fixed, axis_name=DATA_AXIS),
+                'z_std': measures.standard_deviation(fixed, axis_name=DATA_AXIS),
+                'z_gram': measures.gram(fixed, axis_name=DATA_AXIS),
+            }
+
+        return jax.shard_map(local, mesh=self.mesh, in_specs=PartitionSpec(DATA_AXIS), out_specs=PartitionSpec())(z)
+
+    def encode(self, variables: dict[str, Any], images: jax.Array) -> jax.Array:
+        """Representations h [N, F] float32 of images [N, H, W, 3], in inference mode."""
+        return self.model.apply(variables, images, method='encode').astype(jnp.float32)
+
+
+def make_model(config: ConfigDict, num_classes: int) -> SimCLR:
+    """The model that a configuration describes; `num_classes` 0 leaves the probe out."""
+    dtype = jnp.dtype(config.model.dtype)
+    stem = config.model.stem
+    if stem == 'auto':
+        stem = 'cifar' if config.data.image_size <= CIFAR_STEM_UP_TO else 'imagenet'
+    encoder = ResNet(
+        depth=config.model.depth,
+        width=config.model.width,
+        stem=stem,
+        sk_ratio=config.model.sk_ratio,
+        se_ratio=config.model.se_ratio,
+        dtype=dtype,
+    )
+    head = ProjectionHead(
+        kind=config.head.kind,
+        layers=config.head.layers,
+        out_dim=config.head.out_dim,
+        hidden_dim=config.head.hidden_dim or None,
+        dtype=dtype,
+    )
+    return SimCLR(encoder=encoder, head=head, num_classes=num_classes if config.probe else 0, dtype=dtype)
+
+
+def make_task(config: ConfigDict, num_classes: int, mesh: Mesh) -> Pretrain:
+    """The pretraining task that a configuration describes, on data with so many classes (0: none)."""
+    loss = config.loss
+    if loss.name == 'nt_xent':
+        contrast = functools.partial(losses.nt_xent, temperature=loss.temperature)
+    elif loss.name == 'nt_logistic':
+        contrast = functools.partial(
+            losses.nt_logistic, temperature=loss.temperature, semi_hard=loss.semi_hard
+        )
+    else:
+        contrast = functools.partial(losses.margin_triplet, margin=loss.margin, semi_hard=loss.semi_hard)
+    return Pretrain(
+        model=make_model(config, num_classes),
+        contrast=functools.partial(contrast, normalize=loss.normalize, axis_name=DATA_AXIS),
+        loss_scale=config.loss_scale,
+        image_size=config.data.image_size,
+        mesh=mesh,
+    )

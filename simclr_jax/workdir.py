@@ -1,0 +1,74 @@
+"""The work directory's files: config.json and result.json, written whole or not at all."""
+
+import json
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from simclr_jax import config as configuration
+from simclr_jax.config import ConfigError
+
+
+def write_whole(path: epath.Path, text: str) -> None:
+    """Writes a file so that a reader finds the old text or the new one, never a part."""
+    temporary = path.with_name(f'{path.name}.partial')
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def claim(workdir: str, config: ConfigDict, *, allow_change: bool) -> list[str]:
+    """Makes the directory one of this configuration, or finds that it is.
+
+    Args:
+        workdir: local or gs:// directory, made where it does not exist.
+        config: of the run to come.
+        allow_change: take over the directory of another configuration.
+
+    Returns:
+        The fields that differ from the configuration found there, with allow_change.
+
+    Raises:
+        ConfigError: it belongs to another configuration, or cannot be written.
+    """
+    path = epath.Path(workdir) / 'config.json'
+    changed = []
+    if path.exists():
+        changed = configuration.differences(read_config(workdir), config)
+        if changed and not allow_change:
+            raise ConfigError(
+                [
+                    f'--workdir={workdir} holds a run of another configuration (saved -> wanted):',
+                    *(f'  {line}' for line in changed),
+                    'Choose another --workdir, take back these changes, or go on all the same with '
+                    '--allow-config-change',
+                ]
+            )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, configuration.to_json(config))
+    except OSError as error:
+        raise ConfigError([f'--workdir={workdir} cannot be written: {error.strerror or error}']) from error
+    return changed
+
+
+def read_config(workdir: str) -> ConfigDict:
+    """The configuration of the run in a work directory.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read.
+    """
+    path = epath.Path(workdir) / 'config.json'
+    if not path.exists():
+        raise ConfigError([f'{workdir} is no work directory: it holds no config.json'])
+    try:
+        return configuration.from_json(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError([f'{path} is damaged: {error}']) from error
+    except ConfigError as error:
+        raise ConfigError([f'{path} is of another version of this program:', *error.problems]) from error
+
+
+def write_result(workdir: str, result: dict[str, Any]) -> None:
+    """Writes result.json, the last evaluation."""
+    write_whole(epath.Path(workdir) / 'result.json', json.dumps(result, indent=2) + '\n')

@@ -1,0 +1,377 @@
+"""The host's augmentation: each operation on the reference's numbers, and what a policy promises."""
+
+import functools
+import itertools
+
+import numpy as np
+import pytest
+import scipy.ndimage
+
+tf = pytest.importorskip('tensorflow', reason='the host augmentation needs TensorFlow')
+
+from simclr_jax.augment import host, policy  # noqa: E402
+
+# The oracles are float32 results of the same arithmetic in another order; hue and saturation divide by small
+# differences of channels, which costs about two digits.
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope='module')
+def fixed(oracle):
+    return oracle('augment')
+
+
+@pytest.fixture(scope='module')
+def picture():
+    """A smooth random colour image [48, 40, 3] in [0, 1]."""
+    noise = np.random.default_rng(0).uniform(size=(48, 40, 3))
+    smooth = scipy.ndimage.gaussian_filter(noise, (3, 3, 0))
+    return ((smooth - smooth.min()) / np.ptp(smooth)).astype(np.float32)
+
+
+def close(actual, expected, tolerance=TOLERANCE):
+    np.testing.assert_allclose(np.asarray(actual), expected, rtol=0, atol=tolerance)
+
+
+def over(function, images, values):
+    """function(image, value) as [values, images, ...], the layout of the oracles."""
+    return np.stack([np.stack([function(image, value) for image in images]) for value in values])
+
+
+OPERATIONS = {
+    'brightness_v2': (lambda x, v: host.change_brightness(x, v, 'multiply'), 'brightness_v2_factors'),
+    'brightness_v1': (lambda x, v: host.change_brightness(x, v, 'add'), 'brightness_v1_deltas'),
+    'contrast': (tf.image.adjust_contrast, 'contrast_factors'),
+    'saturation': (tf.image.adjust_saturation, 'saturation_factors'),
+    'hue': (tf.image.adjust_hue, 'hue_deltas'),
+    'blur': (lambda x, v: host.blur(x, v, radius=2), 'blur_sigmas'),
+}
+
+
+@pytest.mark.parametrize('source', ['small', 'overshoot'])
+@pytest.mark.parametrize('name', OPERATIONS)
+def test_operation_is_the_references(fixed, source, name):
+    function, values = OPERATIONS[name]
+    close(over(function, fixed[source], fixed[values]), fixed[f'{source}/{name}'])
+
+
+@pytest.mark.parametrize('source', ['small', 'overshoot'])
+def test_grayscale_is_the_references(fixed, source):
+    close([host.grayscale(image) for image in fixed[source]], fixed[f'{source}/grayscale'])
+
+
+@pytest.mark.parametrize('source', ['small', 'overshoot'])
+def test_jitter_is_the_references_in_every_order(fixed, source):
+    def jitter(image, order):
+        return host.jitter(image, tf.constant(order), *fixed['jitter_values'])
+
+    close(over(jitter, fixed[source], fixed['jitter_orders']), fixed[f'{source}/jitter'])
+
+
+def test_large_image_operations_are_the_references(fixed):
+    image = host.to_unit_range(tf.constant(fixed['large']))
+    index = fixed['large_index']
+    for sigma, expected in zip(fixed['blur_sigmas'], fixed['large/blur'], strict=True):
+        close(host.blur(image, sigma, radius=11).numpy()[np.ix_(index, index)], expected)
+    for factor, expected in zip(fixed['large/contrast_factors'], fixed['large/contrast'], strict=True):
+        close(tf.image.adjust_contrast(image, factor).numpy()[np.ix_(index, index)], expected)
+
+
+def test_blur_kernel_sizes_are_the_references(fixed):
+    for kernel_size in (2, 9):
+        blurred = host.blur(fixed['small'][0], 2.0, radius=kernel_size // 2)
+        close(blurred, fixed[f'small/blur_k{kernel_size}'][0, 0])
+
+
+@pytest.mark.parametrize('source, boxes', [('small', 'crop_boxes'), ('large', 'large_crop_boxes')])
+def test_crop_and_resize_is_the_references(fixed, source, boxes):
+    image = tf.constant(fixed['small'][0] if source == 'small' else fixed['large'])
+    for number, box in enumerate(fixed[boxes]):
+        close(host.crop_and_resize(image, box, 32), fixed[f'{source}/crop_resize_32'][number])
+        view = host.crop_and_resize(image, box, 224)
+        close(view[::4, ::4], fixed[f'{source}/crop_resize_224'][number])
+
+
+def test_resize_and_flip_are_the_references(fixed):
+    image = tf.constant(fixed['small'][0])
+    close(host.resize(image, 30, 50), fixed['small/resize_nonsquare'][0])
+    flip = policy.make_policy(32, views=('flip',), parameters={'flip': {'p': 1.0}})
+    resized_mirror = host.resize(tf.constant(fixed['small/flip_left_right'][0]), 32, 32)
+    close(host.augment(image, [0, 0], flip)[0], np.clip(resized_mirror, 0.0, 1.0))
+
+
+def test_center_crop_boxes_are_the_references(fixed):
+    for height, width, out_height, out_width, *box in fixed['center_crop_boxes']:
+        assert list(host.center_crop_box(height, width, aspect=out_width / out_height).numpy()) == box
+
+
+def test_center_crop_is_the_references(fixed):
+    box = host.center_crop_box(48, 40)
+    for number in range(2):
+        view = host.crop_and_resize(tf.constant(fixed['small'][number]), box, 32)
+        close(view, fixed['small/center_crop_32'][number])
+        close(np.clip(view, 0.0, 1.0), fixed['small/eval_32'][number])
+    view = host.crop_and_resize(tf.constant(fixed['small'][0]), box, 224)
+    close(view, fixed['small/center_crop_224'][0])
+    close(host.center_crop(tf.constant(fixed['small'][0]), 224), fixed['small/eval_224'][0])
+    large = tf.constant(fixed['large'])
+    close(host.crop_and_resize(large, host.center_crop_box(224, 224), 32), fixed['large/center_crop_32'])
+    cropped = host.crop_and_resize(large, host.center_crop_box(224, 224), 224)[::4, ::4]
+    close(cropped, fixed['large/center_crop_224'])
+
+
+def test_small_images_are_evaluated_whole(picture):
+    """At 32 pixels nothing is cropped, and an image that has the size already is unchanged."""
+    square = picture[:32, :32]
+    np.testing.assert_array_equal(host.center_crop(tf.constant(square), 32), square)
+    whole = np.clip(host.resize(tf.constant(picture), 32, 32), 0.0, 1.0)
+    np.testing.assert_array_equal(host.center_crop(tf.constant(picture), 32), whole)
+
+
+def test_sobel_is_scipys(picture):
+    gradient = [scipy.ndimage.sobel(picture.astype(np.float64), axis, mode='mirror') for axis in (0, 1)]
+    close(host.sobel(tf.constant(picture)), np.hypot(*gradient) / 4.0, 1e-6)
+
+
+def test_rotations_are_numpys(picture):
+    for turns in range(4):
+        np.testing.assert_array_equal(host.rotate(tf.constant(picture), turns), np.rot90(picture, turns))
+
+
+@pytest.mark.parametrize('center, covered', [((0.5, 0.5), 0.25), ((0.0, 0.0), 0.0625), ((1.0, 0.5), 0.125)])
+def test_cutout_covers_what_lies_inside_the_image(center, covered):
+    image = host.cutout(tf.zeros([32, 32, 3]), tf.constant(center), side=0.5, fill=0.7)
+    assert np.mean(image == np.float32(0.7)) == covered
+
+
+def test_noise_has_the_standard_deviation_asked_for():
+    noise = policy.make_policy(64, views=('noise',), parameters={'noise': {'std': (0.1, 0.1)}})
+    values = host.augment(tf.fill([64, 64, 3], 0.5), [1, 2], noise).numpy().ravel() - 0.5
+    standard_error = 0.1 / np.sqrt(2 * values.size)
+    assert abs(values.std() - 0.1) < 4 * standard_error
+
+
+def views_of(image, size=32, seed=(3, 4), **description):
+    return host.augment(tf.constant(image), list(seed), policy.make_policy(size, **description)).numpy()
+
+
+def test_seed_decides_the_pixels(picture):
+    first, again, other = (views_of(picture, seed=seed) for seed in ((1, 2), (1, 2), (1, 3)))
+    np.testing.assert_array_equal(first, again)
+    assert first.shape == (2, 32, 32, 3)
+    assert np.abs(first - other).max() > 0.05
+    assert np.abs(first[0] - first[1]).max() > 0.05
+
+
+def test_tf_data_gives_the_eager_pixels_and_static_shapes(picture):
+    simclr = policy.make_policy(32)
+    seeds = np.arange(8).reshape(4, 2)
+    images = tf.data.Dataset.from_tensors(picture).repeat(4)
+    images = images.map(lambda image: tf.ensure_shape(image[: 47 + tf.size(image) % 2], [None, None, 3]))
+    dataset = tf.data.Dataset.zip(images, tf.data.Dataset.from_tensor_slices(seeds))
+    dataset = dataset.map(functools.partial(host.augment, policy=simclr))
+    assert dataset.element_spec.shape == (2, 32, 32, 3)
+    for views, seed in zip(dataset.as_numpy_iterator(), seeds, strict=True):
+        close(views, views_of(picture[:47], seed=seed), 1e-5)
+
+
+def test_bytes_and_floats_give_the_same_views(picture):
+    """uint8 is divided by 255 after the resize, which moves float32 roundings only."""
+    pixels = np.round(picture * 255).astype(np.uint8)
+    for view in ('crop flip drop', 'jitter', ''):
+        close(views_of(pixels, views=(view,)), views_of(pixels / np.float32(255), views=(view,)), 1e-5)
+
+
+def test_an_operation_does_not_change_anothers_draw(picture):
+    """Crop and cutout fall at the same places whatever stands between them or in the other views."""
+    always = {'drop': {'p': 1.0}, 'sobel': {'p': 1.0}}
+    (crop,) = views_of(picture, views=('crop',))
+    (gray,) = views_of(picture, views=('crop drop',), parameters=always)
+    close(gray, np.clip(host.grayscale(crop), 0.0, 1.0), 5e-3)
+    np.testing.assert_array_equal(views_of(picture, views=('crop', 'jitter flip', 'noise'))[0], crop)
+    covered = crop.copy()
+    mask = views_of(np.zeros_like(picture), views=('cutout',))[0] == 0.5
+    covered[mask] = 0.5
+    np.testing.assert_array_equal(views_of(picture, views=('crop cutout',))[0], covered)
+
+
+def test_operations_apply_in_the_order_in_which_they_stand(picture):
+    whole = views_of(picture, views=('',))[0]
+    mask = views_of(np.zeros_like(picture), views=('cutout',))[0] == 0.5
+    assert 0 < mask.mean() < 1
+    close(views_of(picture, views=('sobel cutout',))[0], np.where(mask, 0.5, host.sobel(whole)), 5e-3)
+    close(
+        views_of(picture, views=('cutout sobel',))[0],
+        host.sobel(np.where(mask, np.float32(0.5), whole)),
+        5e-3,
+    )
+
+
+def test_repeated_operation_draws_anew(picture):
+    once = views_of(picture, views=('cutout',))[0] == 0.5
+    twice = views_of(picture, views=('cutout cutout',))[0] == 0.5
+    assert np.all(twice[once])
+    assert twice.sum() > once.sum()
+
+
+def test_one_branch_with_a_shared_crop(picture):
+    """Figure 5: both branches see one crop, only the second is transformed."""
+    plain, gray = views_of(picture, shared='crop', views=('', 'drop'), parameters={'drop': {'p': 1.0}})
+    close(gray, host.grayscale(plain), 5e-3)
+    assert np.abs(plain - views_of(picture, views=('',))[0]).max() > 0.05
+
+
+@pytest.mark.parametrize('first', ['', *policy.OPERATIONS])
+def test_every_transformation_and_ordered_pair_runs(picture, first):
+    parameters = {name: {'p': 1.0} for name in policy.OPERATIONS if name != 'crop'}
+    for second in policy.OPERATIONS:
+        description = {'shared': 'crop', 'views': ('', f'{first} {second}'), 'parameters': parameters}
+        views = views_of(picture, **description)
+        assert np.all((views >= 0.0) & (views <= 1.0)), second
+        assert np.any(views[0] != views[1]), second
+
+
+def test_operations_before_the_crop_see_the_whole_image(picture):
+    """An image need not be square before it is cropped: rotation then swaps its sides."""
+    for view in ('rotate crop', 'blur sobel crop', 'jitter noise cutout crop'):
+        assert views_of(picture, views=(view,), parameters={'blur': {'p': 1.0}}).shape == (1, 32, 32, 3)
+
+
+# Statistics of the random pipelines. A mean is compared within 4 standard errors of both samples together; the
+# hundreds of comparisons expect less than one chance failure in ten sets of seeds, and the seeds are fixed.
+DRAWS = 4000
+
+
+@functools.cache
+def draw(strength, implementation, view, is_whole_image, image_bytes):
+    image = np.frombuffer(image_bytes, np.uint8).reshape(64, 64, 3)
+    if is_whole_image:
+        image = host.center_crop(tf.constant(image), 32)
+    mode = {'simclrv2': 'multiply', 'simclrv1': 'add'}[implementation]
+    parameters = {'jitter': {'strength': strength, 'brightness_mode': mode}}
+    one_view = policy.make_policy(32, views=(view,), parameters=parameters)
+    dataset = tf.data.Dataset.range(DRAWS).map(
+        lambda index: host.augment(tf.constant(image), tf.stack([index, 17]), one_view)[0],
+        num_parallel_calls=2,
+    )
+    views = np.concatenate(list(dataset.batch(500).as_numpy_iterator())).astype(np.float64)
+    return views, np.asarray(image, np.float64)
+
+
+def quantities(views, image):
+    channel_means = views.mean((1, 2))
+    rows, columns = views.mean((2, 3)), views.mean((1, 3))
+    result = {
+        'mean_r': channel_means[:, 0],
+        'mean_g': channel_means[:, 1],
+        'mean_b': channel_means[:, 2],
+        'std': views.std((1, 2, 3)),
+        'left_minus_right': columns[:, :16].mean(1) - columns[:, 16:].mean(1),
+        'top_minus_bottom': rows[:, :16].mean(1) - rows[:, 16:].mean(1),
+        'mean_abs_dx': np.abs(np.diff(views, axis=2)).mean((1, 2, 3)),
+        'is_gray': np.ptp(views, axis=-1).max((1, 2)) <= 1e-5,
+        'is_black': (views <= 0.0).all((1, 2, 3)),
+        'fraction_zero': (views <= 0.0).mean((1, 2, 3)),
+        'fraction_one': (views >= 1.0).mean((1, 2, 3)),
+        'std_of_channel_means': channel_means.std(1),
+    }
+    if image.shape == views.shape[1:]:
+        result['unchanged'] = (views == image).all((1, 2, 3))
+    return result
+
+
+def deviations(values, expected, expected_draws):
+    """Deviations of mean, standard deviation and quantiles, in standard errors of the two samples together."""
+    share = 1.0 / len(values) + 1.0 / expected_draws
+    found = {}
+    if 'std' not in expected:
+        probability = (values.sum() + expected['mean'] * expected_draws) / (len(values) + expected_draws)
+        error = np.sqrt(probability * (1 - probability) * share)
+        return {'mean': abs(values.mean() - expected['mean']) / max(error, 1e-9)}
+    # The reference's own standard errors, scaled from its number of draws to both.
+    scale = np.sqrt(expected_draws * share)
+    for name, value in (('mean', values.mean()), ('std', values.std(ddof=1))):
+        found[name] = abs(value - expected[name]) / max(scale * expected[f'{name}_se'], 1e-9)
+    return found | quantile_deviations(values, expected['quantiles'], share)
+
+
+def quantile_deviations(values, quantiles, share, rounding=1e-5):
+    """How far from p the share of values up to the reference's p-quantile is; ties count as on either side."""
+    found = {}
+    for key, quantile in quantiles.items():
+        p = float(key)
+        below, up_to = (np.mean(values < quantile + sign * rounding) for sign in (-1, 1))
+        found[f'quantile {key}'] = max(below - p, p - up_to, 0.0) / np.sqrt(p * (1 - p) * share)
+    return found
+
+
+def too_far(actual, expected, expected_draws, limit=4.0):
+    return {
+        f'{quantity}: {name}': round(float(value), 2)
+        for quantity in expected
+        for name, value in deviations(actual[quantity], expected[quantity], expected_draws).items()
+        if not value < limit
+    }
+
+
+PIPELINES = {
+    'no_blur': 'crop flip jitter drop',
+    'with_blur': 'crop flip jitter drop blur',
+    'color_only': 'jitter drop',
+}
+CASES = itertools.product((1.0, 0.5), ('simclrv2', 'simclrv1'), PIPELINES)
+
+
+@pytest.mark.parametrize('strength, implementation, pipeline', CASES)
+def test_pipeline_has_the_references_statistics(oracle, strength, implementation, pipeline):
+    statistics = oracle('augment_stats').info
+    pixels = oracle('augment_stats_image')['image'].tobytes()
+    (entry,) = (
+        entry
+        for entry in statistics['pipelines']
+        if (entry['strength'], entry['impl']) == (strength, implementation)
+    )
+    drawn = draw(strength, implementation, PIPELINES[pipeline], pipeline == 'color_only', pixels)
+    assert too_far(quantities(*drawn), entry[pipeline], statistics['draws']) == {}
+
+
+def test_crop_and_flip_have_the_references_statistics(oracle):
+    statistics = oracle('augment_stats').info
+    pixels = oracle('augment_stats_image')['image'].tobytes()
+    drawn = draw(1.0, 'simclrv2', policy.SUPERVISED_VIEW, False, pixels)
+    assert too_far(quantities(*drawn), statistics['crop_flip_only'], statistics['draws']) == {}
+
+
+def crop_quantities(boxes, height, width):
+    y, x, h, w = boxes.astype(np.float64).T
+    return {
+        'area_fraction': h * w / (height * width),
+        'aspect_ratio_w_over_h': w / h,
+        'log_aspect_over_target': np.log(w / h),
+        'height': h,
+        'width': w,
+        'relative_offset_y': y[h < height] / (height - h[h < height]),
+        'relative_offset_x': x[w < width] / (width - w[w < width]),
+        'whole_image': (h == height) & (w == width),
+    }
+
+
+@pytest.mark.parametrize('number', range(4))
+def test_crop_boxes_have_the_references_statistics(oracle, number):
+    expected = oracle('augment_stats').info['crop_boxes'][number]
+    height, width = expected['image']
+    dataset = tf.data.Dataset.range(10_000).map(
+        lambda index: host.sample_crop_box(
+            tf.constant([height, width, 3]), tf.stack([index, 5]), policy.RandomCrop()
+        )
+    )
+    boxes = np.concatenate(list(dataset.batch(1000).as_numpy_iterator()))
+    actual = crop_quantities(boxes, height, width)
+    assert too_far(actual, {name: expected[name] for name in actual}, expected['draws']) == {}
+    assert actual['area_fraction'].min() >= 0.1
+    correlation = np.corrcoef(actual['area_fraction'], actual['aspect_ratio_w_over_h'])[0, 1]
+    assert abs(correlation - expected['corr_area_aspect']) < 4 * np.sqrt(1 / 10_000 + 1 / expected['draws'])
+    histogram = expected['area_histogram']
+    fractions = np.histogram(actual['area_fraction'], histogram['edges'])[0] / len(boxes)
+    error = np.sqrt(np.multiply(histogram['fraction'], np.subtract(1, histogram['fraction'])) * 1.25e-4)
+    assert np.all(np.abs(fractions - histogram['fraction']) <= 4 * error + 1e-12)
