@@ -31,5 +31,5 @@ prepare_environment() {
   fi
   "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
     --constraint "$root/constraints.txt" --editable "$root${extra:+[$extra]}"
-  echo "$wanted" >"$stamp"
+  echo "$wanted" | tee "$root/.venv/installed" >"$stamp"
 }

@@ -146,13 +146,11 @@ def margin_triplet(
         loss = jnp.mean(hinge)
     else:
         # One positive at a time: all of them at once would need V - 1 times the memory of the logits.
-        loss = (
-            sum(
-                jnp.mean(jax.nn.relu(similarities.candidates - positive[:, None] + margin), where=negative)
-                for positive in similarities.positives.T
-            )
-            / similarities.positives.shape[1]
-        )
+        hinges = [
+            jnp.mean(jax.nn.relu(similarities.candidates - positive[:, None] + margin), where=negative)
+            for positive in similarities.positives.T
+        ]
+        loss = sum(hinges) / len(hinges)
     return _global_means(loss, _contrast_metrics(similarities.candidates, similarities), axis_name)
 
 

@@ -92,8 +92,8 @@ def _scale_by_adam(beta1: float, beta2: float, epsilon: float) -> optax.Gradient
     """
 
     def init(params):
-        zeros = optax.tree.zeros_like(params)
-        return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=zeros, nu=zeros)
+        mu, nu = optax.tree.zeros_like(params), optax.tree.zeros_like(params)
+        return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), mu, nu)
 
     def update(gradients, state, params=None):
         del params

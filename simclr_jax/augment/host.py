@@ -71,9 +71,11 @@ def center_crop_box(height: tf.Tensor, width: tf.Tensor, aspect: float = 1.0) ->
     Returns:
         int32 [4]: offset_y, offset_x, height, width.
     """
-    limit = tf.minimum(tf.cast(height, tf.float32), tf.cast(width, tf.float32) / aspect)
-    box_height = tf.cast(tf.round(CENTER_CROP_PROPORTION * limit), tf.int32)
-    box_width = tf.cast(tf.round(CENTER_CROP_PROPORTION * limit * aspect), tf.int32)
+    kept = CENTER_CROP_PROPORTION
+    full_height, full_width = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
+    # Halves round to even; multiplying the two constants first decides the same halves as the reference.
+    box_height = tf.cast(tf.round(tf.minimum(kept * full_height, (kept / aspect) * full_width)), tf.int32)
+    box_width = tf.cast(tf.round(tf.minimum(kept * full_width, (kept * aspect) * full_height)), tf.int32)
     return tf.stack([(height - box_height + 1) // 2, (width - box_width + 1) // 2, box_height, box_width])
 
 

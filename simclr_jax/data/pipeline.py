@@ -17,8 +17,6 @@ from simclr_jax.data.spec import Batch, DataError, Decoded, Encoded, Examples, F
 
 # An unreadable file's place is taken by another image; so many are tried.
 SUBSTITUTES = 8
-# Of the seed's two words in tf's stateless random numbers; keeps order and pixels independent.
-ORDER_STREAM, PIXEL_STREAM = 1, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +61,7 @@ class TrainBatches(Iterator[Batch]):
         dataset = _training_rows(examples, batch_size, seed, start_step, share)
 
         def make_views(row):
-            pixel_seed = _fold(seed, PIXEL_STREAM, row['epoch'], row['index'])
-            views = host.augment(row['image'], pixel_seed, policy)
+            views = host.augment(row['image'], _pixel_seed(seed, row['epoch'], row['index']), policy)
             return {name: row[name] for name in ('label', 'index', 'wanted')} | {'views': views}
 
         dataset = dataset.map(make_views, num_parallel_calls=tf.data.AUTOTUNE)
@@ -140,11 +137,10 @@ def _positions(batch_size: int, share: Share, start_step: int = 0) -> tf.data.Da
     return counter.map(lambda n: n // rows * batch_size + share.index * rows + n % rows)
 
 
-def _fold(seed: int, stream: int, *values) -> tf.Tensor:
-    key = tf.constant([seed, stream], tf.int32)
-    for value in values:
-        key = tf.random.experimental.stateless_fold_in(key, value)
-    return key
+def _pixel_seed(seed: int, epoch: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    """int32 [2], different for each image and epoch, whatever the step in which it comes."""
+    fold = tf.random.experimental.stateless_fold_in
+    return fold(fold(tf.constant([seed, 0], tf.int32), epoch), index)
 
 
 def _training_rows(examples, batch_size, seed, start_step, share) -> tf.data.Dataset:
@@ -155,8 +151,8 @@ def _training_rows(examples, batch_size, seed, start_step, share) -> tf.data.Dat
     tries = SUBSTITUTES if isinstance(examples.content, Files) else 1
 
     def index_of(rank, epoch):
-        key = tf.stack([tf.constant(seed, tf.int64), tf.constant(ORDER_STREAM, tf.int64), epoch])
-        return tf.random.experimental.index_shuffle(rank, tf.cast(key, tf.uint32), size - 1)
+        key = tf.stack([tf.constant(seed, tf.int64), epoch])
+        return tf.random.experimental.index_shuffle(rank, key, size - 1)
 
     def choose(position):
         epoch, rank = position // size, position % size

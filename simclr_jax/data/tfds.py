@@ -24,8 +24,6 @@ def load_tfds(name: str, split: str, data_dir: str, *, memory_limit: int, shuffl
         DataError: unknown name or split, not prepared, or without images.
     """
     builder = _builder(name, data_dir)
-    if 'image' not in builder.info.features:
-        raise DataError(f"data.name={name} has the features {list(builder.info.features)}, but no 'image'")
     try:
         info = builder.info.splits[split]
         size = info.num_examples
@@ -36,9 +34,11 @@ def load_tfds(name: str, split: str, data_dir: str, *, memory_limit: int, shuffl
         ) from error
     if size == 0:
         raise DataError(f"{name}, split '{split}' is empty")
-    label = builder.info.features.get('label')
-    is_class = isinstance(label, tfds.features.ClassLabel)
-    class_names = tuple(label.names) if is_class else ()
+    features = builder.info.features
+    if 'image' not in features:
+        raise DataError(f"data.name={name} has the features {list(features)}, but no 'image'")
+    is_class = 'label' in features and isinstance(features['label'], tfds.features.ClassLabel)
+    class_names = tuple(features['label'].names) if is_class else ()
     full_name = f'{name}/{split}'
     if info.num_bytes > memory_limit:
         content = Streamed(_streamed(builder, info, is_class, shuffle_buffer))
@@ -108,11 +108,9 @@ def _streamed(builder, info, is_class: bool, shuffle_buffer: int):
         shards = tf.data.Dataset.range(len(paths))
         if epoch is None:
             return shards.flat_map(read_shard).map(parse)
-        key = tf.stack([tf.cast(seed, tf.int64), tf.cast(epoch, tf.int64), tf.constant(0, tf.int64)])
-        shards = shards.map(
-            lambda shard: tf.random.experimental.index_shuffle(shard, tf.cast(key, tf.uint32), len(paths) - 1)
-        )
-        rows = shards.interleave(read_shard, cycle_length=min(INTERLEAVED_SHARDS, len(paths)), deterministic=True)
+        key = tf.stack([tf.constant(seed, tf.int64), epoch])
+        shards = shards.map(lambda shard: tf.random.experimental.index_shuffle(shard, key, len(paths) - 1))
+        rows = shards.interleave(read_shard, cycle_length=min(INTERLEAVED_SHARDS, len(paths)))
         rows = rows.shuffle(shuffle_buffer, seed=key[0] * 1_000_003 + key[1], reshuffle_each_iteration=False)
         return rows.map(parse)
 

@@ -1,0 +1,229 @@
+"""Weighted k-nearest-neighbour classification of frozen features by cosine similarity.
+
+The matrix of similarities is never whole in memory: blocks of the bank pass one after the other, and every
+query keeps its nearest neighbours among those seen so far.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def knn_predict(
+    bank,
+    bank_labels,
+    queries,
+    *,
+    k: Sequence[int],
+    num_classes: int,
+    temperature: float = 0.07,
+    query_block: int = 256,
+    bank_block: int = 65536,
+) -> dict[int, np.ndarray]:
+    """Labels voted by the k most similar members of the bank, each with weight exp(similarity / temperature).
+
+    Ties are settled the same way in every run: between equal similarities the one that comes first in the
+    bank is nearer, between classes with equal votes the lower label wins. A
+    feature of zeros has similarity 0 with everything.
+
+    Args:
+        bank: [N, F] finite features whose labels are known; they need not be normalised.
+        bank_labels: [N] integers in 0..num_classes - 1.
+        queries: [Q, F] finite features to classify.
+        k: numbers of neighbours, each in 1..N; all are answered from one search.
+        num_classes: number of classes.
+        temperature: positive; the smaller, the more the nearest neighbours count.
+        query_block: queries compared at a time; with bank_block it bounds the similarities held in memory.
+        bank_block: members of the bank on the device at a time.
+
+    Returns:
+        For every k, the predicted labels [Q], int32.
+
+    Raises:
+        ValueError: shapes, labels or settings break a rule above; the message names the cure.
+
+    Source: the protocol of Wu et al., arXiv 1805.01978, section 3.4.
+    """
+    bank, queries = check_features('bank', bank), check_features('queries', queries)
+    bank_labels = check_labels('bank_labels', bank_labels, len(bank), num_classes)
+    if bank.shape[1] != queries.shape[1]:
+        raise ValueError(
+            f'bank has {bank.shape[1]} features and queries {queries.shape[1]}: '
+            'they must be equal, take both from the same layer of the same encoder'
+        )
+    _check_settings(k, temperature, query_block, bank_block, len(bank))
+
+    num_queries = len(queries)
+    query_block = min(query_block, num_queries)
+    queries = _pad_rows(queries, query_block).reshape(-1, query_block, queries.shape[1])
+    similarity, labels = _nearest(bank, bank_labels, queries, max(k), min(bank_block, len(bank)))
+    predicted = _vote(similarity, labels, temperature, tuple(sorted(set(k))), num_classes)
+    return {size: np.asarray(predicted[size]).reshape(-1)[:num_queries] for size in k}
+
+
+def knn_accuracy(bank, bank_labels, queries, query_labels, *, num_classes, **settings) -> dict[int, float]:
+    """Fraction of the queries whose label `knn_predict` finds, for every k.
+
+    Args:
+        bank: [N, F] features, see `knn_predict`.
+        bank_labels: [N] integers in 0..num_classes - 1.
+        queries: [Q, F] features.
+        query_labels: [Q] integers in 0..num_classes - 1; classes may be absent.
+        num_classes: number of classes.
+        **settings: the other arguments of `knn_predict`.
+
+    Returns:
+        For every k, a fraction in 0..1.
+
+    Raises:
+        ValueError: see `knn_predict`.
+    """
+    query_labels = check_labels('query_labels', query_labels, len(queries), num_classes)
+    predicted = knn_predict(bank, bank_labels, queries, num_classes=num_classes, **settings)
+    return {size: float(np.mean(labels == query_labels)) for size, labels in predicted.items()}
+
+
+def _nearest(bank, bank_labels, queries, k, bank_block):
+    """Similarity and label of the k nearest members, nearest first: each [blocks, query_block, k]."""
+    # About sqrt(block / k) members a group balance the two searches of `_merge`.
+    group = math.isqrt(max(bank_block // k, 1))
+    bank_block = math.ceil(bank_block / group) * group
+    queries = _normalize(jnp.asarray(queries))
+    nearest = (
+        jnp.full((*queries.shape[:2], k), -jnp.inf, jnp.float32),
+        jnp.zeros((*queries.shape[:2], k), jnp.int32),
+    )
+    for start in range(0, len(bank), bank_block):
+        members = bank[start : start + bank_block]
+        labels = bank_labels[start : start + bank_block]
+        nearest = _merge(
+            nearest,
+            queries,
+            _pad_rows(members, bank_block),
+            _pad_rows(labels, bank_block),
+            len(members),
+            group=group,
+        )
+    return nearest
+
+
+@functools.partial(jax.jit, static_argnames='group', donate_argnums=0)
+def _merge(nearest, queries, members, labels, num_valid, *, group):
+    """Brings a block of the bank into the nearest neighbours found so far.
+
+    A full search over long rows is what costs the time, so it is done in two: whoever is among the k nearest
+    lies in one of the k groups with the largest maxima, and only those groups are searched.
+
+    Args:
+        nearest: (similarity, label), each [blocks, query_block, k].
+        queries: [blocks, query_block, F], of unit length.
+        members: [bank_block, F]; bank_block is a multiple of `group`.
+        labels: [bank_block].
+        num_valid: how many members are not padding.
+        group: consecutive members a group.
+
+    Returns:
+        (similarity, label) like `nearest`.
+    """
+    num_groups = len(members) // group
+    labels = labels.reshape(num_groups, group)
+    padding = (jnp.arange(len(members)) >= num_valid).reshape(num_groups, group)
+    # Members of a group stand a whole row apart, [group, num_groups]: the maxima are then vector operations.
+    members = _normalize(members).reshape(num_groups, group, -1).swapaxes(0, 1).reshape(members.shape)
+
+    def merge_queries(block):
+        (known_similarity, known_labels), block_queries = block
+        k = known_labels.shape[1]
+        similarity = jnp.einsum('qf,bf->qb', block_queries, members, precision=jax.lax.Precision.HIGHEST)
+        similarity = similarity.reshape(-1, group, num_groups)
+        similarity = jnp.where(padding.T, -jnp.inf, similarity)
+        _, best_groups = jax.lax.top_k(similarity.max(axis=1), min(k, num_groups))
+        # In the bank's order, so that top_k, which prefers the first among equals, settles ties by it.
+        best_groups = jnp.sort(best_groups, axis=1)
+        found = jnp.take_along_axis(similarity, best_groups[:, None, :], axis=2).swapaxes(1, 2)
+        candidates = jnp.concatenate([known_similarity, found.reshape(len(found), -1)], axis=1)
+        candidate_labels = jnp.concatenate(
+            [known_labels, labels[best_groups].reshape(len(found), -1)], axis=1
+        )
+        similarity, places = jax.lax.top_k(candidates, k)
+        return similarity, jnp.take_along_axis(candidate_labels, places, axis=1)
+
+    return jax.lax.map(merge_queries, (nearest, queries))
+
+
+@functools.partial(jax.jit, static_argnames=('k', 'num_classes'))
+def _vote(similarity, labels, temperature, k, num_classes):
+    """Predicted labels [...] for every size in the ascending tuple k, from neighbours [..., max(k)]."""
+    # Relative to the nearest neighbour: the vote is the same and no temperature overflows.
+    weights = jnp.exp((similarity - similarity[..., :1]) / temperature)
+    weights, labels = jnp.moveaxis(weights, -1, 0), jnp.moveaxis(labels, -1, 0)
+
+    def add_neighbour(votes, neighbour):
+        weight, label = neighbour
+        return votes + jnp.where(label[..., None] == jnp.arange(num_classes), weight[..., None], 0.0), None
+
+    votes = jnp.zeros((*labels.shape[1:], num_classes), jnp.float32)
+    predicted = {}
+    for start, stop in itertools.pairwise((0, *k)):
+        votes, _ = jax.lax.scan(add_neighbour, votes, (weights[start:stop], labels[start:stop]))
+        predicted[stop] = jnp.argmax(votes, axis=-1).astype(jnp.int32)
+    return predicted
+
+
+def _normalize(features):
+    """Unit length along the last axis; zeros stay zeros."""
+    # Dividing by the largest value first keeps the squares in range.
+    tiny = jnp.finfo(features.dtype).tiny
+    features = features / jnp.maximum(jnp.abs(features).max(axis=-1, keepdims=True), tiny)
+    return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), tiny)
+
+
+def _pad_rows(array, multiple):
+    """Appends zeros until the number of rows is a multiple."""
+    missing = -len(array) % multiple
+    return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing else array
+
+
+def check_features(name, features):
+    """Features as float32 [N, F]; ValueError unless they are a non-empty, finite matrix."""
+    features = np.asarray(features)
+    if features.ndim != 2 or 0 in features.shape:
+        raise ValueError(f'{name} has shape {features.shape}: pass non-empty features [examples, width]')
+    features = features.astype(np.float32, copy=False)
+    if not np.isfinite(features).all():
+        raise ValueError(f'{name} holds NaN or infinity: leave those rows out or look for what made them')
+    return features
+
+
+def check_labels(name, labels, num_examples, num_classes):
+    """Labels as int32 [N]; ValueError unless they are num_examples integers in 0..num_classes - 1."""
+    labels = np.asarray(labels)
+    if labels.shape != (num_examples,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f'{name} is {labels.dtype} {labels.shape}: pass one integer for each of {num_examples} features'
+        )
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f'{name} lies in {labels.min()}..{labels.max()}, must be in 0..{num_classes - 1}: '
+            'leave unlabelled examples (-1) out and set num_classes to the number of classes'
+        )
+    return labels.astype(np.int32)
+
+
+def _check_settings(k, temperature, query_block, bank_block, bank_size):
+    if not k or min(k) < 1:
+        raise ValueError(f'k={list(k)} must name one or more numbers of neighbours, each at least 1')
+    if max(k) > bank_size:
+        raise ValueError(
+            f'k={max(k)} neighbours asked of a bank of {bank_size}: '
+            f'use k of at most {bank_size} or a larger bank'
+        )
+    if not temperature > 0:
+        raise ValueError(f'temperature={temperature} must be positive; 0.07 is usual')
+    if min(query_block, bank_block) < 1:
+        raise ValueError(f'query_block={query_block} and bank_block={bank_block} must be at least 1')

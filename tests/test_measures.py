@@ -1,0 +1,137 @@
+"""The measures without labels: definitions in float64, known answers, and several devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from simclr_jax import measures
+
+MEASURES = {
+    'alignment': measures.alignment,
+    'uniformity': measures.uniformity,
+    'standard_deviation': measures.standard_deviation,
+    'gram': measures.gram,
+}
+
+
+@pytest.fixture
+def z():
+    return np.random.default_rng(0).standard_normal((16, 2, 6)).astype(np.float32)
+
+
+def unit_rows(z):
+    z = z.astype(np.float64)
+    return z / np.linalg.norm(z, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize('views', [2, 3])
+def test_alignment_is_the_mean_squared_distance_of_positive_pairs(views):
+    z = np.random.default_rng(0).standard_normal((5, views, 4)).astype(np.float32)
+    unit = unit_rows(z)
+    pairs = [(v, w) for v in range(views) for w in range(views) if v != w]
+    expected = np.mean([np.sum((unit[:, v] - unit[:, w]) ** 2, axis=-1) for v, w in pairs])
+    np.testing.assert_allclose(measures.alignment(z), expected, rtol=1e-6)
+
+
+def test_uniformity_is_the_log_mean_potential_of_different_rows(z):
+    rows = unit_rows(z).reshape(-1, 6)
+    distances = np.sum((rows[:, None] - rows) ** 2, axis=-1)
+    different = ~np.eye(len(rows), dtype=bool)
+    # Float32 products of unit rows are good to 1e-7, the potential and its logarithm to a few times that.
+    np.testing.assert_allclose(
+        measures.uniformity(z), np.log(np.exp(-2 * distances[different]).mean()), rtol=1e-6
+    )
+
+
+def test_standard_deviation_is_that_of_unit_rows(z):
+    expected = unit_rows(z).reshape(-1, 6).std(axis=0).mean()
+    np.testing.assert_allclose(measures.standard_deviation(z), expected, rtol=1e-6)
+
+
+def test_gram_is_the_second_moment_of_unit_rows(z):
+    rows = unit_rows(z).reshape(-1, 6)
+    np.testing.assert_allclose(measures.gram(z), rows.T @ rows / len(rows), atol=1e-7)
+
+
+@pytest.mark.parametrize('name', MEASURES)
+def test_eight_devices_equal_one(name, z):
+    mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+    split = jax.shard_map(
+        functools.partial(MEASURES[name], axis_name='data'),
+        mesh=mesh,
+        in_specs=PartitionSpec('data'),
+        out_specs=PartitionSpec(),
+    )
+    # Only the order of float32 sums differs; entries of the Gram matrix are at most 1.
+    np.testing.assert_allclose(jax.jit(split)(z), MEASURES[name](z), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize('collapsed', [np.ones((8, 2, 5)), np.zeros((8, 2, 5))])
+def test_collapse_to_a_point_or_to_zero_is_seen(collapsed):
+    z = collapsed.astype(np.float32)
+    # Float32 rounding of the unit vector's entries.
+    np.testing.assert_allclose(measures.alignment(z), 0, atol=1e-6)
+    np.testing.assert_allclose(measures.uniformity(z), 0, atol=1e-6)
+    np.testing.assert_allclose(measures.standard_deviation(z), 0, atol=1e-6)
+
+
+def test_one_hot_rows_have_known_measures():
+    """Each axis of the space in both directions: zero mean, unit length, second moment 1 / D."""
+    dimensions = 8
+    z = np.concatenate([np.eye(dimensions), -np.eye(dimensions)]).astype(np.float32)
+    np.testing.assert_allclose(measures.standard_deviation(z), 1 / np.sqrt(dimensions), rtol=1e-6)
+    np.testing.assert_allclose(measures.gram(z), np.eye(dimensions) / dimensions, atol=1e-7)
+    # Every row sees one opposite at squared distance 4, and the others at 2.
+    others = 2 * dimensions - 2
+    expected = np.log((np.exp(-8) + others * np.exp(-4)) / (others + 1))
+    np.testing.assert_allclose(measures.uniformity(z), expected, rtol=1e-6)
+
+
+def test_opposite_views_are_as_far_apart_as_can_be():
+    z = np.stack([np.eye(3), -np.eye(3)], axis=1).astype(np.float32)
+    np.testing.assert_allclose(measures.alignment(z), 4, rtol=1e-6)
+
+
+def test_measures_are_those_of_directions_in_any_precision(z):
+    lengths = np.random.default_rng(1).uniform(0.1, 10, (16, 2, 1)).astype(np.float32)
+    for measure in MEASURES.values():
+        np.testing.assert_allclose(measure(z * lengths), measure(z), rtol=1e-5, atol=1e-6)
+        assert measure(jnp.asarray(z, jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_uniformity_of_one_row_is_refused():
+    with pytest.raises(ValueError, match='at least two'):
+        measures.uniformity(jnp.ones((1, 4)))
+
+
+def test_effective_rank_of_known_spectra():
+    generator = np.random.default_rng(0)
+    left = np.linalg.qr(generator.standard_normal((20, 6)))[0]
+    right = np.linalg.qr(generator.standard_normal((6, 6)))[0]
+    np.testing.assert_allclose(measures.effective_rank(left), 6)
+    np.testing.assert_allclose(measures.effective_rank(np.eye(5)), 5)
+    np.testing.assert_allclose(measures.effective_rank(np.ones((20, 6))), 1)
+    assert measures.effective_rank(np.zeros((20, 6))) == 0
+    spectrum = np.array([4, 2, 1, 1, 0, 0])
+    # Entropy of (1/2, 1/4, 1/8, 1/8): 7/4 bits.
+    np.testing.assert_allclose(measures.effective_rank(left * spectrum @ right), 2**1.75)
+
+
+def test_effective_rank_from_the_gram_matrix_is_that_of_the_rows(z):
+    rows = unit_rows(z).reshape(-1, 6)
+    expected = measures.effective_rank(rows)
+    np.testing.assert_allclose(measures.effective_rank_from_gram(rows.T @ rows), expected, rtol=1e-12)
+    np.testing.assert_allclose(measures.effective_rank_from_gram(measures.gram(z)), expected, rtol=1e-6)
+
+
+def test_rounding_of_a_collapsed_gram_matrix_is_no_rank():
+    """One direction in 128 dimensions: the roots of float32 noise are not counted as further ones."""
+    generator = np.random.default_rng(0)
+    z = generator.uniform(0.5, 2, (64, 1)) * generator.standard_normal(128)
+    gram = measures.gram(z.astype(np.float32))
+    np.testing.assert_allclose(measures.effective_rank_from_gram(gram), 1, rtol=1e-6)
+    assert measures.effective_rank_from_gram(np.zeros((4, 4))) == 0
