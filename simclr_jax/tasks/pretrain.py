@@ -40,7 +40,7 @@ class Pretrain:
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         """Fresh variables, {'params': ..., 'batch_stats': ...}."""
-        images = jnp.zeros((2, self.image_size, self.image_size, 3))
+        images = jnp.zeros((2, self.image_size, self.image_size, 3), jnp.float32)
         return self.model.init(key, images, train=True)
 
     def loss(
