@@ -1,8 +1,8 @@
 """CIFAR-10 through TFDS.
 
-    --config=configs/cifar10.py:r18     ResNet-18, 1000 epochs (the reference's README)
-    --config=configs/cifar10.py:r50     ResNet-50, 1000 epochs (SimCLR, appendix B.9)
-    --config=configs/cifar10.py:cpu     quarter-width ResNet-18, a few epochs: half an hour on two cores
+--config=configs/cifar10.py:r18     ResNet-18, 1000 epochs (the reference's README)
+--config=configs/cifar10.py:r50     ResNet-50, 1000 epochs (SimCLR, appendix B.9)
+--config=configs/cifar10.py:cpu     quarter-width ResNet-18, a few epochs: half an hour on two cores
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,9 @@
     simclr train --config=configs/folder.py:PATH --workdir=runs/mine
 
 PATH holds JPEG, PNG or WebP files, at any depth. Without `data.eval_split` all of them are for training; if
-PATH has the sub-folders train/ and test/ (or any other names), set data.split and data.eval_split to those names.
-Where every image lies in one sub-folder a class, the sub-folders' names are the labels of kNN and probe.
+PATH has the sub-folders train/ and test/ (or any other names), set data.split and data.eval_split to those
+names. Where every image lies in one sub-folder a class, the sub-folders' names are the labels of kNN and
+probe.
 """
 
 from ml_collections import ConfigDict

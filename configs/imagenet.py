@@ -1,9 +1,9 @@
 """ImageNet through TFDS with the published settings.
 
-    --config=configs/imagenet.py                                  SimCLRv2, ResNet-50
-    --config=configs/imagenet.py:v1,epochs=100                    SimCLR
-    --config=configs/imagenet.py:v2,depth=152,width=3,sk=true     SimCLRv2's largest
-    --config=configs/imagenet.py:v1,batch=256,epochs=200          one machine
+--config=configs/imagenet.py                                  SimCLRv2, ResNet-50
+--config=configs/imagenet.py:v1,epochs=100                    SimCLR
+--config=configs/imagenet.py:v2,depth=152,width=3,sk=true     SimCLRv2's largest
+--config=configs/imagenet.py:v1,batch=256,epochs=200          one machine
 """
 
 from ml_collections import ConfigDict
@@ -20,9 +20,7 @@ def get_config(arg: str = '') -> ConfigDict:
     if version not in ('v1', 'v2'):
         raise ConfigError([f"config argument '{version}': must begin with v1 or v2"])
     epochs = 1000.0 if version == 'v1' else 800.0
-    settings = parse_argument(
-        rest, {'depth': 50, 'width': 1.0, 'sk': False, 'epochs': epochs, 'batch': 4096}
-    )
+    settings = parse_argument(rest, {'depth': 50, 'width': 1.0, 'sk': False, 'epochs': epochs, 'batch': 4096})
 
     config = base_config()
     config.batch_size = settings['batch']

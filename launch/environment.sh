@@ -2,14 +2,17 @@
 
 # First Python on the PATH that is new enough; SIMCLR_PYTHON names another one.
 find_python() {
-  local candidate
-  for candidate in ${SIMCLR_PYTHON:-python3 python3.13 python3.12 python3.11 python}; do
+  local candidate candidates=(python3 python3.13 python3.12 python3.11 python)
+  if [ -n "${SIMCLR_PYTHON:-}" ]; then
+    candidates=("$SIMCLR_PYTHON")
+  fi
+  for candidate in "${candidates[@]}"; do
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
       echo "$candidate"
       return
     fi
   done
-  echo "simclr needs Python 3.11 or newer; found: $(python3 --version 2>/dev/null || echo none)." \
+  echo "simclr needs Python 3.11 or newer; found: $("${candidates[0]}" --version 2>/dev/null || echo none)." \
     "Install it, or name one: SIMCLR_PYTHON=/path/to/python $0" >&2
   exit 2
 }

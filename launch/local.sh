@@ -3,7 +3,7 @@
 #   launch/local.sh             the main job: pretrain on scikit-learn's digits, evaluate, print the table
 #   launch/local.sh ARGUMENTS   simclr ARGUMENTS
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)
 source "$root/launch/environment.sh"
 prepare_environment
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks the style and runs every test, in the environment of launch/local.sh. Arguments go to pytest.
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)
 source "$root/launch/environment.sh"
 prepare_environment test
 

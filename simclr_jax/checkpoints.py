@@ -51,8 +51,17 @@ class Checkpoints:
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
         )
-        self._manager = ocp.CheckpointManager(self._directory, options=self._options)
         self._say = say
+        self._open()
+
+    def _open(self) -> None:
+        # Named handlers, so that shapes can be asked for before anything was saved or restored.
+        handlers = {'model': ocp.StandardCheckpointHandler(), 'train': ocp.StandardCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=self._options,
+            item_handlers={**handlers, 'meta': ocp.JsonCheckpointHandler()},
+        )
 
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint, None without any."""
@@ -154,7 +163,7 @@ class Checkpoints:
         name = next(name for name in (f'{step}', *(f'{step}.{n}' for n in range(1, 1000))) if name not in taken)
         self._manager.close()
         (self._directory / str(step)).rename(target / name)
-        self._manager = ocp.CheckpointManager(self._directory, options=self._options)
+        self._open()
         self._say(f'It was moved to {target / name}.')
 
 

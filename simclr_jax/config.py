@@ -1,6 +1,6 @@
 """The configuration: every field with its default, how it is read and overridden, and what may stand in it.
 
-A configuration file holds `get_config(arg='') -> ConfigDict`, which changes what differs from `base_config()`.
+A configuration file holds `get_config(arg='') -> ConfigDict`: `base_config()` with what differs.
 """
 
 import ast
@@ -11,6 +11,7 @@ import math
 import numbers
 import pathlib
 import re
+import traceback
 from collections.abc import Iterable, Sequence
 
 from ml_collections import ConfigDict
@@ -44,13 +45,13 @@ def base_config() -> ConfigDict:
     data.eval_split = 'validation'  # images to evaluate on; '': none (no online kNN)
     data.image_size = 224  # height and width of a view, pixels
     data.max_unreadable = 0.01  # share of files that may turn out to be no image before the run stops
-    data.memory_limit_gb = 2.0  # tfds: encoded splits up to this size are held in memory, larger ones streamed
+    data.memory_limit_gb = 2.0  # tfds: encoded splits up to this size stay in memory, larger are streamed
     data.shuffle_buffer = 20000  # tfds, streamed: images among which the next one is drawn
     data.fake_images = 256  # fake: number of images of noise
 
     config.augment = augment = ConfigDict()
     augment.shared = ''  # operations applied once, before the views part (names as in `views`)
-    augment.views = (policy.SIMCLR_VIEW, policy.SIMCLR_VIEW)  # one string of operations a view, in their order
+    augment.views = (policy.SIMCLR_VIEW, policy.SIMCLR_VIEW)  # a string of operations for each view
     for operation, parameters in policy.default_parameters().items():
         augment[operation] = ConfigDict(parameters)  # see simclr_jax/augment/policy.py
 
@@ -92,7 +93,7 @@ def base_config() -> ConfigDict:
 
     config.log_every_steps = 50  # one line and one row of metrics
     config.checkpoint_every_steps = 0  # 0: from checkpoint_every_epochs
-    config.checkpoint_every_epochs = 10.0
+    config.checkpoint_every_epochs = 10.0  # where checkpoint_every_steps is 0
     config.checkpoint_keep = 3  # newest checkpoints that stay
     return config.lock()
 
@@ -135,19 +136,39 @@ def load_config(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> ConfigD
     path, _, argument = spec.partition(':')
     if not pathlib.Path(path).is_file():
         raise ConfigError([f'--config={spec}: there is no file {path}; examples are in configs/'])
-    module_spec = importlib.util.spec_from_file_location('simclr_config', path)
-    if module_spec is None:
-        raise ConfigError([f'--config={spec}: a configuration is a Python file, *.py'])
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, 'get_config'):
-        raise ConfigError([f'--config={spec}: the file defines no get_config(arg)'])
-    config = module.get_config(argument).lock()
+    config = _run_file(spec, path, argument)
     problems = apply_overrides(config, overrides)
     problems += check(config)
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _run_file(spec: str, path: str, argument: str) -> ConfigDict:
+    """What the file's get_config returns; a mistake in the file is told with its line."""
+    module_spec = importlib.util.spec_from_file_location('simclr_config', path)
+    if module_spec is None:
+        raise ConfigError([f'--config={spec}: a configuration is a Python file, *.py'])
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, 'get_config'):
+            raise ConfigError([f'--config={spec}: the file defines no get_config(arg)'])
+        config = module.get_config(argument)
+    except ConfigError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == module_spec.origin]
+        where = f', line {lines[-1]}' if lines else ''
+        # A locked ConfigDict answers an unknown field with its whole contents.
+        message = re.sub(r'( Other fields present: "\{.*\}")?(\\n|\n)', ' ', str(error))
+        raise ConfigError([f'--config={spec}{where}: {type(error).__name__}: {message}']) from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            [f'--config={spec}: get_config returned {config!r:.40}; it must return a base_config()']
+        )
+    return config.lock()
 
 
 def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) -> list[str]:
@@ -205,12 +226,13 @@ def _parse_tuple(text: str, current: tuple) -> tuple:
     try:
         value = ast.literal_eval(text)
         value = tuple(value) if isinstance(value, tuple | list) else (value,)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError):
         value = tuple(part.strip() for part in text.strip('()[]').split(','))
     if current and isinstance(current[0], str):
         return tuple(str(part) for part in value)
     if not all(isinstance(part, numbers.Real) for part in value):
-        raise ValueError(f'must be numbers with commas between them, for example {",".join(map(str, current))}')
+        example = ','.join(map(str, current))
+        raise ValueError(f'must be numbers with commas between them, for example {example}')
     is_float = bool(current) and isinstance(current[0], float)
     return tuple(float(part) for part in value) if is_float else value
 
@@ -283,7 +305,7 @@ RANGES = {
     'optimizer.weight_decay': _AMOUNT,
     'optimizer.momentum': _BELOW_ONE,
     'knn.every_epochs': _AMOUNT,
-    'knn.k': ('integers >= 1', lambda value: bool(value) and all(isinstance(k, int) and k >= 1 for k in value)),
+    'knn.k': ('integers >= 1', lambda value: bool(value) and all(type(k) is int and k >= 1 for k in value)),
     'knn.temperature': _POSITIVE,
     'knn.bank_images': _COUNT,
     'log_every_steps': _COUNT,
@@ -343,7 +365,7 @@ def from_json(text: str) -> ConfigDict:
     """The configuration that `to_json` wrote.
 
     Raises:
-        ConfigError: fields of another version of the program.
+        ConfigError: no object, or fields of another version of the program.
     """
 
     def with_tuples(value):
@@ -351,7 +373,10 @@ def from_json(text: str) -> ConfigDict:
             return {key: with_tuples(item) for key, item in value.items()}
         return tuple(value) if isinstance(value, list) else value
 
-    config = ConfigDict(with_tuples(json.loads(text))).lock()
+    fields = json.loads(text)
+    if not isinstance(fields, dict):
+        raise ConfigError([f'{text.strip():.40} is no object with the fields of a configuration'])
+    config = ConfigDict(with_tuples(fields)).lock()
     problems = check(config)
     if problems:
         raise ConfigError(problems)

@@ -28,7 +28,9 @@ class MetricsFile:
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Appends a row; numbers that are not finite become null."""
-        row = {name: float(f'{value:.7g}') if math.isfinite(value) else None for name, value in scalars.items()}
+        row = {
+            name: float(f'{value:.7g}') if math.isfinite(value) else None for name, value in scalars.items()
+        }
         with self._path.open('a') as file:
             file.write(json.dumps({'step': step, **row}) + '\n')
 
@@ -155,4 +157,3 @@ class _Bar:
 
     def close(self) -> None:
         self._progress.stop()
-

@@ -32,9 +32,8 @@ def claim(workdir: str, config: ConfigDict, *, allow_change: bool) -> list[str]:
         ConfigError: it belongs to another configuration, or cannot be written.
     """
     path = epath.Path(workdir) / 'config.json'
-    changed = []
-    if path.exists():
-        changed = configuration.differences(read_config(workdir), config)
+    try:
+        changed = configuration.differences(read_config(workdir), config) if path.exists() else []
         if changed and not allow_change:
             raise ConfigError(
                 [
@@ -44,11 +43,12 @@ def claim(workdir: str, config: ConfigDict, *, allow_change: bool) -> list[str]:
                     '--allow-config-change',
                 ]
             )
-    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, configuration.to_json(config))
     except OSError as error:
-        raise ConfigError([f'--workdir={workdir} cannot be written: {error.strerror or error}']) from error
+        raise ConfigError(
+            [f'--workdir={workdir} cannot be used: {error.strerror or error}; choose another']
+        ) from error
     return changed
 
 
@@ -60,13 +60,20 @@ def read_config(workdir: str) -> ConfigDict:
     """
     path = epath.Path(workdir) / 'config.json'
     if not path.exists():
-        raise ConfigError([f'{workdir} is no work directory: it holds no config.json'])
+        raise ConfigError(
+            [f'{workdir} is no work directory: it holds no config.json; give the one of a `simclr train`']
+        )
     try:
         return configuration.from_json(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ConfigError([f'{path} is damaged: {error}']) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([f'{path} is damaged: {error}; restore it, or choose another --workdir']) from error
     except ConfigError as error:
-        raise ConfigError([f'{path} is of another version of this program:', *error.problems]) from error
+        raise ConfigError(
+            [
+                f'{path} is of another version of this program, or damaged; choose another --workdir:',
+                *error.problems,
+            ]
+        ) from error
 
 
 def write_result(workdir: str, result: dict[str, Any]) -> None:

@@ -20,12 +20,7 @@ from simclr_jax.models.layers import conv
 from simclr_jax.models.resnet import ResNet, Stage, Stem
 from simclr_jax.models.simclr import SimCLR
 
-ARCHITECTURES = [
-    'resnet_r18_cifar',
-    'resnet_r18_se',
-    pytest.param('resnet_r50', marks=pytest.mark.slow),
-    pytest.param('resnet_r50_sk', marks=pytest.mark.slow),
-]
+ARCHITECTURES = ('resnet_r18_cifar', 'resnet_r18_se', 'resnet_r50', 'resnet_r50_sk')
 TRAIN_OBJECTIVES = ('train_pool_lin', 'train_lin', 'train_sq')
 # Little optimisation by the compiler: these programs run once, and compiling them is most of the time.
 COMPILER_OPTIONS = {'xla_backend_optimization_level': 0}
@@ -214,6 +209,7 @@ def test_generated_values_are_the_references(reference):
         assert value.flat[0] == pytest.approx(variable['first'], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_float64_outputs_statistics_and_gradients(reference):
     ours = in_float64(reference)
     inputs = {'images', 'cotangent', 'cotangent_pool'}

@@ -1,6 +1,6 @@
 """Measure a trained encoder: kNN and logistic regression on its frozen features.
 
-  simclr evaluate --workdir=runs/digits --protocols=knn,linear --labels=1,5,10,all --baselines=pixels,untrained
+  simclr evaluate --workdir=runs/digits --labels=1,5,10,all --baselines=pixels,untrained
 
 Prints the table and writes result.json, results.md and report/summary.png in the work directory.
 """
@@ -14,9 +14,14 @@ SUMMARY = 'measure a trained encoder'
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's options."""
     parser.add_argument('--workdir', required=True, metavar='DIR', help='of a `simclr train`')
-    parser.add_argument('--protocols', default='knn,linear', metavar='LIST', help='knn, linear (default: both)')
     parser.add_argument(
-        '--labels', default='all', metavar='LIST', help="labels a class to learn from, as 1,10,all (default: all)"
+        '--protocols', default='knn,linear', metavar='LIST', help='knn, linear (default: both)'
+    )
+    parser.add_argument(
+        '--labels',
+        default='all',
+        metavar='LIST',
+        help='labels a class to learn from, as 1,10,all (default: all)',
     )
     parser.add_argument(
         '--baselines', default='', metavar='LIST', help='also measure: pixels, untrained (default: none)'
@@ -51,7 +56,8 @@ def _choices(options: argparse.Namespace) -> tuple[list[str], list[int | None], 
         chosen = [part.strip() for part in text.split(',') if part.strip()]
         unknown = [part for part in chosen if part not in allowed]
         if unknown:
-            problems.append(f'--{option}={text}: unknown {", ".join(unknown)}; there are: {", ".join(allowed)}')
+            names = ', '.join(allowed)
+            problems.append(f'--{option}={text}: unknown {", ".join(unknown)}; there are: {names}')
         return chosen
 
     protocols = members('protocols', options.protocols, ('knn', 'linear'))
@@ -62,7 +68,7 @@ def _choices(options: argparse.Namespace) -> tuple[list[str], list[int | None], 
     for part in options.labels.split(','):
         if part.strip() == 'all':
             labels.append(None)
-        elif part.strip().isdigit() and int(part) > 0:
+        elif part.strip().isdecimal() and int(part) > 0:
             labels.append(int(part))
         else:
             problems.append(f"--labels={options.labels}: '{part}' must be a whole number above 0, or 'all'")

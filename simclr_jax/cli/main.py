@@ -4,6 +4,8 @@ JAX and TensorFlow are imported by the sub-commands when they run, so that --hel
 """
 
 import argparse
+import collections
+import os
 import sys
 from collections.abc import Sequence
 
@@ -29,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog='simclr', description='SimCLR: contrastive pretraining of image encoders, and what they are worth.',
+        prog='simclr',
+        description='SimCLR: contrastive pretraining of image encoders, and what they are worth.',
         allow_abbrev=False,
     )
     parser.add_argument('--version', action='version', version=f'simclr_jax {simclr_jax.__version__}')
@@ -50,22 +53,22 @@ def _parser() -> argparse.ArgumentParser:
 def _split_overrides(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]], list[str]]:
     """Takes --config.key=value and --config.key value out of the arguments."""
     rest, overrides, problems = [], [], []
-    remaining = iter(arguments)
-    for argument in remaining:
+    remaining = collections.deque(arguments)
+    while remaining:
+        argument = remaining.popleft()
         if not argument.startswith('--config.'):
             rest.append(argument)
             continue
         name, equals, value = argument.removeprefix('--config.').partition('=')
-        if not equals:
-            value = next(remaining, None)
-        if value is None:
+        if not equals and (not remaining or remaining[0].startswith('--')):
             problems.append(f'{argument}: needs a value, {argument}=VALUE')
         else:
-            overrides.append((name, value))
+            overrides.append((name, value if equals else remaining.popleft()))
     return rest, overrides, problems
 
 
 def _run(options: argparse.Namespace) -> int:
+    _quiet_third_parties()
     from simclr_jax.checkpoints import CheckpointError
     from simclr_jax.config import ConfigError
     from simclr_jax.data.spec import DataError
@@ -81,7 +84,17 @@ def _run(options: argparse.Namespace) -> int:
         return _tell('interrupted; the same command goes on from the newest checkpoint', FAILURE)
 
 
+def _quiet_third_parties() -> None:
+    """TensorFlow and TFDS tell of their own affairs at start; errors are still shown."""
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
+    logging.set_stderrthreshold('error')
+
+
 def _tell(message: str, code: int) -> int:
     first, *others = message.splitlines()
-    print('\n'.join([f'simclr: {first}', *(f'        {line}' for line in others)]), file=sys.stderr, flush=True)
+    text = '\n'.join([f'simclr: {first}', *(f'        {line}' for line in others)])
+    print(text, file=sys.stderr, flush=True)
     return code

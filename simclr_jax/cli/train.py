@@ -13,7 +13,9 @@ SUMMARY = 'pretrain an encoder'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's options."""
-    parser.add_argument('--config', required=True, metavar='FILE[:ARG]', help='configuration, as configs/cifar10.py:r18')
+    parser.add_argument(
+        '--config', required=True, metavar='FILE[:ARG]', help='configuration, as configs/cifar10.py:r18'
+    )
     parser.add_argument('--workdir', required=True, metavar='DIR', help='where the run lives, local or gs://')
     parser.add_argument(
         '--allow-config-change',

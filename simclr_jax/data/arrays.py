@@ -1,7 +1,9 @@
-"""Sources that are arrays: .npz files, scikit-learn's digits, and noise for trying things out. No TensorFlow."""
+"""Sources that are arrays: .npz files, scikit-learn's digits, and noise for trials. No TensorFlow."""
 
+import itertools
 import pathlib
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -31,12 +33,8 @@ def load_npz(path: str, split: str) -> Examples:
         )
     path = path.replace('{split}', split)
     if not pathlib.Path(path).is_file():
-        raise DataError(f'data.path: there is no file {path}')
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise DataError(f'{path} is no .npz file of plain arrays: {error}') from error
+        raise DataError(f"data.path: there is no file {path}; give one ({{split}} in it becomes '{split}')")
+    arrays = _read_arrays(path)
 
     labels = next((arrays[name] for name in ('label', 'labels', 'y') if name in arrays), None)
     images = next((arrays[name] for name in ('image', 'images', 'x') if name in arrays), None)
@@ -51,12 +49,31 @@ def load_npz(path: str, split: str) -> Examples:
     return _examples(f'{path}', size, content, labels)
 
 
+def _read_arrays(path: str) -> dict[str, np.ndarray]:
+    try:
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f'{path} is no .npz file of plain arrays: {error}; '
+            'write one with numpy.savez(path, image=..., label=...)'
+        ) from error
+
+
 def _cut(jpeg: np.ndarray, offset: np.ndarray, path: str) -> list[bytes]:
-    in_order = len(offset) > 0 and offset[0] == 0 and offset[-1] == len(jpeg) and bool(np.all(np.diff(offset) > 0))
-    if not in_order:
-        raise DataError(f"{path}: 'offset' must rise from 0 to the length of 'jpeg', {len(jpeg)}")
+    are_vectors = jpeg.ndim == offset.ndim == 1
+    if not are_vectors or jpeg.dtype != np.uint8 or not np.issubdtype(offset.dtype, np.integer):
+        raise DataError(
+            f"{path}: 'jpeg' is {jpeg.dtype} {list(jpeg.shape)} and 'offset' is {offset.dtype} "
+            f'{list(offset.shape)}; must be uint8 [bytes] and integers [N + 1]'
+        )
+    bounds_fit = len(offset) > 0 and offset[0] == 0 and offset[-1] == len(jpeg)
+    if not bounds_fit or np.any(offset[1:] <= offset[:-1]):
+        raise DataError(
+            f"{path}: 'offset' is {offset}; must rise from 0 to the length of 'jpeg', {len(jpeg)}"
+        )
     data = jpeg.tobytes()
-    return [data[start:end] for start, end in zip(offset[:-1], offset[1:], strict=True)]
+    return [data[start:end] for start, end in itertools.pairwise(offset)]
 
 
 def load_digits(split: str) -> Examples:

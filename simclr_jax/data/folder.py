@@ -13,7 +13,8 @@ EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')
 def load_folder(path: str, split: str) -> Examples:
     """The image files below a directory, in the order of their names.
 
-    Labels are the names of the sub-folders, if every image lies in one; otherwise there are none.
+    Labels are the names of the sub-folders, if there are several and every image lies in one; otherwise there
+    are none.
 
     Args:
         path: the directory.

@@ -40,7 +40,7 @@ class TrainBatches(Iterator[Batch]):
         max_unreadable: share of the split's files that may be no images.
 
     Attributes:
-        unreadable: paths of the files met so far that are no images; each one's place was taken by another image.
+        unreadable: paths of the files met so far that are no images; another image took the place of each.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class TrainBatches(Iterator[Batch]):
         is_over = len(self._unreadable) > self._max_unreadable * self._examples.size
         if is_over or np.any(batch['index'] < 0):
             raise DataError(
-                f'{len(self._unreadable)} of {self._examples.size} files of {self._examples.name} are no readable '
-                f'images, more than data.max_unreadable={self._max_unreadable} allows; remove them, or raise it:\n  '
-                + '\n  '.join(self.unreadable)
+                f'{len(self._unreadable)} of {self._examples.size} files of {self._examples.name} are no '
+                f'readable images, more than data.max_unreadable={self._max_unreadable} allows; remove them, '
+                'or raise it:\n  ' + '\n  '.join(self.unreadable)
             )
         batch['mask'] = np.ones(len(wanted), np.float32)
         return batch
@@ -209,14 +209,26 @@ def _image_reader(examples: Examples) -> Callable[[tf.Tensor], tf.Tensor]:
 
 def decode(file: tf.Tensor) -> tf.Tensor:
     """JPEG, PNG, GIF (first frame), BMP or WebP -> uint8 [H, W, 3]; grey is repeated, alpha dropped."""
-    is_webp = tf.strings.regex_full_match(tf.strings.substr(file, 0, 12), r'(?s)RIFF....WEBP')
     image = tf.cond(
-        is_webp,
-        lambda: tf.image.decode_webp(file, channels=3),
+        _is_webp_with_alpha(file),
+        lambda: tf.image.decode_image(file, channels=4, expand_animations=False)[..., :3],
         lambda: tf.image.decode_image(file, channels=3, expand_animations=False),
     )
     image.set_shape([None, None, 3])
     return image
+
+
+def _is_webp_with_alpha(file: tf.Tensor) -> tf.Tensor:
+    """Of WebP, TensorFlow decodes all channels or none; of other formats it drops the alpha itself.
+
+    Asked to find the number out (channels=0), it writes out of bounds at an animation without alpha. A file
+    too short for this header raises, as one that is no image does.
+    """
+    kind = tf.strings.substr(file, 8, 8)
+    # The bit 0x10 says it in both headers (RFC 9649); the third kind, plain lossy, has no alpha.
+    flags = tf.strings.substr(file, tf.where(kind == 'WEBPVP8L', 24, 20), 1)
+    has_bit = tf.bitwise.bitwise_and(tf.io.decode_raw(flags, tf.uint8)[0], 0x10) > 0
+    return has_bit & ((kind == 'WEBPVP8L') | (kind == 'WEBPVP8X'))
 
 
 def _streamed_rows(examples, batch_size, seed, start_step, share) -> tf.data.Dataset:
@@ -239,7 +251,8 @@ def _stored_rows(examples, size, steps, batch_size, share) -> tf.data.Dataset:
     epoch = tf.constant(0, tf.int64)
     rows = examples.content.records(None, None).take(size)
     rows = rows.map(lambda index, file, label: (epoch, index, file, label))
-    padding = (epoch, tf.constant(-1, tf.int64), tf.io.encode_png(tf.zeros([1, 1, 3], tf.uint8)), tf.constant(-1))
+    black = tf.io.encode_png(tf.zeros([1, 1, 3], tf.uint8))
+    padding = (epoch, tf.constant(-1, tf.int64), black, tf.constant(-1))
     rows = rows.concatenate(tf.data.Dataset.from_tensors(padding).repeat(steps * batch_size - size))
     if share.count > 1:
         rows = _own_rows(rows, batch_size, share)

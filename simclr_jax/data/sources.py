@@ -49,8 +49,9 @@ def align_classes(examples: Examples, like: Examples) -> Examples:
     unknown = sorted(set(examples.class_names) - set(like.class_names))
     if unknown:
         raise DataError(
-            f'{examples.name} has {examples.num_classes} classes, {like.name} has {like.num_classes}; unknown there: '
-            f"{', '.join(unknown[:20])}. Take them out, or evaluate without it: data.eval_split=''"
+            f'{examples.name} has {examples.num_classes} classes, {like.name} has {like.num_classes}; '
+            f'unknown there: {", ".join(unknown[:20])}. Take them out, or evaluate without it: '
+            "data.eval_split=''"
         )
     if examples.labels is None:
         return dataclasses.replace(examples, class_names=like.class_names)

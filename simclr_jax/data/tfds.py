@@ -27,7 +27,7 @@ def load_tfds(name: str, split: str, data_dir: str, *, memory_limit: int, shuffl
     try:
         info = builder.info.splits[split]
         size = info.num_examples
-    except (KeyError, ValueError, tfds.core.utils.error_utils.ReraisedError) as error:
+    except (KeyError, ValueError) as error:
         raise DataError(
             f"data.split or data.eval_split='{split}': {name} has {', '.join(builder.info.splits)} "
             f'(and parts of them, like {next(iter(builder.info.splits))}[:80%])'
@@ -40,7 +40,7 @@ def load_tfds(name: str, split: str, data_dir: str, *, memory_limit: int, shuffl
     is_class = 'label' in features and isinstance(features['label'], tfds.features.ClassLabel)
     class_names = tuple(features['label'].names) if is_class else ()
     full_name = f'{name}/{split}'
-    if info.num_bytes > memory_limit:
+    if _stored_bytes(builder, size) > memory_limit:
         content = Streamed(_streamed(builder, info, is_class, shuffle_buffer))
         return Examples(full_name, size, content, None, class_names)
     files, labels = _read_all(builder, split, is_class)
@@ -55,10 +55,17 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         raise DataError(f'data.name={name}: TensorFlow Datasets cannot load it: {first_line}') from error
     if not builder.info.splits:
         raise DataError(
-            f'data.name={name} is not prepared in {builder.data_path.parent}; set TFDS_DATA_DIR (or data.path) to '
-            f'the directory where it is, or prepare it: python -m tensorflow_datasets.scripts.cli.main build {name}'
+            f'data.name={name} is not prepared in {builder.data_path.parent}; set TFDS_DATA_DIR '
+            '(or data.path) to the directory where it is, or prepare it: '
+            f'python -m tensorflow_datasets.scripts.cli.main build {name}'
         )
     return builder
+
+
+def _stored_bytes(builder, size: int) -> float:
+    """Of `size` examples of mean length; TFDS reports 0 bytes for a part of a split."""
+    splits = builder.info.splits.values()
+    return size * sum(split.num_bytes for split in splits) / sum(split.num_examples for split in splits)
 
 
 def _read_all(builder, split: str, is_class: bool) -> tuple[list[bytes], np.ndarray]:
@@ -85,11 +92,11 @@ def _streamed(builder, info, is_class: bool, shuffle_buffer: int):
     if not all('.tfrecord' in str(instruction.filename) for instruction in instructions):
         raise DataError(
             f'{builder.info.full_name} is stored in another format than tfrecord, and larger than '
-            "data.memory_limit_gb; prepare it with --file_format=tfrecord, or raise the limit"
+            'data.memory_limit_gb; prepare it with --file_format=tfrecord, or raise the limit'
         )
     paths = np.array([str(instruction.filename) for instruction in instructions])
     skips = np.array([instruction.skip for instruction in instructions], np.int64)
-    takes = np.array([instruction.examples_in_shard for instruction in instructions], np.int64)
+    takes = np.array([instruction.take for instruction in instructions], np.int64)
     firsts = np.concatenate([[0], np.cumsum(takes)[:-1]]).astype(np.int64)
 
     def read_shard(shard):

@@ -1,0 +1,150 @@
+"""The work directory: whose it is, files that are whole or not there, metrics without a future."""
+
+import json
+import math
+
+import pytest
+from etils import epath
+
+from simclr_jax import workdir
+from simclr_jax.config import ConfigError, base_config, flatten
+from simclr_jax.log import Log, MetricsFile, read_metrics
+
+
+def changed_config(**fields):
+    """base_config() with other values, '__' for the dots of a field's name."""
+    config = base_config()
+    config.update_from_flattened_dict({name.replace('__', '.'): value for name, value in fields.items()})
+    return config
+
+
+def test_a_fresh_directory_is_made_and_remembers_its_configuration(tmp_path):
+    directory = tmp_path / 'runs' / 'first'
+    assert workdir.claim(str(directory), base_config(), allow_change=False) == []
+    assert flatten(workdir.read_config(str(directory))) == flatten(base_config())
+    assert [path.name for path in directory.iterdir()] == ['config.json']
+
+
+def test_the_same_configuration_may_come_again(tmp_path):
+    for config in (base_config(), base_config(), changed_config(log_every_steps=7, knn__k=(5,))):
+        assert workdir.claim(str(tmp_path), config, allow_change=False) == []
+    assert workdir.read_config(str(tmp_path)).log_every_steps == 7
+
+
+def test_another_configuration_is_refused_and_overwrites_nothing(tmp_path):
+    workdir.claim(str(tmp_path), base_config(), allow_change=False)
+    before = (tmp_path / 'config.json').read_bytes()
+    other = changed_config(loss__temperature=0.5, batch_size=512, log_every_steps=7)
+    with pytest.raises(ConfigError) as caught:
+        workdir.claim(str(tmp_path), other, allow_change=False)
+    message = str(caught.value)
+    assert 'loss.temperature: 0.1 -> 0.5' in message
+    assert 'batch_size: 4096 -> 512' in message
+    assert 'log_every_steps' not in message
+    assert '--allow-config-change' in message
+    assert (tmp_path / 'config.json').read_bytes() == before
+
+
+def test_another_configuration_is_accepted_where_allowed(tmp_path):
+    workdir.claim(str(tmp_path), base_config(), allow_change=False)
+    other = changed_config(loss__temperature=0.5)
+    assert workdir.claim(str(tmp_path), other, allow_change=True) == ['loss.temperature: 0.1 -> 0.5']
+    assert workdir.read_config(str(tmp_path)).loss.temperature == 0.5
+    assert workdir.claim(str(tmp_path), other, allow_change=False) == []
+
+
+@pytest.mark.parametrize(
+    'damage', [b'', b'{"seed": 0, "batch_', b'\xff\xfe\x00', b'[1, 2]', b'null', b'{"seed": 0}']
+)
+def test_a_damaged_configuration_is_told_and_left_alone(tmp_path, damage):
+    path = tmp_path / 'config.json'
+    path.write_bytes(damage)
+    with pytest.raises(ConfigError, match=r'config\.json is .*damaged.*choose another --workdir'):
+        workdir.claim(str(tmp_path), base_config(), allow_change=True)
+    assert path.read_bytes() == damage
+
+
+def test_a_directory_without_configuration_is_no_work_directory(tmp_path):
+    with pytest.raises(ConfigError, match=r'is no work directory.*simclr train'):
+        workdir.read_config(str(tmp_path / 'absent'))
+
+
+def test_places_that_cannot_be_used(tmp_path):
+    (tmp_path / 'file').write_text('')
+    (tmp_path / 'taken' / 'config.json').mkdir(parents=True)
+    for name in ('file', 'file/below', 'taken', 'n' * 300):
+        with pytest.raises(ConfigError, match=r'cannot be used: .*; choose another') as caught:
+            workdir.claim(str(tmp_path / name), base_config(), allow_change=False)
+        assert f'--workdir={tmp_path / name}' in str(caught.value)
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = epath.Path(tmp_path) / 'result.json'
+    workdir.write_result(str(tmp_path), {'step': 1})
+
+    def fill_the_disk(self, text):
+        with self.open('w') as file:
+            file.write(text[: len(text) // 2])
+        raise OSError(28, 'No space left on device')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(path), 'write_text', fill_the_disk)
+        with pytest.raises(OSError, match='No space'):
+            workdir.write_result(str(tmp_path), {'step': 2})
+    assert json.loads(path.read_text()) == {'step': 1}
+    workdir.write_result(str(tmp_path), {'step': 3})
+    assert json.loads(path.read_text()) == {'step': 3}
+    assert [file.name for file in path.parent.iterdir()] == ['result.json']
+
+
+def test_a_resumed_run_forgets_rows_after_its_checkpoint(tmp_path):
+    metrics = MetricsFile(str(tmp_path))
+    metrics.forget_after(0)  # nothing is there yet
+    for step in (10, 20, 20, 30, 40):
+        metrics.write(step, {'loss': step / 2})
+    with (tmp_path / 'metrics.jsonl').open('a') as file:
+        file.write('{"step": 50, "lo')
+    log = Log(str(tmp_path), total_steps=100)
+    log.resume(20)
+    log.scalars(21, {'loss': 1.0})
+    log.close()
+    rows = read_metrics(str(tmp_path / 'metrics.jsonl'))
+    assert rows == [
+        {'step': 10, 'loss': 5.0},
+        {'step': 20, 'loss': 10.0},
+        {'step': 20, 'loss': 10.0},
+        {'step': 21, 'loss': 1.0},
+    ]
+    assert [file.name for file in tmp_path.iterdir()] == ['metrics.jsonl']
+
+
+def test_a_last_line_cut_short_is_dropped_though_no_row_is_too_new(tmp_path):
+    path = tmp_path / 'metrics.jsonl'
+    path.write_text('{"step": 10, "loss": 5.0}\n{"step": 1')
+    MetricsFile(str(tmp_path)).forget_after(1000)
+    assert path.read_text() == '{"step": 10, "loss": 5.0}\n'
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path):
+    MetricsFile(str(tmp_path)).write(3, {'loss': math.nan, 'rank': math.inf, 'std': 1 / 3})
+
+    def refuse(constant):
+        raise AssertionError(f'{constant} is not JSON')
+
+    text = (tmp_path / 'metrics.jsonl').read_text()
+    row = json.loads(text, parse_constant=refuse)
+    assert text.endswith('\n')
+    assert row['loss'] is None
+    assert row['rank'] is None
+    # Seven significant digits are what a float32 holds.
+    assert row['std'] == pytest.approx(1 / 3, rel=1e-6)
+
+
+def test_a_log_without_work_directory_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    log = Log(None, total_steps=100)
+    log.resume(0)
+    log.progress(10, {'contrast_loss': 2.0, 'unknown': 1.0}, seconds_left=61.0)
+    log.close()
+    assert capsys.readouterr().out == 'step 10/100  loss 2.0000  left 0:01:01\n'
+    assert list(tmp_path.iterdir()) == []
