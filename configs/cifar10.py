@@ -37,10 +37,17 @@ def get_config(arg: str = 'r18') -> ConfigDict:
     config.batch_size = 512
     if arg == 'cpu':
         config.model.width = 0.25
-        config.batch_size = 256
-        config.train_epochs = 3.0
-        config.warmup_epochs = 0.2
+        # Two passes over the data are many small steps with Adam; LARS is for large batches and long runs.
+        config.batch_size = 128
+        config.train_epochs = 2.0
+        config.warmup_epochs = 0.1
+        config.loss.temperature = 0.2
+        config.optimizer.name = 'adam'
+        config.optimizer.learning_rate = 1e-3
+        config.optimizer.scaling = 'none'
+        config.optimizer.weight_decay = 1e-6
         config.knn.every_epochs = 1.0
+        config.knn.bank_images = 10000
         config.checkpoint_every_epochs = 0.5
-        config.log_every_steps = 20
+        config.log_every_steps = 50
     return config

@@ -165,9 +165,7 @@ def _run_file(spec: str, path: str, argument: str) -> ConfigDict:
         message = re.sub(r'( Other fields present: "\{.*\}")?(\\n|\n)', ' ', str(error))
         raise ConfigError([f'--config={spec}{where}: {type(error).__name__}: {message}']) from error
     if not isinstance(config, ConfigDict):
-        raise ConfigError(
-            [f'--config={spec}: get_config returned {config!r:.40}; it must return a base_config()']
-        )
+        raise ConfigError([f'--config={spec}: get_config returned {config!r:.40}; it must return a base_config()'])
     return config.lock()
 
 

@@ -125,9 +125,7 @@ def _score(config, name: str, protocol: str, count: int | None, bank: Features, 
     values = []
     for draw in range(1 if count is None else FEW_LABEL_DRAWS):
         chosen = slice(None) if count is None else balanced_subset(bank.labels, per_class=count, seed=draw)
-        values.append(
-            accuracy(config, bank.values[chosen], bank.labels[chosen], queries, num_classes, count)
-        )
+        values.append(accuracy(config, bank.values[chosen], bank.labels[chosen], queries, num_classes, count))
     return Score(name, protocol, count, float(np.mean(values)), float(np.std(values)))
 
 
@@ -150,9 +148,7 @@ def _linear(config, features, labels, queries: Features, num_classes: int, count
         weights = logistic.fit(features, labels, num_classes, L2_OF_FEW)
     else:
         fitted, held_out = train_validation_split(labels, VALIDATION_SHARE, seed=config.seed)
-        path = logistic.fit_path(
-            features[fitted], labels[fitted], features[held_out], labels[held_out], num_classes
-        )
+        path = logistic.fit_path(features[fitted], labels[fitted], features[held_out], labels[held_out], num_classes)
         weights = path.weights
     return logistic.accuracy(weights, queries.values, queries.labels)
 

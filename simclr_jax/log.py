@@ -28,9 +28,7 @@ class MetricsFile:
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Appends a row; numbers that are not finite become null."""
-        row = {
-            name: float(f'{value:.7g}') if math.isfinite(value) else None for name, value in scalars.items()
-        }
+        row = {name: float(f'{value:.7g}') if math.isfinite(value) else None for name, value in scalars.items()}
         with self._path.open('a') as file:
             file.write(json.dumps({'step': step, **row}) + '\n')
 

@@ -154,9 +154,7 @@ def margin_triplet(
     return _global_means(loss, _contrast_metrics(similarities.candidates, similarities), axis_name)
 
 
-def softmax_cross_entropy(
-    logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None
-) -> jax.Array:
+def softmax_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     """Weighted mean cross-entropy of integer labels, in nats.
 
     Args:
@@ -197,9 +195,7 @@ class _Similarities(NamedTuple):
 
 def _similarities(z: jax.Array, normalize: bool, axis_name: str | None) -> _Similarities:
     if z.ndim != 3 or z.shape[1] < 2:
-        raise ValueError(
-            f'z has shape {z.shape}; it must be [images, views, dimensions] with at least two views'
-        )
+        raise ValueError(f'z has shape {z.shape}; it must be [images, views, dimensions] with at least two views')
     images, views, dimensions = z.shape
     z = l2_normalize(z) if normalize else _full_precision(z)
     # [images, views] -> [images * views] keeps a view on the device of its image.
@@ -209,9 +205,7 @@ def _similarities(z: jax.Array, normalize: bool, axis_name: str | None) -> _Simi
         everything = jax.lax.all_gather(anchors, axis_name, tiled=True)
         first_image = jax.lax.axis_index(axis_name) * images
     # View v against view v + 1, v + 2, ... (cyclic): each ordered pair once, without a product.
-    positives = jnp.stack(
-        [jnp.sum(z * jnp.roll(z, -shift, axis=1), axis=-1) for shift in range(1, views)], axis=-1
-    )
+    positives = jnp.stack([jnp.sum(z * jnp.roll(z, -shift, axis=1), axis=-1) for shift in range(1, views)], axis=-1)
     row = first_image * views + jnp.arange(images * views, dtype=jnp.int32)
     return _Similarities(
         positives=positives.reshape(images * views, views - 1),

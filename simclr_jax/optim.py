@@ -117,9 +117,7 @@ def _kernels_outside_probe(params):
 
 
 def _all_but_batch_norms(params):
-    return _mask(
-        lambda path: not any(name.startswith('bn') or name.endswith('bn') for name in path[:-1]), params
-    )
+    return _mask(lambda path: not any(name.startswith('bn') or name.endswith('bn') for name in path[:-1]), params)
 
 
 def _mask(condition, params):

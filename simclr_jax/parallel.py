@@ -31,8 +31,7 @@ def check_batch_size(batch_size: int, num_devices: int) -> list[str]:
     below = batch_size // num_devices * num_devices
     nearest = [size for size in (below, below + num_devices) if size > 1]
     return [
-        f'batch_size={batch_size} does not divide by {num_devices} devices; '
-        f'nearest: {", ".join(map(str, nearest))}'
+        f'batch_size={batch_size} does not divide by {num_devices} devices; nearest: {", ".join(map(str, nearest))}'
     ]
 
 

@@ -14,7 +14,7 @@ from simclr_jax.augment.policy import OPERATIONS, Policy, make_policy
 from simclr_jax.checkpoints import Checkpoints, abstract
 from simclr_jax.config import ConfigError
 from simclr_jax.data.sources import align_classes, load_examples
-from simclr_jax.data.spec import Batch, DataError, Examples
+from simclr_jax.data.spec import Batch, Examples
 from simclr_jax.evaluators.features import extract
 from simclr_jax.evaluators.knn import knn_accuracy
 from simclr_jax.log import Log

@@ -46,9 +46,7 @@ def claim(workdir: str, config: ConfigDict, *, allow_change: bool) -> list[str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, configuration.to_json(config))
     except OSError as error:
-        raise ConfigError(
-            [f'--workdir={workdir} cannot be used: {error.strerror or error}; choose another']
-        ) from error
+        raise ConfigError([f'--workdir={workdir} cannot be used: {error.strerror or error}; choose another']) from error
     return changed
 
 

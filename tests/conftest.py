@@ -1,12 +1,20 @@
 """What every test shares: eight virtual CPU devices, strict dtypes, and where the reference's numbers lie."""
 
+import atexit
 import json
 import os
 import pathlib
+import shutil
+import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+# Programs compiled once a session, for the processes that tests start as well.
+COMPILED = tempfile.mkdtemp(prefix='simclr-compiled-')
+atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+os.environ['JAX_COMPILATION_CACHE_DIR'] = COMPILED
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
 
 import jax
 import numpy as np

@@ -390,9 +390,7 @@ def test_crop_boxes_have_the_references_statistics(statistics, number):
     expected = statistics['crop_boxes'][number]
     height, width = expected['image']
     dataset = tf.data.Dataset.range(10_000).map(
-        lambda index: host.sample_crop_box(
-            tf.constant([height, width, 3]), tf.stack([index, 5]), policy.RandomCrop()
-        )
+        lambda index: host.sample_crop_box(tf.constant([height, width, 3]), tf.stack([index, 5]), policy.RandomCrop())
     )
     boxes = np.concatenate(list(dataset.batch(1000).as_numpy_iterator()))
     actual = crop_quantities(boxes, height, width)

@@ -149,9 +149,7 @@ def test_wrong_choices_of_an_evaluation(mistake, tmp_path, option, words):
 
 
 def test_all_wrong_choices_of_an_evaluation_at_once(mistake, tmp_path):
-    told = mistake(
-        'evaluate', f'--workdir={tmp_path}', '--protocols=svm', '--labels=few', '--baselines=random'
-    )
+    told = mistake('evaluate', f'--workdir={tmp_path}', '--protocols=svm', '--labels=few', '--baselines=random')
     assert len(told.splitlines()) == 3
 
 

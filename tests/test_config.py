@@ -283,9 +283,7 @@ def test_json_keeps_every_value_and_its_type(spec):
     config = load(spec)
     again = configuration.from_json(configuration.to_json(config))
     assert flatten(again) == flatten(config)
-    assert [type(value) for value in flatten(again).values()] == [
-        type(value) for value in flatten(config).values()
-    ]
+    assert [type(value) for value in flatten(again).values()] == [type(value) for value in flatten(config).values()]
     assert isinstance(again.augment.crop.area, tuple)
     assert again.is_locked
 

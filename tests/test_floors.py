@@ -103,9 +103,7 @@ for module in sys.argv[2:]:
 """
 
 
-@pytest.mark.parametrize(
-    'blocked', ['tensorflow,tensorflow_datasets', 'matplotlib,sklearn,clu,tensorboard,torch']
-)
+@pytest.mark.parametrize('blocked', ['tensorflow,tensorflow_datasets', 'matplotlib,sklearn,clu,tensorboard,torch'])
 def test_all_else_imports_without(blocked):
     modules = [f'simclr_jax.{name}' for name in SOURCES if name not in TENSORFLOW_DOOR | {'', '__main__'}]
     done = subprocess.run(

@@ -64,9 +64,7 @@ def test_high_temperature_is_the_majority_vote_of_scikit_learn():
     predicted = knn_predict(bank, bank_labels, queries, k=[15], num_classes=NUM_CLASSES, temperature=1e3)[15]
     untied = np.sort(votes, axis=1)[:, -1] > np.sort(votes, axis=1)[:, -2]
     np.testing.assert_array_equal(predicted[untied], votes.argmax(axis=1)[untied])
-    accuracy = knn_accuracy(
-        bank, bank_labels, queries, query_labels, k=[15], num_classes=NUM_CLASSES, temperature=1e3
-    )
+    accuracy = knn_accuracy(bank, bank_labels, queries, query_labels, k=[15], num_classes=NUM_CLASSES, temperature=1e3)
     assert accuracy[15] == np.mean(predicted == query_labels)
 
 

@@ -57,9 +57,9 @@ def test_optimum_is_that_of_scikit_learn(name, l2, request):
     smallest = double_objective(reference.coef_.T, reference.intercept_, features[train], labels[train], l2)
     # The stopping rule aims at 1e-6; 1e-4 is what a comparison of protocols needs.
     assert abs(found / smallest - 1) < 1e-4
-    assert abs(
-        accuracy(weights, features[test], labels[test]) - reference.score(features[test], labels[test])
-    ) <= (1e-3)
+    assert abs(accuracy(weights, features[test], labels[test]) - reference.score(features[test], labels[test])) <= (
+        1e-3
+    )
 
 
 def test_separated_classes_reach_the_optimum_of_weak_regularisation(digits):
@@ -78,9 +78,7 @@ def test_objective_is_the_cross_entropy_and_the_penalty(digits):
     weights = Weights(jnp.asarray(kernel), jnp.linspace(-1, 1, 10))
     expected = double_objective(*weights, features, labels, 3.0)
     # A sum of 50 float32 terms.
-    np.testing.assert_allclose(
-        objective(weights, features, labels.astype(np.int32), 3.0), expected, rtol=1e-5
-    )
+    np.testing.assert_allclose(objective(weights, features, labels.astype(np.int32), 3.0), expected, rtol=1e-5)
 
 
 def test_bias_is_not_regularised():
@@ -150,9 +148,9 @@ def test_path_goes_from_strong_to_weak_and_its_solutions_are_those_of_single_fit
         double_objective(refitted.coef_.T, refitted.intercept_, features[:400], labels[:400], path.l2),
         rtol=1e-4,
     )
-    assert abs(
-        accuracy(path.weights, features[test], labels[test]) - refitted.score(features[test], labels[test])
-    ) <= (1e-3)
+    assert abs(accuracy(path.weights, features[test], labels[test]) - refitted.score(features[test], labels[test])) <= (
+        1e-3
+    )
 
 
 def test_ties_choose_the_strongest_regularisation_and_one_program_serves_all():

@@ -28,9 +28,7 @@ each_loss = pytest.mark.parametrize('name', LOSSES)
 def random_views(images, views, dimensions, seed=0):
     """Views that resemble each other, [images, views, dimensions] float32."""
     generator = np.random.default_rng(seed)
-    z = generator.standard_normal((images, 1, dimensions)) + generator.standard_normal(
-        (images, views, dimensions)
-    )
+    z = generator.standard_normal((images, 1, dimensions)) + generator.standard_normal((images, views, dimensions))
     return z.astype(np.float32)
 
 
@@ -249,9 +247,7 @@ def test_supervised_means_leave_out_what_has_no_label_or_no_weight():
         np.average(cross_entropy, weights=kept),
         rtol=1e-6,
     )
-    np.testing.assert_allclose(
-        losses.accuracy(logits, labels, weights), np.average(correct, weights=kept), rtol=1e-6
-    )
+    np.testing.assert_allclose(losses.accuracy(logits, labels, weights), np.average(correct, weights=kept), rtol=1e-6)
     np.testing.assert_allclose(
         losses.softmax_cross_entropy(logits, labels), cross_entropy[labels >= 0].mean(), rtol=1e-6
     )

@@ -42,9 +42,7 @@ def test_uniformity_is_the_log_mean_potential_of_different_rows(z):
     distances = np.sum((rows[:, None] - rows) ** 2, axis=-1)
     different = ~np.eye(len(rows), dtype=bool)
     # Float32 products of unit rows are good to 1e-7, the potential and its logarithm to a few times that.
-    np.testing.assert_allclose(
-        measures.uniformity(z), np.log(np.exp(-2 * distances[different]).mean()), rtol=1e-6
-    )
+    np.testing.assert_allclose(measures.uniformity(z), np.log(np.exp(-2 * distances[different]).mean()), rtol=1e-6)
 
 
 def test_standard_deviation_is_that_of_unit_rows(z):

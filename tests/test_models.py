@@ -17,9 +17,7 @@ from simclr_jax.models.simclr import SimCLR
 
 def shapes_of(model, image_shape=(1, 32, 32, 3)):
     """Shapes of all variables, by path."""
-    initial = jax.eval_shape(
-        lambda key: model.init(key, jnp.zeros(image_shape), train=False), jax.random.key(0)
-    )
+    initial = jax.eval_shape(lambda key: model.init(key, jnp.zeros(image_shape), train=False), jax.random.key(0))
     return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(initial).items()}
 
 
@@ -75,9 +73,7 @@ def test_parameter_counts_of_the_paper(depth, width, sk_ratio, millions):
     assert round(parameter_count(model) / 1e6) == millions
 
 
-@pytest.mark.parametrize(
-    'depth, width, features', [(18, 0.25, 128), (18, 0.001, 1), (50, 0.3, 612), (50, 3, 6144)]
-)
+@pytest.mark.parametrize('depth, width, features', [(18, 0.25, 128), (18, 0.001, 1), (50, 0.3, 612), (50, 3, 6144)])
 def test_representation_width(depth, width, features):
     model = ResNet(depth, width=width)
     h, _ = jax.eval_shape(
@@ -198,9 +194,7 @@ def test_encode_needs_only_the_encoder(small):
 
 def test_bfloat16_stays_close_and_leaves_float32(small):
     model, variables, images = small
-    half = SimCLR(
-        model.encoder.copy(dtype=jnp.bfloat16), model.head.copy(dtype=jnp.bfloat16), 5, dtype=jnp.bfloat16
-    )
+    half = SimCLR(model.encoder.copy(dtype=jnp.bfloat16), model.head.copy(dtype=jnp.bfloat16), 5, dtype=jnp.bfloat16)
     expected = jax.jit(lambda v: model.apply(v, images, train=False))(variables)
     rounded, moved = jax.jit(lambda v: half.apply(v, images, train=False, mutable=['batch_stats']))(variables)
     for name in ('representation', 'projection', 'logits'):
@@ -227,15 +221,11 @@ def test_bfloat16_reaches_every_stage(sk_ratio, se_ratio):
 def test_float64_parameters_are_not_rounded(small, x64):
     model, variables, images = small
     double = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
-    outputs, moved = jax.eval_shape(
-        lambda v: model.apply(v, images, train=True, mutable=['batch_stats']), double
-    )
+    outputs, moved = jax.eval_shape(lambda v: model.apply(v, images, train=True, mutable=['batch_stats']), double)
     assert {leaf.dtype for leaf in jax.tree.leaves((outputs, moved))} == {jnp.dtype('float64')}
 
 
-@pytest.mark.parametrize(
-    'bottleneck, sk_ratio, se_ratio', [(False, 0, 0), (True, 0.0625, 0), (True, 0, 0.25)]
-)
+@pytest.mark.parametrize('bottleneck, sk_ratio, se_ratio', [(False, 0, 0), (True, 0.0625, 0), (True, 0, 0.25)])
 def test_blocks_start_as_their_shortcuts(bottleneck, sk_ratio, se_ratio):
     block = ResidualBlock(
         filters=4,

@@ -104,9 +104,7 @@ def test_lars_steps_have_the_size_of_the_weights_except_in_the_probe():
     updates, _ = tx.update(jax.tree.map(lambda p: 30 * p, params), tx.init(params), params)
     for path, update in flatten_dict(updates, sep='/').items():
         adapted = path.endswith('kernel') and not path.startswith('probe')
-        np.testing.assert_allclose(
-            update, -0.001 * 0.5 * 2 if adapted else -0.5 * 60, rtol=1e-6, err_msg=path
-        )
+        np.testing.assert_allclose(update, -0.001 * 0.5 * 2 if adapted else -0.5 * 60, rtol=1e-6, err_msg=path)
 
 
 def test_moments_can_be_donated_apart():
@@ -125,9 +123,7 @@ def test_unknown_optimizer_is_named():
 
 def schedules(oracle):
     for case in oracle('schedule').info['cases']:
-        schedule = optim.warmup_cosine(
-            case['scaled_learning_rate'], case['total_steps'], case['warmup_steps']
-        )
+        schedule = optim.warmup_cosine(case['scaled_learning_rate'], case['total_steps'], case['warmup_steps'])
         yield case, schedule, np.array(case['steps'], np.int32), np.array(case['learning_rates'], np.float32)
 
 

@@ -215,9 +215,7 @@ def test_evaluation_sees_every_image_once_in_order(examples, kind, size, view_si
         assert_contract(batch, rows=4, views=1, size=view_size)
     padding = np.arange(4 * len(batches)) >= size
     np.testing.assert_array_equal(column(batches, 'mask'), ~padding)
-    np.testing.assert_array_equal(
-        column(batches, 'index'), np.where(padding, -1, np.arange(4 * len(batches)))
-    )
+    np.testing.assert_array_equal(column(batches, 'index'), np.where(padding, -1, np.arange(4 * len(batches))))
     np.testing.assert_array_equal(column(batches, 'label')[padding], -1)
     np.testing.assert_array_equal(column(batches, 'label')[:size], LABELS[:size])
     expected = np.stack([host.center_crop(tf.constant(image), view_size) for image in IMAGES[:size]])

@@ -47,9 +47,7 @@ def test_describing_the_defaults_changes_nothing():
 
 
 def test_one_branch_policy_of_figure_5():
-    one_branch = policy.make_policy(
-        32, shared='crop', views=('', 'blur sobel'), parameters={'blur': {'p': 1.0}}
-    )
+    one_branch = policy.make_policy(32, shared='crop', views=('', 'blur sobel'), parameters={'blur': {'p': 1.0}})
     assert one_branch.shared == (policy.RandomCrop(),)
     assert one_branch.views == ((), (policy.Blur(p=1.0), policy.Sobel()))
 

@@ -135,9 +135,7 @@ def test_npz_of_each_split_stands_for_itself(tmp_path):
 
 
 def test_npz_in_one_file_has_no_second_split(npz):
-    with pytest.raises(
-        DataError, match=r"holds no split 'test'; write \{split\} .* or set data.eval_split=''"
-    ):
+    with pytest.raises(DataError, match=r"holds no split 'test'; write \{split\} .* or set data.eval_split=''"):
         arrays.load_npz(npz(image=COLOR), 'test')
 
 

@@ -31,9 +31,7 @@ def test_seed_decides_and_other_classes_do_not():
     indices = balanced_subset(LABELS, per_class=4, seed=5)
     assert set(indices) != set(balanced_subset(LABELS, per_class=4, seed=6))
     without_last = np.where(LABELS == 2, -1, LABELS)
-    np.testing.assert_array_equal(
-        balanced_subset(without_last, per_class=4, seed=5), indices[LABELS[indices] != 2]
-    )
+    np.testing.assert_array_equal(balanced_subset(without_last, per_class=4, seed=5), indices[LABELS[indices] != 2])
 
 
 @pytest.mark.parametrize('fraction, per_class', [(1e-9, 1), (0.1, 2), (0.3, 7)])
@@ -61,9 +59,7 @@ def test_subset_mistakes_are_named(settings, message):
         balanced_subset(LABELS, seed=0, **settings)
 
 
-@pytest.mark.parametrize(
-    'labels', [np.array([-1, -1]), np.array([0, -2]), np.array([0.0, 1.0]), np.eye(2, dtype=int)]
-)
+@pytest.mark.parametrize('labels', [np.array([-1, -1]), np.array([0, -2]), np.array([0.0, 1.0]), np.eye(2, dtype=int)])
 def test_labels_must_be_classes(labels):
     with pytest.raises(ValueError, match='labels'):
         balanced_subset(labels, per_class=1, seed=0)

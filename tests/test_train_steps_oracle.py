@@ -43,9 +43,7 @@ def run_steps(oracle):
         lengths.warmup_steps(theirs['num_examples'], theirs['warmup_epochs'], batch_size),
     )
     tx = optim.make_optimizer('lars', schedule, weight_decay=theirs['weight_decay'])
-    shapes = dict(
-        zip(oracle.info['variable_order'], variable_shapes(task, oracle.info['variable_order']), strict=True)
-    )
+    shapes = dict(zip(oracle.info['variable_order'], variable_shapes(task, oracle.info['variable_order']), strict=True))
     variables = reference_variables([{'name': name, 'shape': shape} for name, shape in shapes.items()])
     variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), variables)
     state = TrainState(jnp.zeros((), jnp.int32), **variables, opt_state=tx.init(variables['params']))

@@ -287,9 +287,7 @@ def _change(image: tf.Tensor, operation: Operation, draws: list[tf.Tensor], seed
             return rotate(image, tf.cast(4.0 * draws[0], tf.int32))
         case Noise():
             # Folded: the very seed of the uniforms would tie the noise to its own standard deviation.
-            normal = tf.random.stateless_normal(
-                tf.shape(image), tf.random.experimental.stateless_fold_in(seed, 1)
-            )
+            normal = tf.random.stateless_normal(tf.shape(image), tf.random.experimental.stateless_fold_in(seed, 1))
             return image + _between(*operation.std, draws[0]) * normal
         case Sobel():
             return sobel(image)

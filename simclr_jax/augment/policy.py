@@ -253,9 +253,7 @@ def _hashable(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def check(
-    size: int, shared: str, views: Sequence[str], parameters: Mapping[str, Mapping[str, Any]]
-) -> list[str]:
+def check(size: int, shared: str, views: Sequence[str], parameters: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Everything that is wrong with a policy's description; arguments as for `make_policy`.
 
     Returns:

@@ -14,9 +14,7 @@ SUMMARY = 'measure a trained encoder'
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's options."""
     parser.add_argument('--workdir', required=True, metavar='DIR', help='of a `simclr train`')
-    parser.add_argument(
-        '--protocols', default='knn,linear', metavar='LIST', help='knn, linear (default: both)'
-    )
+    parser.add_argument('--protocols', default='knn,linear', metavar='LIST', help='knn, linear (default: both)')
     parser.add_argument(
         '--labels',
         default='all',

@@ -55,8 +55,7 @@ def _read_arrays(path: str) -> dict[str, np.ndarray]:
             return {name: file[name] for name in file.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
-            f'{path} is no .npz file of plain arrays: {error}; '
-            'write one with numpy.savez(path, image=..., label=...)'
+            f'{path} is no .npz file of plain arrays: {error}; write one with numpy.savez(path, image=..., label=...)'
         ) from error
 
 
@@ -69,9 +68,7 @@ def _cut(jpeg: np.ndarray, offset: np.ndarray, path: str) -> list[bytes]:
         )
     bounds_fit = len(offset) > 0 and offset[0] == 0 and offset[-1] == len(jpeg)
     if not bounds_fit or np.any(offset[1:] <= offset[:-1]):
-        raise DataError(
-            f"{path}: 'offset' is {offset}; must rise from 0 to the length of 'jpeg', {len(jpeg)}"
-        )
+        raise DataError(f"{path}: 'offset' is {offset}; must rise from 0 to the length of 'jpeg', {len(jpeg)}")
     data = jpeg.tobytes()
     return [data[start:end] for start, end in itertools.pairwise(offset)]
 

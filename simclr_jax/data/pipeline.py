@@ -187,9 +187,7 @@ def _read(positions: tf.data.Dataset, examples: Examples) -> tf.data.Dataset:
         return found.map(lambda index, image: row(first, candidates[0], index, image))
 
     if isinstance(examples.content, Files):
-        return positions.interleave(
-            read_file, cycle_length=16, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-        )
+        return positions.interleave(read_file, cycle_length=16, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return positions.map(read, num_parallel_calls=tf.data.AUTOTUNE)
 
 

@@ -105,9 +105,7 @@ def _streamed(builder, info, is_class: bool, shuffle_buffer: int):
         return records.enumerate(tf.gather(firsts, shard))
 
     def parse(index, record):
-        example = builder.info.features.deserialize_example(
-            record, decoders={'image': tfds.decode.SkipDecoding()}
-        )
+        example = builder.info.features.deserialize_example(record, decoders={'image': tfds.decode.SkipDecoding()})
         label = tf.cast(example['label'], tf.int32) if is_class else tf.constant(-1, tf.int32)
         return index, example['image'], label
 

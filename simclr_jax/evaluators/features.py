@@ -40,8 +40,9 @@ def extract(encode: Callable[[jax.Array], jax.Array], batches: Iterator[Batch], 
         features = encode(parallel.to_global({'images': batch['views'][:, 0]}, mesh)['images'])
         rows = (features, batch['label'], batch['index'], batch['mask'])
         if jax.process_count() > 1:
-            rows = multihost_utils.process_allgather(rows[0], tiled=True), *(
-                multihost_utils.process_allgather(part, tiled=True) for part in rows[1:]
+            rows = (
+                multihost_utils.process_allgather(rows[0], tiled=True),
+                *(multihost_utils.process_allgather(part, tiled=True) for part in rows[1:]),
             )
         features, label, position, mask = map(np.asarray, rows)
         is_image = mask > 0

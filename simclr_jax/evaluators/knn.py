@@ -147,9 +147,7 @@ def _merge(nearest, queries, members, labels, num_valid, *, group):
         best_groups = jnp.sort(best_groups, axis=1)
         found = jnp.take_along_axis(similarity, best_groups[:, None, :], axis=2).swapaxes(1, 2)
         candidates = jnp.concatenate([known_similarity, found.reshape(len(found), -1)], axis=1)
-        candidate_labels = jnp.concatenate(
-            [known_labels, labels[best_groups].reshape(len(found), -1)], axis=1
-        )
+        candidate_labels = jnp.concatenate([known_labels, labels[best_groups].reshape(len(found), -1)], axis=1)
         similarity, places = jax.lax.top_k(candidates, k)
         return similarity, jnp.take_along_axis(candidate_labels, places, axis=1)
 
@@ -220,8 +218,7 @@ def _check_settings(k, temperature, query_block, bank_block, bank_size):
         raise ValueError(f'k={list(k)} must name one or more numbers of neighbours, each at least 1')
     if max(k) > bank_size:
         raise ValueError(
-            f'k={max(k)} neighbours asked of a bank of {bank_size}: '
-            f'use k of at most {bank_size} or a larger bank'
+            f'k={max(k)} neighbours asked of a bank of {bank_size}: use k of at most {bank_size} or a larger bank'
         )
     if not temperature > 0:
         raise ValueError(f'temperature={temperature} must be positive; 0.07 is usual')

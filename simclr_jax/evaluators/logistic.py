@@ -138,9 +138,7 @@ def fit_path(
     Source: SimCLR, arXiv 2002.05709, appendix B.8.
     """
     train_features, train_labels = _as_examples('training', train_features, train_labels, num_classes)
-    held_features, held_labels = _as_examples(
-        'validation', validation_features, validation_labels, num_classes
-    )
+    held_features, held_labels = _as_examples('validation', validation_features, validation_labels, num_classes)
     if held_features.shape[1] != train_features.shape[1]:
         raise ValueError(
             f'training has {train_features.shape[1]} features and validation {held_features.shape[1]}: '
@@ -243,9 +241,7 @@ def _descend(features, labels, weights, l2, initial, max_iterations, tolerance):
     def iterate(carry):
         unknowns, state, iteration, _ = carry
         value, grad = value_and_grad(unknowns, state=state)
-        updates, state = optimizer.update(
-            grad, state, unknowns, value=value, grad=grad, value_fn=scaled_objective
-        )
+        updates, state = optimizer.update(grad, state, unknowns, value=value, grad=grad, value_fn=scaled_objective)
         unknowns = optax.apply_updates(unknowns, updates)
         value, grad = optax.tree.get(state, 'value'), optax.tree.get(state, 'grad')
         return unknowns, state, iteration + 1, optax.tree.norm(grad, squared=True) / value
@@ -268,9 +264,7 @@ def _curvature_scale(classifier, features, weights, l2):
 
 
 def _zeros(num_features, num_classes):
-    return Weights(
-        jnp.zeros((num_features, num_classes), jnp.float32), jnp.zeros((num_classes,), jnp.float32)
-    )
+    return Weights(jnp.zeros((num_features, num_classes), jnp.float32), jnp.zeros((num_classes,), jnp.float32))
 
 
 def _as_examples(name, features, labels, num_classes):

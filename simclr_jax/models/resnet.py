@@ -152,9 +152,7 @@ class ResidualBlock(nn.Module):
         x = conv(self.filters, 1, name='conv1', dtype=self.dtype)(x)
         x = nn.relu(BatchNorm(name='bn1')(x, train=train))
         if self.sk_ratio > 0:
-            x = SelectiveKernel(self.filters, self.strides, self.sk_ratio, self.dtype, name='sk')(
-                x, train=train
-            )
+            x = SelectiveKernel(self.filters, self.strides, self.sk_ratio, self.dtype, name='sk')(x, train=train)
         else:
             x = conv(self.filters, 3, self.strides, name='conv2', dtype=self.dtype)(x)
             x = nn.relu(BatchNorm(name='bn2')(x, train=train))
@@ -284,8 +282,6 @@ class ResNet(nn.Module):
 
 def _check_images(x: jax.Array) -> None:
     if x.ndim != 4:
-        raise ValueError(
-            f'images of shape {x.shape} are not [N, H, W, C]; reshape views [B, V, H, W, C] to [B*V, ...]'
-        )
+        raise ValueError(f'images of shape {x.shape} are not [N, H, W, C]; reshape views [B, V, H, W, C] to [B*V, ...]')
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f'images of dtype {x.dtype} are not floats in [0, 1]; divide bytes by 255')

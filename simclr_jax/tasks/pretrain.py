@@ -127,9 +127,7 @@ def make_task(config: ConfigDict, num_classes: int, mesh: Mesh) -> Pretrain:
     if loss.name == 'nt_xent':
         contrast = functools.partial(losses.nt_xent, temperature=loss.temperature)
     elif loss.name == 'nt_logistic':
-        contrast = functools.partial(
-            losses.nt_logistic, temperature=loss.temperature, semi_hard=loss.semi_hard
-        )
+        contrast = functools.partial(losses.nt_logistic, temperature=loss.temperature, semi_hard=loss.semi_hard)
     else:
         contrast = functools.partial(losses.margin_triplet, margin=loss.margin, semi_hard=loss.semi_hard)
     return Pretrain(

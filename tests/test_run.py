@@ -1,0 +1,318 @@
+"""Whole runs through the command line, on real images: training, resuming, refusing, evaluating."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import REPOSITORY, SHARED
+from PIL import Image
+from tensorboard.backend.event_processing import event_accumulator
+
+from simclr_jax import parallel
+from simclr_jax.checkpoints import Checkpoints
+from simclr_jax.cli.main import main
+
+DIGITS = [
+    f'--config={REPOSITORY}/configs/digits.py',
+    '--config.model.width=0.125',
+    '--config.data.image_size=8',
+    '--config.batch_size=64',
+    '--config.train_steps=12',
+    '--config.warmup_epochs=0.2',
+    '--config.log_every_steps=4',
+    '--config.checkpoint_every_steps=4',
+    '--config.checkpoint_keep=2',
+    '--config.knn.every_epochs=0.4',
+]
+
+
+def train(workdir, *options, base=DIGITS):
+    return main(['train', *base, f'--workdir={workdir}', *options])
+
+
+def rows_of(workdir):
+    return [json.loads(line) for line in (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines()]
+
+
+def model_of(workdir):
+    checkpoints = Checkpoints(str(workdir))
+    model, step = checkpoints.restore_model(parallel.make_mesh(jax.devices()[:1]))
+    checkpoints.close()
+    return jax.device_get(model), step
+
+
+def assert_same_bits(found, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.view(np.uint8), b.view(np.uint8)), found, expected)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """A finished run; tests leave it as it is."""
+    workdir = tmp_path_factory.mktemp('runs') / 'digits'
+    assert train(workdir) == 0
+    return workdir
+
+
+class TestFinishedRun:
+    def test_metrics_say_what_happened(self, finished):
+        training = [row for row in rows_of(finished) if 'loss' in row]
+        assert [row['step'] for row in training] == [4, 8, 12]
+        names = {
+            'contrast_loss', 'contrast_accuracy', 'contrast_entropy', 'alignment', 'uniformity', 'effective_rank',
+            'z_std', 'probe_loss', 'probe_accuracy', 'learning_rate', 'images_per_second', 'data_wait_seconds',
+            'memory_gib', 'gradient_norm', 'epoch',
+        }  # fmt: skip
+        for row in training:
+            assert names <= row.keys()
+            assert all(np.isfinite(row[name]) for name in names)
+        assert training[0]['loss'] > training[-1]['loss']
+
+    def test_the_learning_rate_is_the_schedule_of_the_update(self, finished):
+        # Two updates of warm-up to 1.0 * 64 / 256, then a cosine over ten, METHOD's formulas.
+        peak = 0.25 * json.loads((finished / 'config.json').read_text())['optimizer']['learning_rate']
+        warmup = int(0.2 * 1437 // 64)
+        for row in rows_of(finished):
+            if 'learning_rate' in row:
+                progress = (row['step'] - 1 - warmup) / (12 - warmup)
+                expected = peak * 0.5 * (1 + np.cos(np.pi * progress))
+                np.testing.assert_allclose(row['learning_rate'], expected, rtol=1e-6)
+
+    def test_online_knn(self, finished):
+        evaluated = [row for row in rows_of(finished) if 'knn_top1_k20' in row]
+        assert [row['step'] for row in evaluated] == [9, 12]
+        assert all(0.1 < row['knn_top1_k20'] <= 1 for row in evaluated)
+
+    def test_the_newest_checkpoints_stay(self, finished):
+        assert sorted(path.name for path in (finished / 'checkpoints').iterdir()) == ['12', '8']
+
+    def test_tensorboard_has_scalars_and_views(self, finished):
+        events = event_accumulator.EventAccumulator(str(finished / 'tensorboard'), {'tensors': 0})
+        events.Reload()
+        assert {'views', 'contrast_loss'} <= set(events.Tags()['tensors'])
+
+    def test_again_is_nothing_to_do(self, finished, capsys):
+        before = (finished / 'metrics.jsonl').read_text()
+        assert train(finished) == 0
+        assert 'Step 12 of 12 is reached already' in capsys.readouterr().out
+        assert (finished / 'metrics.jsonl').read_text() == before
+
+    def test_another_configuration_is_refused(self, finished, capsys):
+        assert train(finished, '--config.loss.temperature=0.7', '--config.seed=3') == 2
+        message = capsys.readouterr().err
+        assert 'loss.temperature: ' in message
+        assert '-> 0.7' in message
+        assert 'seed: 0 -> 3' in message
+        assert '--allow-config-change' in message
+
+    def test_what_changes_no_parameter_may_change(self, finished):
+        assert train(finished, '--config.log_every_steps=5', '--config.knn.k=7') == 0
+
+
+class TestEvaluate:
+    @pytest.fixture(scope='class')
+    def evaluated(self, finished):
+        arguments = ['--protocols=knn,linear', '--labels=1,10,all', '--baselines=pixels,untrained']
+        assert main(['evaluate', f'--workdir={finished}', *arguments]) == 0
+        return finished
+
+    def test_the_result_has_every_cell(self, evaluated):
+        result = json.loads((evaluated / 'result.json').read_text())
+        assert result['step'] == 12
+        assert {(s['features'], s['protocol'], s['labels_per_class']) for s in result['scores']} == {
+            (features, protocol, labels)
+            for features in ('pixels', 'untrained', 'simclr')
+            for protocol in ('knn', 'linear')
+            for labels in (1, 10, None)
+        }
+        assert all(0 <= score['top1'] <= 1 for score in result['scores'])
+        ours = {
+            s['protocol']: s['top1']
+            for s in result['scores']
+            if s['features'] == 'simclr' and not s['labels_per_class']
+        }
+        assert (result['knn_top1'], result['linear_top1']) == (ours['knn'], ours['linear'])
+
+    def test_raw_pixels_are_what_scikit_learn_makes_of_them(self, evaluated):
+        from sklearn import datasets, neighbors
+
+        digits = datasets.load_digits()
+        is_test = np.arange(len(digits.target)) % 5 == 0
+        pixels = digits.images.reshape(len(digits.target), -1)
+        pixels /= np.linalg.norm(pixels, axis=1, keepdims=True)
+        # Cosine similarity s of unit vectors at distance d: s = 1 - d^2 / 2; weights exp(s / 0.07).
+        classifier = neighbors.KNeighborsClassifier(20, weights=lambda d: np.exp((1 - d**2 / 2) / 0.07))
+        expected = classifier.fit(pixels[~is_test], digits.target[~is_test]).score(
+            pixels[is_test], digits.target[is_test]
+        )
+        scores = json.loads((evaluated / 'result.json').read_text())['scores']
+        found = next(
+            s['top1']
+            for s in scores
+            if (s['features'], s['protocol'], s['labels_per_class']) == ('pixels', 'knn', None)
+        )
+        # Pixels are rounded to eight bits here: at most a few of 360 digits may fall to the other side.
+        assert abs(found - expected) <= 3 / 360
+
+    def test_table_and_picture(self, evaluated):
+        table = (evaluated / 'results.md').read_text()
+        assert '| raw pixels' in table
+        assert 'linear, 10 a class' in table
+        with Image.open(evaluated / 'report' / 'summary.png') as picture:
+            assert picture.width > 800
+
+
+class TestMistakes:
+    def test_a_batch_larger_than_the_data(self, tmp_path, capsys):
+        assert train(tmp_path / 'run', '--config.batch_size=2048') == 2
+        assert 'batch_size=2048: digits/train has only 1437 images' in capsys.readouterr().err
+        assert not (tmp_path / 'run').exists()
+
+    def test_a_batch_that_does_not_divide(self, tmp_path, capsys):
+        assert train(tmp_path / 'run', '--config.batch_size=60') == 2
+        assert 'does not divide by 8 devices; nearest: 56, 64' in capsys.readouterr().err
+
+    def test_a_loss_that_is_no_number_stops_the_run(self, tmp_path, capsys):
+        options = [
+            '--config.optimizer.name=momentum',
+            '--config.optimizer.learning_rate=1e25',
+            '--config.warmup_epochs=0',
+        ]
+        assert train(tmp_path / 'run', *options, '--config.checkpoint_every_steps=1') == 1
+        message = capsys.readouterr().err
+        assert 'stopped, and' in message
+        assert 'Traceback' not in message
+        steps = [int(path.name) for path in (tmp_path / 'run' / 'checkpoints').iterdir()]
+        # What was saved before holds numbers only, and is the checkpoint that the message names.
+        if steps:
+            model, step = model_of(tmp_path / 'run')
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model))
+            assert f'the last good checkpoint is of step {step}' in message
+        else:
+            assert 'none was saved' in message
+
+    def test_evaluating_without_a_checkpoint(self, finished, tmp_path, capsys):
+        (tmp_path / 'config.json').write_text((finished / 'config.json').read_text())
+        assert main(['evaluate', f'--workdir={tmp_path}']) == 2
+        assert 'there is no checkpoint in' in capsys.readouterr().err
+
+
+class TestInitFrom:
+    def test_the_run_begins_with_the_other_runs_model(self, finished, tmp_path):
+        # Update 0 of a warm-up has learning rate 0: the parameters are still those it began with.
+        options = [f'--config.init_from={finished}', '--config.train_steps=1', '--config.seed=5']
+        assert train(tmp_path / 'run', *options) == 0
+        (found, step), (expected, _) = model_of(tmp_path / 'run'), model_of(finished)
+        assert step == 1
+        assert_same_bits(found['params'], expected['params'])
+
+    def test_another_encoder_is_refused(self, finished, tmp_path, capsys):
+        assert train(tmp_path / 'run', f'--config.init_from={finished}', '--config.model.width=0.25') == 2
+        assert 'its encoder is of another shape' in capsys.readouterr().err
+
+    def test_no_work_directory(self, tmp_path, capsys):
+        assert train(tmp_path / 'run', f'--config.init_from={tmp_path}') == 2
+        assert 'holds no config.json' in capsys.readouterr().err
+
+
+def test_own_images_without_labels(tmp_path, capsys):
+    """A folder of photographs of different sizes, one of them broken: no probe, no kNN, and it trains."""
+    random_numbers = np.random.default_rng(0)
+    for number in range(40):
+        pixels = random_numbers.integers(0, 255, (20 + number % 3, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f'{number}.png')
+    (tmp_path / 'broken.jpg').write_text('no image')
+    options = [
+        '--config.data.image_size=16', '--config.model.depth=18', '--config.model.width=0.125',
+        '--config.batch_size=16', '--config.train_steps=3', '--config.log_every_steps=1',
+        '--config.warmup_epochs=0', '--config.data.max_unreadable=0.1',
+    ]  # fmt: skip
+    workdir = tmp_path / 'run'
+    assert train(workdir, *options, base=[f'--config={REPOSITORY}/configs/folder.py:{tmp_path}']) == 0
+    output = capsys.readouterr().out
+    assert 'no labels' in output
+    assert output.count('broken.jpg') == 1
+    assert 'probe_loss' not in rows_of(workdir)[-1]
+    assert 'probe' not in model_of(workdir)[0]['params']
+
+
+def killed_and_resumed(arguments, workdir, last_step):
+    """Starts a run, kills it without warning after a random step, starts it again until it ends."""
+    command = [sys.executable, '-m', 'simclr_jax', 'train', *arguments, f'--workdir={workdir}']
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    stop_at, metrics = random.randint(2, last_step - 3), workdir / 'metrics.jsonl'
+    deadline = time.monotonic() + 200
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= stop_at):
+        assert process.poll() is None, 'the run ended before it was killed'
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return stop_at, again.stdout
+
+
+def assert_killed_run_ends_the_same(arguments, tmp_path, last_step):
+    command = [sys.executable, '-m', 'simclr_jax', 'train', *arguments, f'--workdir={tmp_path}/undisturbed']
+    subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+    stopped_at, output = killed_and_resumed(arguments, tmp_path / 'killed', last_step)
+    assert 'Resuming at step' in output, f'killed after step {stopped_at}: {output}'
+    found, expected = (model_of(tmp_path / name) for name in ('killed', 'undisturbed'))
+    assert found[1] == expected[1] == last_step
+    assert_same_bits(found[0], expected[0])
+    # The optimiser's state and the step too, by their checksums.
+    checksums = [
+        (tmp_path / name / 'checkpoints' / str(last_step) / 'meta' / 'metadata').read_text()
+        for name in ('killed', 'undisturbed')
+    ]
+    assert checksums[0] == checksums[1]
+    losses = [
+        [(row['step'], row['loss']) for row in rows_of(tmp_path / name) if 'loss' in row]
+        for name in ('killed', 'undisturbed')
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_digits_killed_at_a_random_step_end_the_same(tmp_path):
+    options = [
+        '--config.train_steps=24', '--config.log_every_steps=1', '--config.checkpoint_every_steps=2',
+        '--config.knn.every_epochs=0',
+    ]  # fmt: skip
+    assert_killed_run_ends_the_same([*DIGITS, *options], tmp_path, last_step=24)
+
+
+@pytest.mark.slow
+def test_cifar_killed_at_a_random_step_ends_the_same(tmp_path):
+    prepared = SHARED / 'data' / 'tfds'
+    if not prepared.exists():
+        pytest.skip(f'CIFAR-10 is not prepared at {prepared}')
+    arguments = [
+        f'--config={REPOSITORY}/configs/cifar10.py:cpu', f'--config.data.path={prepared}',
+        '--config.model.width=0.125', '--config.batch_size=32', '--config.train_steps=16',
+        '--config.log_every_steps=1', '--config.checkpoint_every_steps=2', '--config.knn.every_epochs=0',
+    ]  # fmt: skip
+    assert_killed_run_ends_the_same(arguments, tmp_path, last_step=16)
+
+
+def test_imagenet_recipe_takes_two_steps(tmp_path):
+    """The published recipe at 224 pixels, made narrow: real JPEGs through TFDS, bfloat16, ImageNet stem, blur."""
+    prepared = SHARED / 'data' / 'tfds'
+    if not prepared.exists():
+        pytest.skip(f'the ImageNet samples are not prepared at {prepared}')
+    arguments = [
+        f'--config={REPOSITORY}/configs/imagenet.py:v2,depth=18,width=0.125,batch=16',
+        f'--config.data.path={prepared}', '--config.train_steps=2', '--config.log_every_steps=1',
+        '--config.knn.every_epochs=0',
+    ]  # fmt: skip
+    assert train(tmp_path / 'run', base=arguments) == 0
+    rows = rows_of(tmp_path / 'run')
+    assert [row['step'] for row in rows] == [1, 2]
+    assert all(np.isfinite(row['loss']) for row in rows)

@@ -1,0 +1,154 @@
+"""The training step is one function, whatever the number of devices: values, statistics, state, communication."""
+
+import re
+
+import flax.traverse_util
+import jax
+import numpy as np
+import pytest
+
+from simclr_jax import optim, parallel
+from simclr_jax.config import base_config
+from simclr_jax.step import init_state, make_train_step
+from simclr_jax.tasks.pretrain import make_task
+
+STEPS, IMAGES, VIEWS, SIZE, CLASSES = 3, 16, 2, 16, 10
+
+
+def small_config():
+    config = base_config()
+    config.data.image_size = SIZE
+    config.model.depth = 18
+    config.model.width = 0.125
+    config.head.layers = 2
+    return config
+
+
+def random_batch(seed, images=IMAGES, views=VIEWS):
+    random = np.random.default_rng(seed)
+    return {
+        'views': random.uniform(size=(images, views, SIZE, SIZE, 3)).astype(np.float32),
+        'label': random.integers(CLASSES, size=images).astype(np.int32),
+        'mask': np.ones(images, np.float32),
+        'index': np.arange(images),
+    }
+
+
+class Run:
+    """States and metrics of a few steps from the same start on so many devices."""
+
+    def __init__(self, num_devices, config=None, views=VIEWS):
+        self.mesh = parallel.make_mesh(jax.devices()[:num_devices])
+        self.task = make_task(config or small_config(), CLASSES, self.mesh)
+        self.tx = optim.make_optimizer('lars', optim.warmup_cosine(0.5, 10, 0), weight_decay=1e-4)
+        self.key = jax.random.key(0)
+        self.first = init_state(self.task, self.tx, jax.random.key(1), self.mesh)
+        self.start = jax.device_get(self.first)
+        batch = parallel.to_global(random_batch(0, views=views), self.mesh)
+        self.step = make_train_step(self.task, self.tx, self.mesh).lower(self.first, batch, self.key).compile()
+        state, self.metrics = self.first, []
+        for number in range(STEPS):
+            batch = parallel.to_global(random_batch(number, views=views), self.mesh)
+            state, metrics = self.step(state, batch, self.key)
+            self.metrics.append(jax.device_get(metrics))
+        self.state = jax.device_get(state)
+
+
+@pytest.fixture(scope='module')
+def one_device():
+    return Run(1)
+
+
+@pytest.fixture(scope='module')
+def eight_devices():
+    return Run(8)
+
+
+def assert_same(found, expected, relative):
+    """Equal up to `relative` of each array's largest value."""
+    found, expected = (flax.traverse_util.flatten_dict(tree) for tree in (found, expected))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        tolerance = relative * max(np.abs(value).max(), 1e-6)
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=tolerance, err_msg='/'.join(name))
+
+
+def test_the_same_start_everywhere(one_device, eight_devices):
+    assert_same(eight_devices.start.params, one_device.start.params, 0)
+
+
+@pytest.mark.parametrize('name', ['loss', 'contrast_loss', 'alignment', 'uniformity', 'z_std', 'probe_loss'])
+def test_eight_devices_have_the_losses_of_one(one_device, eight_devices, name):
+    # Float32 sums in another order, amplified by batch norm over three updates.
+    found, expected = ([row[name] for row in run.metrics] for run in (eight_devices, one_device))
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+
+
+def test_eight_devices_have_the_gradients_of_one(one_device, eight_devices):
+    # The norm of the first step's gradient, before any update could differ.
+    np.testing.assert_allclose(
+        eight_devices.metrics[0]['gradient_norm'], one_device.metrics[0]['gradient_norm'], rtol=2e-5
+    )
+
+
+def test_eight_devices_end_in_the_state_of_one(one_device, eight_devices):
+    assert_same(eight_devices.state.batch_stats, one_device.state.batch_stats, 2e-5)
+    assert_same(eight_devices.state.params, one_device.state.params, 2e-5)
+
+
+def test_every_parameter_and_statistic_moves(one_device):
+    start, end = one_device.start, one_device.state
+    for before, after in ((start.params, end.params), (start.batch_stats, end.batch_stats)):
+        before, after = (flax.traverse_util.flatten_dict(tree) for tree in (before, after))
+        still = [name for name in before if np.array_equal(before[name], after[name])]
+        assert not still
+
+
+def test_the_same_inputs_give_the_same_bits(one_device):
+    again = one_device.step(
+        init_state(one_device.task, one_device.tx, jax.random.key(1), one_device.mesh),
+        parallel.to_global(random_batch(0), one_device.mesh),
+        one_device.key,
+    )[1]
+    assert {k: v.tobytes() for k, v in jax.device_get(again).items()} == {
+        k: np.asarray(v).tobytes() for k, v in one_device.metrics[0].items()
+    }
+
+
+def test_views_stay_where_they_are(eight_devices):
+    """Views are neighbours of their image: nothing is exchanged but sums and the projections' gather."""
+    text = eight_devices.step.as_text()
+    collectives = set(re.findall(r'= \S+ ((?:all|collective|reduce)-[a-z-]+)(?:-start)?\(', text))
+    assert 'all-gather' in collectives
+    assert 'all-to-all' not in text
+    assert 'collective-permute' not in text
+    assert collectives <= {'all-gather', 'all-reduce', 'reduce-scatter'}
+
+
+def test_only_the_projections_are_gathered(eight_devices):
+    text = eight_devices.step.as_text()
+    gathered = re.findall(r'= f32\[([\d,]+)\]\S* all-gather\(', text)
+    assert gathered
+    for shape in gathered:
+        assert np.prod([int(n) for n in shape.split(',')]) <= IMAGES * VIEWS * 128
+
+
+def test_the_loss_has_the_negatives_of_all_devices(eight_devices):
+    """Against NumPy in float64 on the whole batch's projections."""
+    run = eight_devices
+    images = random_batch(0)['views'].reshape(-1, SIZE, SIZE, 3)
+    variables = {'params': run.start.params, 'batch_stats': run.start.batch_stats}
+    outputs, _ = run.task.model.apply(variables, images, train=True, mutable=['batch_stats'])
+    z = np.float64(outputs['projection'])
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    similarity = z @ z.T / small_config().loss.temperature
+    np.fill_diagonal(similarity, -np.inf)
+    anchor = np.arange(len(z))
+    expected = np.mean(np.log(np.exp(similarity).sum(1)) - similarity[anchor, anchor ^ 1])
+    np.testing.assert_allclose(run.metrics[0]['contrast_loss'], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('num_devices, cure', [(24, '4080, 4104'), (8, None), (3000, '3000, 6000')])
+def test_batch_that_does_not_divide(num_devices, cure):
+    problems = parallel.check_batch_size(4096, num_devices)
+    assert [cure in problem for problem in problems] == ([True] if cure else [])
