@@ -1,3 +1,22 @@
 """SimCLR v1 and v2 in JAX and Flax: contrastive pretraining of image encoders and its evaluation."""
 
+import importlib
+
 __version__ = '0.1.0'
+
+# Imported when first used: `import simclr_jax` costs nothing.
+_PUBLIC = {
+    'base_config': 'simclr_jax.config',
+    'load_config': 'simclr_jax.config',
+    'pretrain': 'simclr_jax.pretraining',
+    'evaluate': 'simclr_jax.evaluation',
+    'nt_xent': 'simclr_jax.losses',
+}
+
+__all__ = ['__version__', *_PUBLIC]
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f'simclr_jax has no {name!r}; it has {", ".join(_PUBLIC)}')
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -6,6 +6,7 @@ checksums.
 """
 
 import contextlib
+import gc
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -129,14 +130,15 @@ class Checkpoints:
     def _newest_undamaged(self, like: Callable[[int], dict[str, Any]], set_aside: bool) -> dict[str, Any] | None:
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
-            try:
-                with _quiet():
+            with _quiet():
+                try:
                     return self._restore_step(step, like(step)) | {'step': step}
-            except Exception as error:  # Orbax raises bare Exception, and others, on damaged files.
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-                self._say(f'Checkpoint of step {step} in {self._directory} is damaged ({reason}).')
-                if set_aside:
-                    self._set_aside(step)
+                except Exception as error:  # Orbax raises bare Exception, and others, on damaged files.
+                    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+                gc.collect()
+            self._say(f'Checkpoint of step {step} in {self._directory} is damaged ({reason}).')
+            if set_aside:
+                self._set_aside(step)
         if steps:
             raise CheckpointError(
                 f'all checkpoints in {self._directory} are damaged (steps {sorted(steps)}); to begin anew choose '
@@ -179,7 +181,7 @@ def abstract(tree: Any, mesh: Mesh) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """A failed restore leaves futures behind whose errors would be printed in pages; ours says what matters."""
+    """A failed restore leaves futures behind whose errors fill pages when they are collected; ours is one line."""
     logger, level, hook = logging.getLogger('asyncio'), logging.getLogger('asyncio').level, sys.unraisablehook
     logger.setLevel(logging.CRITICAL)
     sys.unraisablehook = lambda unraisable: None

@@ -28,7 +28,7 @@ def pretrain(config: ConfigDict, directory: str, claim: Callable[[], list[str]] 
 
     Args:
         config: a checked configuration (config.load_config).
-        directory: the work directory, see DESIGN in the README.
+        directory: the work directory, local or gs://; the README says what is in it.
         claim: called once the data is found to fit, before anything is written; by default the work
             directory is claimed for the configuration, and refused if it belongs to another one.
 
