@@ -3,7 +3,6 @@
 A configuration file holds `get_config(arg='') -> ConfigDict`: `base_config()` with what differs.
 """
 
-import ast
 import difflib
 import importlib.util
 import json
@@ -12,19 +11,12 @@ import numbers
 import pathlib
 import re
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
 from simclr_jax.augment import policy
-
-
-class ConfigError(ValueError):
-    """What the user has to change: one message a line, each with the value, the rule and the cure."""
-
-    def __init__(self, problems: Sequence[str]):
-        super().__init__('\n'.join(problems))
-        self.problems = list(problems)
+from simclr_jax.overrides import ConfigError, apply_overrides, flatten, unknown_field
 
 
 def base_config() -> ConfigDict:
@@ -109,17 +101,6 @@ FREE_FIELDS = (
 )
 
 
-def flatten(config: ConfigDict, prefix: str = '') -> dict[str, object]:
-    """All fields as {'data.source': 'tfds', ...}, in the order of the configuration."""
-    fields = {}
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            fields.update(flatten(value, f'{prefix}{name}.'))
-        else:
-            fields[prefix + name] = value
-    return fields
-
-
 def load_config(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
     """Reads a configuration file, applies overrides and validates the result.
 
@@ -169,72 +150,6 @@ def _run_file(spec: str, path: str, argument: str) -> ConfigDict:
     return config.lock()
 
 
-def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) -> list[str]:
-    """Sets fields from their texts, in place; returns a message for each that cannot be set."""
-    problems = []
-    for name, text in overrides:
-        fields = flatten(config)
-        if name not in fields:
-            problems.append(f'--config.{name}={text}: {_unknown_field(name, fields)}')
-            continue
-        try:
-            value = _parse(text, fields[name])
-        except ValueError as error:
-            problems.append(f'--config.{name}={text}: {error}')
-            continue
-        with config.unlocked():
-            config.update_from_flattened_dict({name: value})
-    return problems
-
-
-def _unknown_field(name: str, fields: dict[str, object]) -> str:
-    groups = sorted({field.rpartition('.')[0] for field in fields} - {''})
-    if name in groups:
-        inside = [field for field in fields if field.startswith(f'{name}.')]
-        return f'{name} is a group of fields; set one of {", ".join(inside)}'
-    nearest = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
-    same_ending = [field for field in fields if field.rpartition('.')[2] == name.rpartition('.')[2]]
-    candidates = same_ending or nearest
-    hint = f'; did you mean {" or ".join(candidates)}?' if candidates else ''
-    return f'there is no such field{hint} (all are in simclr_jax/config.py)'
-
-
-def _parse(text: str, current: object) -> object:
-    """The value that a text stands for, in the type of the field's current value."""
-    if isinstance(current, bool):
-        if text.lower() not in ('true', 'false', '1', '0'):
-            raise ValueError('must be true or false')
-        return text.lower() in ('true', '1')
-    if isinstance(current, int):
-        try:
-            return int(text)
-        except ValueError:
-            raise ValueError('must be an integer, for example 100') from None
-    if isinstance(current, float):
-        try:
-            return float(text)
-        except ValueError:
-            raise ValueError('must be a number, for example 0.5 or 1e-4') from None
-    if isinstance(current, tuple):
-        return _parse_tuple(text, current)
-    return text
-
-
-def _parse_tuple(text: str, current: tuple) -> tuple:
-    try:
-        value = ast.literal_eval(text)
-        value = tuple(value) if isinstance(value, tuple | list) else (value,)
-    except (ValueError, TypeError, SyntaxError):
-        value = tuple(part.strip() for part in text.strip('()[]').split(','))
-    if current and isinstance(current[0], str):
-        return tuple(str(part) for part in value)
-    if not all(isinstance(part, numbers.Real) for part in value):
-        example = ','.join(map(str, current))
-        raise ValueError(f'must be numbers with commas between them, for example {example}')
-    is_float = bool(current) and isinstance(current[0], float)
-    return tuple(float(part) for part in value) if is_float else value
-
-
 def check(config: ConfigDict) -> list[str]:
     """Everything that is wrong with the values: one message a problem."""
     problems = _check_types(config)
@@ -259,7 +174,7 @@ def _check_types(config: ConfigDict) -> list[str]:
     defaults, fields = flatten(base_config()), flatten(config)
     for name in fields:
         if name not in defaults:
-            problems.append(f'{name}: {_unknown_field(name, defaults)}')
+            problems.append(f'{name}: {unknown_field(name, defaults)}')
     for name, default in defaults.items():
         if name not in fields:
             problems.append(f'{name} is missing; start from base_config()')
@@ -389,24 +304,3 @@ def differences(saved: ConfigDict, wanted: ConfigDict) -> list[str]:
         for name in before
         if before[name] != after[name] and not name.startswith(FREE_FIELDS)
     ]
-
-
-def parse_argument(argument: str, defaults: dict[str, object]) -> dict[str, object]:
-    """Reads a configuration file's argument, 'key=value,key=value', in the types of `defaults`.
-
-    Raises:
-        ConfigError: an unknown key, or a value of another type.
-    """
-    values, problems = dict(defaults), []
-    for part in filter(None, re.split(r',\s*', argument)):
-        key, _, text = part.partition('=')
-        if key not in defaults:
-            problems.append(f"config argument '{part}': unknown key; there are: {', '.join(defaults)}")
-            continue
-        try:
-            values[key] = _parse(text, defaults[key])
-        except ValueError as error:
-            problems.append(f"config argument '{part}': {error}")
-    if problems:
-        raise ConfigError(problems)
-    return values

@@ -12,7 +12,7 @@ PACKAGE = REPOSITORY / 'simclr_jax'
 
 # From the lowest floor up: modules, and packages with all that is in them; the longest name counts.
 FLOORS = (
-    ('config', 'lengths', 'augment.policy'),
+    ('config', 'overrides', 'lengths', 'augment.policy'),
     ('models', 'augment', 'losses', 'measures', 'optim', 'state', 'parallel'),
     ('tasks', 'step', 'data', 'evaluators', 'checkpoints', 'workdir', 'log'),
     ('loop', 'pretraining', 'evaluation', 'report', 'interop'),

@@ -1,0 +1,64 @@
+"""Seconds of one training step on images that are ready: the median of several, as one JSON line.
+
+    python benchmarks/train_step.py --config=configs/cifar10.py:cpu
+    python benchmarks/train_step.py --config=configs/cifar10.py:r18 --batch-size=128
+"""
+
+import argparse
+import json
+import time
+
+import jax
+import numpy as np
+
+from simclr_jax import optim, parallel
+from simclr_jax.config import load_config
+from simclr_jax.step import init_state, make_train_step
+from simclr_jax.tasks.pretrain import make_task
+
+
+def main():
+    """Times the step of a configuration."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--config', required=True)
+    parser.add_argument('--batch-size', type=int, help='images; by default the configuration says')
+    parser.add_argument('--classes', type=int, default=10, help='of the probe')
+    parser.add_argument('--steps', type=int, default=7)
+    options = parser.parse_args()
+    config = load_config(options.config)
+    images, size = options.batch_size or config.batch_size, config.data.image_size
+
+    mesh = parallel.make_mesh()
+    task = make_task(config, options.classes, mesh)
+    tx = optim.make_optimizer(config.optimizer.name, lambda step: 0.1, weight_decay=config.optimizer.weight_decay)
+    state, key = init_state(task, tx, jax.random.key(0), mesh), jax.random.key(1)
+    random = np.random.default_rng(0)
+    batch = {
+        'views': random.uniform(size=(images, len(config.augment.views), size, size, 3)).astype(np.float32),
+        'label': random.integers(options.classes, size=images).astype(np.int32),
+        'mask': np.ones(images, np.float32),
+        'index': np.arange(images),
+    }
+    batch = parallel.to_global(batch, mesh)
+    step = make_train_step(task, tx, mesh)
+
+    seconds = []
+    for _ in range(options.steps + 1):
+        start = time.perf_counter()
+        state, _ = jax.block_until_ready(step(state, batch, key))
+        seconds.append(time.perf_counter() - start)
+    median = float(np.median(seconds[1:]))
+    figures = {
+        'config': options.config,
+        'devices': f'{mesh.size} x {jax.devices()[0].device_kind}',
+        'batch_size': images,
+        'image_size': size,
+        'first_step_seconds': round(seconds[0], 2),
+        'seconds_per_step': round(median, 4),
+        'images_per_second': round(images / median, 1),
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == '__main__':
+    main()
