@@ -44,7 +44,7 @@ setup(
         'tpu': ['jax[tpu]'],
         'cuda': ['jax[cuda13]'],
         'aot': ['libtpu'],
-        'test': ['pytest>=8', 'pytest-timeout>=2.3', 'ruff>=0.12'],
+        'test': ['pytest>=8', 'pytest-timeout>=2.3', 'pytest-xdist>=3.6', 'ruff>=0.12'],
     },
     entry_points={'console_scripts': ['simclr=simclr_jax.cli.main:main']},
 )

@@ -1,7 +1,7 @@
 """Seconds of one training step on images that are ready: the median of several, as one JSON line.
 
-    python benchmarks/train_step.py --config=configs/cifar10.py:cpu
-    python benchmarks/train_step.py --config=configs/cifar10.py:r18 --batch-size=128
+python benchmarks/train_step.py --config=configs/cifar10.py:cpu
+python benchmarks/train_step.py --config=configs/cifar10.py:r18 --batch-size=128
 """
 
 import argparse
