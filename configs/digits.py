@@ -13,21 +13,24 @@ def get_config(arg: str = '') -> ConfigDict:
     config.data.source = 'digits'
     config.data.name = ''
     config.data.eval_split = 'test'
-    config.data.image_size = 16
+    config.data.image_size = 12
     # A digit has no colour, and its mirror image is another sign.
     config.augment.views = ('crop noise', 'crop noise')
-    config.augment.crop.area = (0.4, 1.0)
+    config.augment.crop.area = (0.6, 1.0)
     config.augment.noise.std = (0.0, 0.1)
     config.model.depth = 18
     config.model.width = 0.25
     config.head.layers = 2
-    config.loss.temperature = 0.2
-    config.batch_size = 128
-    config.train_epochs = 60.0
-    config.warmup_epochs = 5.0
-    config.optimizer.learning_rate = 1.0
-    config.optimizer.scaling = 'linear'
-    config.knn.every_epochs = 10.0
-    config.log_every_steps = 20
-    config.checkpoint_every_epochs = 20.0
+    config.loss.temperature = 0.5
+    # Small and short: many steps with Adam instead of LARS, which is for large batches.
+    config.batch_size = 64
+    config.train_epochs = 18.0
+    config.warmup_epochs = 1.0
+    config.optimizer.name = 'adam'
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.scaling = 'none'
+    config.optimizer.weight_decay = 1e-6
+    config.knn.every_epochs = 6.0
+    config.log_every_steps = 25
+    config.checkpoint_every_epochs = 6.0
     return config

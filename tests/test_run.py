@@ -1,13 +1,10 @@
-"""Whole runs through the command line, on real images: training, resuming, refusing, evaluating."""
+"""Whole runs through the command line, on real images: training, refusing, evaluating.
 
+On two devices: the step on eight is in test_step.py.
+"""
+
+import functools
 import json
-import os
-import pathlib
-import random
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
@@ -16,44 +13,20 @@ from conftest import REPOSITORY, SHARED
 from PIL import Image
 from tensorboard.backend.event_processing import event_accumulator
 
+from runs import DIGITS, assert_same_bits, model_of, rows_of
 from simclr_jax import parallel
-from simclr_jax.checkpoints import Checkpoints
 from simclr_jax.cli.main import main
-
-DIGITS = [
-    f'--config={REPOSITORY}/configs/digits.py',
-    '--config.model.width=0.125',
-    '--config.data.image_size=8',
-    '--config.batch_size=64',
-    '--config.train_steps=12',
-    '--config.warmup_epochs=0.2',
-    '--config.optimizer.name=lars',
-    '--config.optimizer.learning_rate=1.0',
-    '--config.optimizer.scaling=linear',
-    '--config.log_every_steps=4',
-    '--config.checkpoint_every_steps=4',
-    '--config.checkpoint_keep=2',
-    '--config.knn.every_epochs=0.4',
-]
 
 
 def train(workdir, *options, base=DIGITS):
     return main(['train', *base, f'--workdir={workdir}', *options])
 
 
-def rows_of(workdir):
-    return [json.loads(line) for line in (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines()]
-
-
-def model_of(workdir):
-    checkpoints = Checkpoints(str(workdir))
-    model, step = checkpoints.restore_model(parallel.make_mesh(jax.devices()[:1]))
-    checkpoints.close()
-    return jax.device_get(model), step
-
-
-def assert_same_bits(found, expected):
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.view(np.uint8), b.view(np.uint8)), found, expected)
+@pytest.fixture(scope='module', autouse=True)
+def two_devices():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, 'make_mesh', functools.partial(parallel.make_mesh, jax.devices()[:2]))
+        yield
 
 
 @pytest.fixture(scope='module')
@@ -178,8 +151,8 @@ class TestMistakes:
         assert not (tmp_path / 'run').exists()
 
     def test_a_batch_that_does_not_divide(self, tmp_path, capsys):
-        assert train(tmp_path / 'run', '--config.batch_size=60') == 2
-        assert 'does not divide by 8 devices; nearest: 56, 64' in capsys.readouterr().err
+        assert train(tmp_path / 'run', '--config.batch_size=61') == 2
+        assert 'does not divide by 2 devices; nearest: 60, 62' in capsys.readouterr().err
 
     def test_a_loss_that_is_no_number_stops_the_run(self, tmp_path, capsys):
         options = [
@@ -243,65 +216,6 @@ def test_own_images_without_labels(tmp_path, capsys):
     assert output.count('broken.jpg') == 1
     assert 'probe_loss' not in rows_of(workdir)[-1]
     assert 'probe' not in model_of(workdir)[0]['params']
-
-
-def killed_and_resumed(arguments, workdir, last_step):
-    """Starts a run, kills it without warning after a random step, starts it again until it ends."""
-    command = [sys.executable, '-m', 'simclr_jax', 'train', *arguments, f'--workdir={workdir}']
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
-    stop_at, metrics = random.randint(2, last_step - 3), workdir / 'metrics.jsonl'
-    deadline = time.monotonic() + 200
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= stop_at):
-        assert process.poll() is None, 'the run ended before it was killed'
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    return stop_at, again.stdout
-
-
-def assert_killed_run_ends_the_same(arguments, tmp_path, last_step):
-    command = [sys.executable, '-m', 'simclr_jax', 'train', *arguments, f'--workdir={tmp_path}/undisturbed']
-    subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
-    stopped_at, output = killed_and_resumed(arguments, tmp_path / 'killed', last_step)
-    assert 'Resuming at step' in output, f'killed after step {stopped_at}: {output}'
-    found, expected = (model_of(tmp_path / name) for name in ('killed', 'undisturbed'))
-    assert found[1] == expected[1] == last_step
-    assert_same_bits(found[0], expected[0])
-    # The optimiser's state and the step too, by their checksums.
-    checksums = [
-        (tmp_path / name / 'checkpoints' / str(last_step) / 'meta' / 'metadata').read_text()
-        for name in ('killed', 'undisturbed')
-    ]
-    assert checksums[0] == checksums[1]
-    losses = [
-        [(row['step'], row['loss']) for row in rows_of(tmp_path / name) if 'loss' in row]
-        for name in ('killed', 'undisturbed')
-    ]
-    assert losses[0] == losses[1]
-
-
-@pytest.mark.slow
-def test_digits_killed_at_a_random_step_end_the_same(tmp_path):
-    options = [
-        '--config.train_steps=24', '--config.log_every_steps=1', '--config.checkpoint_every_steps=2',
-        '--config.knn.every_epochs=0',
-    ]  # fmt: skip
-    assert_killed_run_ends_the_same([*DIGITS, *options], tmp_path, last_step=24)
-
-
-@pytest.mark.slow
-def test_cifar_killed_at_a_random_step_ends_the_same(tmp_path):
-    prepared = SHARED / 'data' / 'tfds'
-    if not prepared.exists():
-        pytest.skip(f'CIFAR-10 is not prepared at {prepared}')
-    arguments = [
-        f'--config={REPOSITORY}/configs/cifar10.py:cpu', f'--config.data.path={prepared}',
-        '--config.model.width=0.125', '--config.batch_size=32', '--config.train_steps=16',
-        '--config.log_every_steps=1', '--config.checkpoint_every_steps=2', '--config.knn.every_epochs=0',
-    ]  # fmt: skip
-    assert_killed_run_ends_the_same(arguments, tmp_path, last_step=16)
 
 
 def test_imagenet_recipe_takes_two_steps(tmp_path):

@@ -8,7 +8,6 @@ import re
 
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -45,12 +44,12 @@ def random_batch(seed, images=IMAGES, views=VIEWS):
 class Run:
     """States and metrics of a few steps from the same start on so many devices."""
 
-    def __init__(self, num_devices):
+    def __init__(self, num_devices, start=None):
         self.mesh = parallel.make_mesh(jax.devices()[:num_devices])
         self.task = make_task(small_config(), CLASSES, self.mesh)
         self.tx = optim.make_optimizer('lars', optim.warmup_cosine(0.5, 10, 0), weight_decay=1e-4)
         self.key = jax.random.key(0)
-        self.start = jax.device_get(self.fresh_state())
+        self.start = start
         step = make_train_step(self.task, self.tx, self.mesh)
         self.step = step.lower(self.fresh_state(), self.batch(0), self.key).compile()
         self.text = self.step.as_text()
@@ -61,8 +60,10 @@ class Run:
         self.state = jax.device_get(state)
 
     def fresh_state(self):
-        state = init_state(self.task, self.tx, jax.random.key(1), self.mesh)
-        return jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state)
+        if self.start is None:
+            state = jax.device_get(init_state(self.task, self.tx, jax.random.key(1), self.mesh))
+            self.start = jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, state)
+        return jax.device_put(self.start, parallel.replicated(self.mesh), may_alias=False)
 
     def batch(self, number):
         return parallel.to_global(random_batch(number), self.mesh)
@@ -80,8 +81,8 @@ def one_device(double_precision):
 
 
 @pytest.fixture(scope='module')
-def eight_devices(double_precision):
-    return Run(8)
+def eight_devices(one_device):
+    return Run(8, one_device.start)
 
 
 def assert_same(found, expected, relative):
@@ -91,10 +92,6 @@ def assert_same(found, expected, relative):
     for name, value in expected.items():
         tolerance = relative * max(np.abs(value).max(), 1e-6)
         np.testing.assert_allclose(found[name], value, rtol=0, atol=tolerance, err_msg='/'.join(name))
-
-
-def test_the_same_start_everywhere(one_device, eight_devices):
-    assert_same(eight_devices.start.params, one_device.start.params, 0)
 
 
 @pytest.mark.parametrize('name', ['loss', 'contrast_loss', 'alignment', 'uniformity', 'z_std', 'probe_loss'])
