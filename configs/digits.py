@@ -24,13 +24,13 @@ def get_config(arg: str = '') -> ConfigDict:
     config.loss.temperature = 0.5
     # Small and short: many steps with Adam instead of LARS, which is for large batches.
     config.batch_size = 64
-    config.train_epochs = 18.0
+    config.train_epochs = 13.0
     config.warmup_epochs = 1.0
     config.optimizer.name = 'adam'
     config.optimizer.learning_rate = 2e-3
     config.optimizer.scaling = 'none'
     config.optimizer.weight_decay = 1e-6
-    config.knn.every_epochs = 6.0
+    config.knn.every_epochs = 5.0
     config.log_every_steps = 25
-    config.checkpoint_every_epochs = 6.0
+    config.checkpoint_every_epochs = 5.0
     return config

@@ -95,7 +95,6 @@ FREE_FIELDS = (
     'knn.',
     'log_every_steps',
     'checkpoint_',
-    'data.path',
     'data.eval_split',
     'data.max_unreadable',
 )
@@ -299,8 +298,10 @@ def from_json(text: str) -> ConfigDict:
 def differences(saved: ConfigDict, wanted: ConfigDict) -> list[str]:
     """The fields in which two configurations would give other parameters: 'field: saved -> wanted'."""
     before, after = flatten(saved), flatten(wanted)
+    # With TFDS the path is where a named data set lies; otherwise it is the only name that the images have.
+    free = FREE_FIELDS if wanted.data.source in ('folder', 'arrays') else (*FREE_FIELDS, 'data.path')
     return [
         f'{name}: {before[name]!r} -> {after[name]!r}'
         for name in before
-        if before[name] != after[name] and not name.startswith(FREE_FIELDS)
+        if before[name] != after[name] and not name.startswith(free)
     ]

@@ -298,10 +298,10 @@ def test_json_of_another_version_is_refused():
 
 def test_differences_name_the_fields_that_change_the_result():
     saved = load('configs/digits.py')
-    wanted = load('configs/digits.py', loss__temperature='0.5', augment__views='crop,crop flip', seed='3')
+    wanted = load('configs/digits.py', loss__temperature='0.7', augment__views='crop,crop flip', seed='3')
     assert sorted(configuration.differences(saved, wanted)) == [
         "augment.views: ('crop noise', 'crop noise') -> ('crop', 'crop flip')",
-        'loss.temperature: 0.2 -> 0.5',
+        'loss.temperature: 0.5 -> 0.7',
         'seed: 0 -> 3',
     ]
     assert configuration.differences(saved, saved) == []
@@ -322,3 +322,9 @@ def test_what_may_change_between_two_starts():
     saved = load('configs/digits.py')
     assert configuration.differences(saved, load('configs/digits.py', **free)) == []
     assert all(any(name.startswith(free) for name in flatten(saved)) for free in configuration.FREE_FIELDS)
+
+
+def test_another_path_is_other_images_except_for_prepared_data_sets():
+    for spec, changes in (('configs/folder.py:/a', True), ('configs/cifar10.py', False)):
+        found = configuration.differences(load(spec), load(spec, data__path='/b'))
+        assert bool(found) == changes

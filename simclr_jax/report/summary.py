@@ -89,6 +89,6 @@ def _draw_scores(axes, evaluation: Evaluation) -> None:
     axes.set_xticks(np.arange(len(columns)) + width * (len(kinds) - 1) / 2)
     axes.set_xticklabels([column_title(*column) for column in columns])
     axes.set_ylabel('top-1 accuracy, %')
-    axes.set_ylim(0, 108)
+    axes.set_ylim(0, 125)
     axes.set_title(f'{evaluation.train} -> {evaluation.test}')
-    axes.legend(loc='lower right')
+    axes.legend(loc='upper center', ncols=len(kinds))
