@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from conftest import REPOSITORY
 
-from simclr_jax import parallel
 from simclr_jax.checkpoints import Checkpoints
+from simclr_jax.parallel import make_mesh
 
 DIGITS = [
     f'--config={REPOSITORY}/configs/digits.py',
@@ -33,7 +33,7 @@ def rows_of(workdir):
 
 def model_of(workdir):
     checkpoints = Checkpoints(str(workdir))
-    model, step = checkpoints.restore_model(parallel.make_mesh(jax.devices()[:1]))
+    model, step = checkpoints.restore_model(make_mesh(jax.devices()[:1]))
     checkpoints.close()
     return jax.device_get(model), step
 

@@ -126,9 +126,9 @@ def test_work_directory_of_another_configuration(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(pretraining, 'pretrain', lambda config, workdir, claim: claim())
     train = ['train', DIGITS, f'--workdir={tmp_path}']
     assert main(train) == 0
-    assert main([*train, '--config.loss.temperature=0.5']) == 2
-    assert 'loss.temperature: 0.2 -> 0.5' in capsys.readouterr().err
-    assert main([*train, '--config.loss.temperature=0.5', '--allow-config-change']) == 0
+    assert main([*train, '--config.loss.temperature=0.7']) == 2
+    assert 'loss.temperature: 0.5 -> 0.7' in capsys.readouterr().err
+    assert main([*train, '--config.loss.temperature=0.7', '--allow-config-change']) == 0
 
 
 @pytest.mark.parametrize(

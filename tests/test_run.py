@@ -94,7 +94,7 @@ class TestFinishedRun:
 class TestEvaluate:
     @pytest.fixture(scope='class')
     def evaluated(self, finished):
-        arguments = ['--protocols=knn,linear', '--labels=5,all', '--baselines=pixels,untrained']
+        arguments = ['--protocols=knn,linear', '--labels=5,all', '--baselines=pixels']
         assert main(['evaluate', f'--workdir={finished}', *arguments]) == 0
         return finished
 
@@ -103,7 +103,7 @@ class TestEvaluate:
         assert result['step'] == 12
         assert {(s['features'], s['protocol'], s['labels_per_class']) for s in result['scores']} == {
             (features, protocol, labels)
-            for features in ('pixels', 'untrained', 'simclr')
+            for features in ('pixels', 'simclr')
             for protocol in ('knn', 'linear')
             for labels in (5, None)
         }
@@ -224,7 +224,7 @@ def test_imagenet_recipe_takes_two_steps(tmp_path):
     if not prepared.exists():
         pytest.skip(f'the ImageNet samples are not prepared at {prepared}')
     arguments = [
-        f'--config={REPOSITORY}/configs/imagenet.py:v2,depth=18,width=0.125,batch=16',
+        f'--config={REPOSITORY}/configs/imagenet.py:v2,depth=18,width=0.125,batch=4',
         f'--config.data.path={prepared}', '--config.train_steps=2', '--config.log_every_steps=1',
         '--config.knn.every_epochs=0',
     ]  # fmt: skip
