@@ -87,7 +87,7 @@ def _run(options: argparse.Namespace) -> int:
 def _quiet_third_parties() -> None:
     """TensorFlow and TFDS tell of their own affairs at start; errors are still shown."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-    # oneDNN announces itself in two lines at every start, and no operation used here is faster with it.
+    # oneDNN announces itself in two lines at every start, and may sum in another order from one machine to the next.
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
     from absl import logging
 
