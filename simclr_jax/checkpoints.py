@@ -70,11 +70,11 @@ class Checkpoints:
 
     def save(self, state: TrainState) -> None:
         """Saves in the background; it appears under its name when it is complete."""
-        model, train = _parts(state)
-        meta = {'model': int(checksum(model)), 'train': int(checksum(train))}
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        model, train = _parts(state)
+        meta = {'model': int(checksum(model)), 'train': int(checksum(train))}
         self._manager.save(
             step,
             args=ocp.args.Composite(

@@ -84,7 +84,7 @@ class Pretrain:
             return loss, {
                 **metrics,
                 'contrast_loss': loss,
-                'alignment': jax.lax.pmean(measures.alignment(fixed), DATA_AXIS),
+                'alignment': measures.alignment(fixed, axis_name=DATA_AXIS),
                 'uniformity': measures.uniformity(fixed, axis_name=DATA_AXIS),
                 'z_std': measures.standard_deviation(fixed, axis_name=DATA_AXIS),
                 'z_gram': measures.gram(fixed, axis_name=DATA_AXIS),
