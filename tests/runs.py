@@ -5,8 +5,8 @@ import pathlib
 
 import jax
 import numpy as np
-from conftest import REPOSITORY
 
+from conftest import REPOSITORY
 from simclr_jax.checkpoints import Checkpoints
 from simclr_jax.parallel import make_mesh
 

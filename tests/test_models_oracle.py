@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference_names import parameter_paths, reference_variables
 
+from reference_names import parameter_paths, reference_variables
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.layers import conv
 from simclr_jax.models.resnet import ResNet, Stage, Stem

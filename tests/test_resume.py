@@ -8,8 +8,8 @@ import sys
 import time
 
 import pytest
-from conftest import REPOSITORY, SHARED
 
+from conftest import REPOSITORY, SHARED
 from runs import DIGITS, assert_same_bits, model_of, rows_of
 
 ONE_DEVICE = {'cwd': REPOSITORY, 'env': {**os.environ, 'XLA_FLAGS': ''}}

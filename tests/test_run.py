@@ -9,10 +9,10 @@ import json
 import jax
 import numpy as np
 import pytest
-from conftest import REPOSITORY, SHARED
 from PIL import Image
 from tensorboard.backend.event_processing import event_accumulator
 
+from conftest import REPOSITORY, SHARED
 from runs import DIGITS, assert_same_bits, model_of, rows_of
 from simclr_jax import parallel
 from simclr_jax.cli.main import main

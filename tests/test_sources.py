@@ -3,12 +3,12 @@
 import dataclasses
 import pathlib
 
-import conftest
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn import datasets
 
+import conftest
 from simclr_jax.data import arrays, folder
 from simclr_jax.data.sources import align_classes
 from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Streamed

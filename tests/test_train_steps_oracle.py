@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference_names import parameter_paths, reference_variables
-from test_models_oracle import convolution_as_product
 
+from reference_names import parameter_paths, reference_variables
 from simclr_jax import lengths, optim, parallel
 from simclr_jax.config import base_config
 from simclr_jax.state import TrainState
 from simclr_jax.step import make_train_step
 from simclr_jax.tasks.pretrain import make_task
+from test_models_oracle import convolution_as_product
 
 # Rounding of the stored values, and of float64 sums in another order.
 RELATIVE = 1e-6
