@@ -13,4 +13,4 @@ fi
 cd "$root"
 .venv/bin/simclr train --config=configs/digits.py --workdir=runs/digits
 .venv/bin/simclr evaluate --workdir=runs/digits --protocols=knn,linear --labels=1,5,10,all \
-  --baselines=pixels,untrained
+  --baselines=pixels,untrained --config.knn.k=20

@@ -9,7 +9,8 @@ _PUBLIC = {
     'base_config': 'simclr_jax.config',
     'load_config': 'simclr_jax.config',
     'pretrain': 'simclr_jax.pretraining',
-    'evaluate': 'simclr_jax.evaluation',
+    'evaluate': 'simclr_jax.evaluation.run',
+    'load_evaluation': 'simclr_jax.evaluation_config',
     'nt_xent': 'simclr_jax.losses',
 }
 

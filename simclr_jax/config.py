@@ -1,22 +1,18 @@
-"""The configuration: every field with its default, how it is read and overridden, and what may stand in it.
+"""The configuration of a pretraining: every field with its default, and what may stand in it.
 
 A configuration file holds `get_config(arg='') -> ConfigDict`: `base_config()` with what differs.
 """
 
-import difflib
-import importlib.util
-import json
-import math
-import numbers
-import pathlib
-import re
-import traceback
 from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
+from simclr_jax import schema
 from simclr_jax.augment import policy
-from simclr_jax.overrides import ConfigError, apply_overrides, flatten, unknown_field
+from simclr_jax.overrides import ConfigError, flatten
+from simclr_jax.schema import AMOUNT, BELOW_ONE, COUNT, NATURAL, POSITIVE, SHARE, Schema, to_json
+
+__all__ = ['ConfigError', 'base_config', 'check', 'differences', 'flatten', 'from_json', 'load_config', 'to_json']
 
 
 def base_config() -> ConfigDict:
@@ -100,130 +96,37 @@ FREE_FIELDS = (
 )
 
 
-def load_config(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
-    """Reads a configuration file, applies overrides and validates the result.
-
-    Args:
-        spec: path of the file, then ':' and the argument of its get_config, if any: 'configs/cifar10.py:r50'.
-        overrides: pairs (dotted field, text), as ('optimizer.learning_rate', '0.5').
-
-    Returns:
-        The locked configuration.
-
-    Raises:
-        ConfigError: with every problem of the file, the overrides and the values at once.
-    """
-    path, _, argument = spec.partition(':')
-    if not pathlib.Path(path).is_file():
-        raise ConfigError([f'--config={spec}: there is no file {path}; examples are in configs/'])
-    config = _run_file(spec, path, argument)
-    problems = apply_overrides(config, overrides)
-    problems += check(config)
-    if problems:
-        raise ConfigError(problems)
-    return config
-
-
-def _run_file(spec: str, path: str, argument: str) -> ConfigDict:
-    """What the file's get_config returns; a mistake in the file is told with its line."""
-    module_spec = importlib.util.spec_from_file_location('simclr_config', path)
-    if module_spec is None:
-        raise ConfigError([f'--config={spec}: a configuration is a Python file, *.py'])
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-        if not hasattr(module, 'get_config'):
-            raise ConfigError([f'--config={spec}: the file defines no get_config(arg)'])
-        config = module.get_config(argument)
-    except ConfigError:
-        raise
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == module_spec.origin]
-        where = f', line {lines[-1]}' if lines else ''
-        # A locked ConfigDict answers an unknown field with its whole contents.
-        message = re.sub(r'( Other fields present: "\{.*\}")?(\\n|\n)', ' ', str(error))
-        raise ConfigError([f'--config={spec}{where}: {type(error).__name__}: {message}']) from error
-    if not isinstance(config, ConfigDict):
-        raise ConfigError([f'--config={spec}: get_config returned {config!r:.40}; it must return a base_config()'])
-    return config.lock()
-
-
-def check(config: ConfigDict) -> list[str]:
-    """Everything that is wrong with the values: one message a problem."""
-    problems = _check_types(config)
-    if problems:
-        return problems
-    problems += _check_ranges(config)
-    problems += _check_choices(config)
-    parameters = {name: config.augment[name].to_dict() for name in policy.OPERATIONS}
-    found = policy.check(config.data.image_size, config.augment.shared, config.augment.views, parameters)
-    problems += [f'augment.{problem}' for problem in found if not problem.startswith('size=')]
-    if len(config.augment.views) < 2:
-        problems.append(
-            f'augment.views={config.augment.views}: contrast needs at least two views; '
-            "for example ('crop flip', 'crop flip')"
-        )
-    return problems
-
-
-def _check_types(config: ConfigDict) -> list[str]:
-    """A configuration file may have put anything anywhere."""
-    problems = []
-    defaults, fields = flatten(base_config()), flatten(config)
-    for name in fields:
-        if name not in defaults:
-            problems.append(f'{name}: {unknown_field(name, defaults)}')
-    for name, default in defaults.items():
-        if name not in fields:
-            problems.append(f'{name} is missing; start from base_config()')
-            continue
-        value = fields[name]
-        kind = numbers.Real if isinstance(default, float) else type(default)
-        is_wrong_bool = isinstance(value, bool) and not isinstance(default, bool)
-        if not isinstance(value, kind) or is_wrong_bool:
-            problems.append(f'{name}={value!r}: must be of type {type(default).__name__}, like {default!r}')
-    return problems
-
-
-_COUNT = ('an integer >= 1', lambda value: value >= 1)
-_NATURAL = ('an integer >= 0', lambda value: value >= 0)
-_POSITIVE = ('a finite number > 0', lambda value: 0 < value < math.inf)
-_AMOUNT = ('a finite number >= 0', lambda value: 0 <= value < math.inf)
-_SHARE = ('a number in [0, 1]', lambda value: 0 <= value <= 1)
-_BELOW_ONE = ('a number in [0, 1)', lambda value: 0 <= value < 1)
-
 RANGES = {
     'seed': ('an integer in [0, 2^31)', lambda value: 0 <= value < 2**31),
     'batch_size': ('an integer >= 2: an image needs others to be told from', lambda value: value >= 2),
-    'train_epochs': _POSITIVE,
-    'train_steps': _NATURAL,
-    'warmup_epochs': _AMOUNT,
+    'train_epochs': POSITIVE,
+    'train_steps': NATURAL,
+    'warmup_epochs': AMOUNT,
     'data.image_size': ('an integer >= 4', lambda value: value >= 4),
-    'data.max_unreadable': _SHARE,
-    'data.memory_limit_gb': _AMOUNT,
-    'data.shuffle_buffer': _COUNT,
-    'data.fake_images': _COUNT,
-    'model.width': _POSITIVE,
-    'model.sk_ratio': _SHARE,
-    'model.se_ratio': _SHARE,
-    'head.layers': _COUNT,
-    'head.out_dim': _COUNT,
-    'head.hidden_dim': _NATURAL,
-    'loss.temperature': _POSITIVE,
-    'loss.margin': _AMOUNT,
-    'loss_scale': _POSITIVE,
-    'optimizer.learning_rate': _POSITIVE,
-    'optimizer.weight_decay': _AMOUNT,
-    'optimizer.momentum': _BELOW_ONE,
-    'knn.every_epochs': _AMOUNT,
+    'data.max_unreadable': SHARE,
+    'data.memory_limit_gb': AMOUNT,
+    'data.shuffle_buffer': COUNT,
+    'data.fake_images': COUNT,
+    'model.width': POSITIVE,
+    'model.sk_ratio': SHARE,
+    'model.se_ratio': SHARE,
+    'head.layers': COUNT,
+    'head.out_dim': COUNT,
+    'head.hidden_dim': NATURAL,
+    'loss.temperature': POSITIVE,
+    'loss.margin': AMOUNT,
+    'loss_scale': POSITIVE,
+    'optimizer.learning_rate': POSITIVE,
+    'optimizer.weight_decay': AMOUNT,
+    'optimizer.momentum': BELOW_ONE,
+    'knn.every_epochs': AMOUNT,
     'knn.k': ('integers >= 1', lambda value: bool(value) and all(type(k) is int and k >= 1 for k in value)),
-    'knn.temperature': _POSITIVE,
-    'knn.bank_images': _COUNT,
-    'log_every_steps': _COUNT,
-    'checkpoint_every_steps': _NATURAL,
-    'checkpoint_every_epochs': _POSITIVE,
-    'checkpoint_keep': _COUNT,
+    'knn.temperature': POSITIVE,
+    'knn.bank_images': COUNT,
+    'log_every_steps': COUNT,
+    'checkpoint_every_steps': NATURAL,
+    'checkpoint_every_epochs': POSITIVE,
+    'checkpoint_keep': COUNT,
 }
 
 CHOICES = {
@@ -238,22 +141,15 @@ CHOICES = {
 }
 
 
-def _check_ranges(config: ConfigDict) -> list[str]:
-    fields, defaults = flatten(config), flatten(base_config())
-    return [
-        f'{name}={fields[name]!r}: must be {rule}, for example {defaults[name]!r}'
-        for name, (rule, holds) in RANGES.items()
-        if not holds(fields[name])
-    ]
-
-
-def _check_choices(config: ConfigDict) -> list[str]:
-    fields, problems = flatten(config), []
-    for name, choices in CHOICES.items():
-        if fields[name] not in choices:
-            nearest = difflib.get_close_matches(str(fields[name]), map(str, choices), n=1)
-            hint = f'; did you mean {nearest[0]}?' if nearest else ''
-            problems.append(f'{name}={fields[name]!r}: must be one of {", ".join(map(str, choices))}{hint}')
+def _check_together(config: ConfigDict) -> list[str]:
+    parameters = {name: config.augment[name].to_dict() for name in policy.OPERATIONS}
+    found = policy.check(config.data.image_size, config.augment.shared, config.augment.views, parameters)
+    problems = [f'augment.{problem}' for problem in found if not problem.startswith('size=')]
+    if len(config.augment.views) < 2:
+        problems.append(
+            f'augment.views={config.augment.views}: contrast needs at least two views; '
+            "for example ('crop flip', 'crop flip')"
+        )
     if config.data.source in ('folder', 'arrays') and not config.data.path:
         problems.append(f"data.path='': source {config.data.source} needs it; --config.data.path=DIRECTORY")
     if config.data.source == 'tfds' and not config.data.name:
@@ -268,31 +164,22 @@ def _check_choices(config: ConfigDict) -> list[str]:
     return problems
 
 
-def to_json(config: ConfigDict) -> str:
-    """The text of `config.json`."""
-    return json.dumps(config.to_dict(), indent=2) + '\n'
+SCHEMA = Schema(base_config, RANGES, CHOICES, _check_together)
+
+
+def load_config(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
+    """Reads a configuration of a pretraining, applies overrides and validates it; see `schema.load`."""
+    return schema.load(SCHEMA, spec, overrides)
+
+
+def check(config: ConfigDict) -> list[str]:
+    """Everything that is wrong with the values: one message a problem."""
+    return schema.check(SCHEMA, config)
 
 
 def from_json(text: str) -> ConfigDict:
-    """The configuration that `to_json` wrote.
-
-    Raises:
-        ConfigError: no object, or fields of another version of the program.
-    """
-
-    def with_tuples(value):
-        if isinstance(value, dict):
-            return {key: with_tuples(item) for key, item in value.items()}
-        return tuple(value) if isinstance(value, list) else value
-
-    fields = json.loads(text)
-    if not isinstance(fields, dict):
-        raise ConfigError([f'{text.strip():.40} is no object with the fields of a configuration'])
-    config = ConfigDict(with_tuples(fields)).lock()
-    problems = check(config)
-    if problems:
-        raise ConfigError(problems)
-    return config
+    """The configuration whose text `to_json` made; see `schema.from_json`."""
+    return schema.from_json(SCHEMA, text)
 
 
 def differences(saved: ConfigDict, wanted: ConfigDict) -> list[str]:

@@ -106,9 +106,11 @@ def _summary(scalars: Mapping[str, float]) -> str:
     """The figures that belong on a line of the console, those of them that there are."""
     formats = {
         'epoch': 'epoch {:.2f}',
-        'contrast_loss': 'loss {:.4f}',
+        # In pretraining the whole loss is the contrast's and the probe's together: the first is the one to watch.
+        'contrast_loss' if 'contrast_loss' in scalars else 'loss': 'loss {:.4f}',
         'contrast_accuracy': 'contrast {:.1%}',
         'probe_accuracy': 'probe {:.1%}',
+        'accuracy': 'accuracy {:.1%}',
         'effective_rank': 'rank {:.1f}',
         'z_std': 'std {:.3f}',
         'learning_rate': 'lr {:.4g}',

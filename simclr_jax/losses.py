@@ -169,6 +169,24 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Arr
     return _labelled_mean(values, labels, weights)
 
 
+def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+    """Weighted mean over images of the summed binary cross-entropies of their classes, in nats.
+
+    Args:
+        logits: [..., K], any float type; computed in float32, or float64 where they are.
+        labels: [..., K], 1: present, 0: absent, negative: ignored. An image whose classes are all ignored has
+            weight 0.
+        weights: [...], >= 0; None: all 1.
+
+    Returns:
+        sum(weight * sum over the classes) / sum(weight), a scalar; 0 where all weights are 0.
+    """
+    logits = _full_precision(logits)
+    values = optax.sigmoid_binary_cross_entropy(logits, labels.astype(logits.dtype))
+    per_image = jnp.sum(values, axis=-1, where=labels >= 0)
+    return _labelled_mean(per_image, jnp.max(labels, axis=-1), weights)
+
+
 def accuracy(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     """Weighted fraction of rows whose largest logit is at their label.
 

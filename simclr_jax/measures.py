@@ -1,9 +1,11 @@
 """Measures of a representation that need no labels: collapse shows here before an evaluation does.
 
-The first four are cheap enough for every training step. Inside `jax.shard_map`, `axis_name` names the mesh
+The first five are cheap enough for every training step. Inside `jax.shard_map`, `axis_name` names the mesh
 axis that splits the rows, and the result is that of the global batch on every member; outside, z is the whole
 batch. All of them normalise z to unit length first. The effective ranks run on the host in float64.
 """
+
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -44,20 +46,50 @@ def uniformity(z: jax.Array, axis_name: str | None = None) -> jax.Array:
     Raises:
         ValueError: fewer than two rows.
     """
-    rows = l2_normalize(z).reshape(-1, z.shape[-1])
-    everything, first = rows, 0
-    if axis_name is not None:
-        everything = jax.lax.all_gather(rows, axis_name, tiled=True)
-        first = jax.lax.axis_index(axis_name) * rows.shape[0]
+    rows, everything, row = _global_rows(z, axis_name)
     if everything.shape[0] < 2:
         raise ValueError(f'z has shape {z.shape}, one row; uniformity compares at least two')
     products = jnp.matmul(rows, everything.T, precision=jax.lax.Precision.HIGHEST)
     # The lengths are 1, or 0 for a row of zeros: a batch of those is collapsed, not spread.
     lengths = [jnp.sum(jnp.square(x), axis=-1) for x in (rows, everything)]
     potential = jnp.exp(-2 * (lengths[0][:, None] + lengths[1] - 2 * products))
-    row = first + jnp.arange(rows.shape[0], dtype=jnp.int32)
     different = row[:, None] != jnp.arange(everything.shape[0], dtype=jnp.int32)
     return jnp.log(_global_mean(jnp.mean(potential, where=different), axis_name))
+
+
+def neighbour_agreement(z: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """Share of the images whose nearest neighbour is the same image in one view as in another.
+
+    The nearest neighbour of an image in view v is the other image whose view v is the most similar to its
+    own by cosine; of equal ones the first of the global batch.
+
+    Args:
+        z: [B, V, D], V >= 2 views of each of B images.
+        axis_name: mesh axis that splits the images.
+
+    Returns:
+        A scalar from 0 to 1, the mean over all pairs of views; 1 / (N - 1) is to be expected of unrelated views
+        of N images. Of collapsed ones it says nothing, for there all are equally near.
+
+    Raises:
+        ValueError: fewer than two views, or a global batch of one image.
+    """
+    if z.ndim != 3 or z.shape[1] < 2:
+        raise ValueError(f'z has shape {z.shape}; it must be [images, views, dimensions] with at least two views')
+    images, views, _ = z.shape
+    rows, everything, row = _global_rows(z, axis_name)
+    if everything.shape[0] == views:
+        raise ValueError(f'z has shape {z.shape}, one image; neighbour_agreement compares at least two')
+    # All views with all, though only equal ones are asked for: `uniformity` and the losses need this very product,
+    # and the compiler makes it, and the gather before it, once.
+    products = jnp.matmul(rows, everything.T, precision=jax.lax.Precision.HIGHEST).reshape(images, views, -1, views)
+    image = row[::views] // views
+    is_self = image[:, None] == jnp.arange(products.shape[2], dtype=jnp.int32)
+    nearest = [
+        jax.lax.argmax(jnp.where(is_self, -jnp.inf, products[:, view, :, view]), 1, jnp.int32) for view in range(views)
+    ]
+    agrees = [one == other for one, other in itertools.combinations(nearest, 2)]
+    return _global_mean(jnp.mean(jnp.stack(agrees).astype(products.dtype)), axis_name)
 
 
 def standard_deviation(z: jax.Array, axis_name: str | None = None) -> jax.Array:
@@ -132,6 +164,16 @@ def _exponential_entropy(singular_values: np.ndarray) -> float:
         return 0.0
     share = positive / positive.sum()
     return float(np.exp(-np.sum(share * np.log(share))))
+
+
+def _global_rows(z: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Unit-length rows of z [R, D], those of the global batch [G, D], and the places [R] of the former in it."""
+    rows = l2_normalize(z).reshape(-1, z.shape[-1])
+    everything, first = rows, 0
+    if axis_name is not None:
+        everything = jax.lax.all_gather(rows, axis_name, tiled=True)
+        first = jax.lax.axis_index(axis_name) * rows.shape[0]
+    return rows, everything, first + jnp.arange(rows.shape[0], dtype=jnp.int32)
 
 
 def _global_mean(value: jax.Array, axis_name: str | None) -> jax.Array:

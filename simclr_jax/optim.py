@@ -1,10 +1,12 @@
-"""Optimisers of the published runs: LARS, SGD with Nesterov momentum and Adam, and their schedule.
+"""Optimisers of the published runs: LARS, SGD with Nesterov momentum and Adam, and their schedules.
 
 Which parameters decay is read off their paths: `kernel` is a weight of a convolution or dense layer, `bias`
 and `scale` are the rest, a module whose name starts or ends with `bn` is a batch norm, and the top-level
 module `probe` is the supervised linear classifier. Learning rates enter the momentum (v = m v + lr g, not
 p -= lr v), as in the reference: under a schedule the two are different optimisers.
 """
+
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +38,27 @@ def warmup_cosine(peak: float, total_steps: int, warmup_steps: int) -> optax.Sch
         progress = jnp.minimum(step - warmup_steps, decay_steps) / decay_steps if decay_steps > 0 else 1.0
         cosine = peak * (0.5 * (1 + jnp.cos(jnp.pi * progress)))
         return jnp.where(step < warmup_steps, ramp, cosine)
+
+    return schedule
+
+
+def step_decay(peak: float, milestones: Sequence[int], factor: float = 0.1) -> optax.Schedule:
+    """A constant rate that is multiplied by `factor` at each milestone.
+
+    Args:
+        peak: learning rate of the first steps, >= 0.
+        milestones: steps from which on the next, smaller rate holds, in any order.
+        factor: >= 0.
+
+    Returns:
+        A function of the step (integers of any shape, counted from 0) to float32 learning rates.
+    """
+
+    # optax.piecewise_constant_schedule does not run under strict dtype promotion.
+    def schedule(step):
+        step = jnp.asarray(step, jnp.int32)
+        passed = jnp.sum(step[..., None] >= jnp.asarray(milestones, jnp.int32), axis=-1)
+        return jnp.float32(peak) * jnp.float32(factor) ** passed.astype(jnp.float32)
 
     return schedule
 
@@ -84,6 +107,22 @@ def make_optimizer(
     raise ValueError(f"optimizer '{name}' is unknown; choose 'lars', 'momentum' or 'adam'")
 
 
+def freeze(
+    tx: optax.GradientTransformation, is_frozen: Callable[[tuple[str, ...]], bool]
+) -> optax.GradientTransformation:
+    """An optimiser that leaves some parameters alone: they neither move nor decay nor have any state.
+
+    Args:
+        tx: moves the others.
+        is_frozen: path of a parameter, ('encoder', 'stem', 'conv', 'kernel'), -> whether it is frozen.
+    """
+
+    def labels(params):
+        return _mask(lambda path: 'frozen' if is_frozen(tuple(path)) else 'learning', params)
+
+    return optax.partition({'learning': tx, 'frozen': optax.set_to_zero()}, labels)
+
+
 def _scale_by_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
     """Adam with its bias corrections gathered in the step size (arXiv 1412.6980, end of section 2).
 
@@ -121,5 +160,5 @@ def _all_but_batch_norms(params):
 
 
 def _mask(condition, params):
-    """Tree of booleans in the shape of params: the condition on each leaf's path, a list of names."""
+    """Tree in the shape of params: the condition's value at each leaf's path, a list of names."""
     return jax.tree_util.tree_map_with_path(lambda path, _: condition([key.key for key in path]), params)

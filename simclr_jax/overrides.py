@@ -56,7 +56,7 @@ def unknown_field(name: str, fields: dict[str, object]) -> str:
     same_ending = [field for field in fields if field.rpartition('.')[2] == name.rpartition('.')[2]]
     candidates = same_ending or nearest
     hint = f'; did you mean {" or ".join(candidates)}?' if candidates else ''
-    return f'there is no such field{hint} (all are in simclr_jax/config.py)'
+    return f'there is no such field{hint} (see simclr_jax/config.py, and evaluation_config.py there)'
 
 
 def _parse(text: str, current: object) -> object:
@@ -88,7 +88,8 @@ def _parse_tuple(text: str, current: tuple) -> tuple:
         value = tuple(part.strip() for part in text.strip('()[]').split(','))
     if current and isinstance(current[0], str):
         return tuple(str(part) for part in value)
-    if not all(isinstance(part, numbers.Real) for part in value):
+    # What an empty default is to hold, the field's rule knows.
+    if current and not all(isinstance(part, numbers.Real) for part in value):
         example = ','.join(map(str, current))
         raise ValueError(f'must be numbers with commas between them, for example {example}')
     is_float = bool(current) and isinstance(current[0], float)

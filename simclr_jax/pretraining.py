@@ -1,7 +1,7 @@
 """A pretraining run from its configuration: puts data, task, optimiser and loop together."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,9 @@ from simclr_jax import lengths, loop, optim, parallel, workdir
 from simclr_jax.augment.policy import OPERATIONS, Policy, make_policy
 from simclr_jax.checkpoints import Checkpoints, abstract
 from simclr_jax.config import ConfigError
-from simclr_jax.data.sources import align_classes, load_examples
+from simclr_jax.data.sources import align_classes, load_examples, without_multi_labels
 from simclr_jax.data.spec import Batch, Examples
-from simclr_jax.evaluators.features import extract
+from simclr_jax.evaluators.features import features_of
 from simclr_jax.evaluators.knn import knn_accuracy
 from simclr_jax.log import Log
 from simclr_jax.state import TrainState
@@ -23,14 +23,13 @@ from simclr_jax.step import init_state
 from simclr_jax.tasks.pretrain import Pretrain, make_task
 
 
-def pretrain(config: ConfigDict, directory: str, claim: Callable[[], list[str]] | None = None) -> TrainState:
+def pretrain(config: ConfigDict, directory: str, *, allow_change: bool = False) -> TrainState:
     """Runs, or resumes, a pretraining.
 
     Args:
         config: a checked configuration (config.load_config).
         directory: the work directory, local or gs://; the README says what is in it.
-        claim: called once the data is found to fit, before anything is written; by default the work
-            directory is claimed for the configuration, and refused if it belongs to another one.
+        allow_change: go on in a work directory of another configuration, which is refused otherwise.
 
     Returns:
         The last state, which is also in the newest checkpoint.
@@ -41,7 +40,8 @@ def pretrain(config: ConfigDict, directory: str, claim: Callable[[], list[str]] 
     """
     mesh = parallel.make_mesh()
     examples, eval_examples = _open_data(config, mesh)
-    changed = (claim or functools.partial(workdir.claim, directory, config, allow_change=False))()
+    # Only now, when the data is found to fit, is anything written.
+    changed = workdir.claim(directory, config, allow_change=allow_change)
     task = make_task(config, examples.num_classes, mesh)
     schedule = make_schedule(config, examples.size)
     tx = optim.make_optimizer(
@@ -79,14 +79,15 @@ def _open_data(config: ConfigDict, mesh: Mesh) -> tuple[Examples, Examples | Non
     problems = parallel.check_batch_size(config.batch_size, mesh.size)
     if problems:
         raise ConfigError(problems)
-    examples = load_examples(config.data, config.data.split)
+    examples = without_multi_labels(load_examples(config.data, config.data.split))
     if config.batch_size > examples.size:
         raise ConfigError(
             [f'batch_size={config.batch_size}: {examples.name} has only {examples.size} images; choose at most that']
         )
     if not config.data.eval_split:
         return examples, None
-    return examples, align_classes(load_examples(config.data, config.data.eval_split), examples)
+    eval_examples = without_multi_labels(load_examples(config.data, config.data.eval_split))
+    return examples, align_classes(eval_examples, examples)
 
 
 def training_policy(config: ConfigDict) -> Policy:
@@ -176,12 +177,17 @@ def _online_knn(config, task: Pretrain, examples: Examples, eval_examples: Examp
     if eval_examples is None or not examples.num_classes or not eval_examples.num_classes:
         return None
     encode = jax.jit(task.encode)
+    settings = {'image_size': config.data.image_size, 'batch_size': config.batch_size, 'mesh': mesh}
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        variables = {'params': state.params, 'batch_stats': state.batch_stats}
+        encode_state = functools.partial(encode, {'params': state.params, 'batch_stats': state.batch_stats})
+        bank = features_of(encode_state, examples, limit=config.knn.bank_images, **settings).labelled()
+        queries = features_of(encode_state, eval_examples, **settings).labelled()
         accuracies = knn_accuracy(
-            *_features(config, examples, encode, variables, mesh, config.knn.bank_images),
-            *_features(config, eval_examples, encode, variables, mesh, None),
+            bank.values,
+            bank.labels,
+            queries.values,
+            queries.labels,
             k=config.knn.k,
             temperature=config.knn.temperature,
             num_classes=examples.num_classes,
@@ -189,20 +195,6 @@ def _online_knn(config, task: Pretrain, examples: Examples, eval_examples: Examp
         return {f'knn_top1_k{k}': accuracy for k, accuracy in accuracies.items()}
 
     return evaluate
-
-
-def _features(config, examples, encode, variables, mesh, limit) -> tuple[np.ndarray, np.ndarray]:
-    from simclr_jax.data.pipeline import Share, eval_batches
-
-    batches = eval_batches(
-        examples,
-        config.data.image_size,
-        batch_size=config.batch_size,
-        share=Share(jax.process_index(), jax.process_count()),
-        limit=limit,
-    )
-    features = extract(functools.partial(encode, variables), batches, mesh)
-    return features.values, features.labels
 
 
 def _introduce(config, examples, eval_examples, schedule: loop.Schedule, state: TrainState, log: Log) -> None:

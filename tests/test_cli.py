@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import simclr_jax
-from simclr_jax import pretraining
+from simclr_jax import pretraining, workdir
 from simclr_jax.cli.main import main
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -117,13 +117,10 @@ def test_options_that_must_be_given(mistake, tmp_path):
     assert '--work' in mistake('train', DIGITS, f'--work={tmp_path}')
 
 
-def test_overrides_belong_to_training(mistake, tmp_path):
-    told = mistake('evaluate', f'--workdir={tmp_path}', '--config.seed=1')
-    assert '--config.seed: only `simclr train` takes configuration overrides' in told
-
-
 def test_work_directory_of_another_configuration(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(pretraining, 'pretrain', lambda config, workdir, claim: claim())
+    monkeypatch.setattr(
+        pretraining, 'pretrain', lambda config, directory, **options: workdir.claim(directory, config, **options)
+    )
     train = ['train', DIGITS, f'--workdir={tmp_path}']
     assert main(train) == 0
     assert main([*train, '--config.loss.temperature=0.7']) == 2
@@ -134,13 +131,14 @@ def test_work_directory_of_another_configuration(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     'option, words',
     [
-        ('--protocols=knn,svm', ['--protocols=knn,svm', 'unknown svm', 'knn, linear']),
-        ('--protocols=', ['--protocols=', 'at least one of knn, linear']),
-        ('--labels=1,few', ['--labels=1,few', "'few'", "above 0, or 'all'"]),
-        ('--labels=0', ['--labels=0', "above 0, or 'all'"]),
-        ('--labels=²', ['--labels=²', "above 0, or 'all'"]),
-        ('--labels=', ['--labels=', "above 0, or 'all'"]),
-        ('--baselines=random', ['--baselines=random', 'unknown random', 'pixels, untrained']),
+        ('--protocols=knn,svn', ["protocols=('knn', 'svn')", 'unknown svn', 'knn, linear']),
+        ('--labels=1,few', ["labels 'few'", "must be 'all'"]),
+        ('--labels=0', ["labels '0'", "must be 'all'"]),
+        ('--labels=²', ["labels '²'", "must be 'all'"]),
+        ('--labels=', ["labels ''", "must be 'all'"]),
+        ('--baselines=random', ["baselines=('random',)", 'unknown random', 'pixels, untrained']),
+        ('--config.finetune.epoch=3', ['finetune.epoch=3', 'did you mean finetune.epochs?']),
+        ('--config.knn.k=0', ['knn.k=(0,)', 'integers >= 1']),
     ],
 )
 def test_wrong_choices_of_an_evaluation(mistake, tmp_path, option, words):
@@ -149,7 +147,7 @@ def test_wrong_choices_of_an_evaluation(mistake, tmp_path, option, words):
 
 
 def test_all_wrong_choices_of_an_evaluation_at_once(mistake, tmp_path):
-    told = mistake('evaluate', f'--workdir={tmp_path}', '--protocols=svm', '--labels=few', '--baselines=random')
+    told = mistake('evaluate', f'--workdir={tmp_path}', '--protocols=svn', '--labels=few', '--baselines=random')
     assert len(told.splitlines()) == 3
 
 
@@ -163,7 +161,7 @@ def test_evaluation_of_what_is_no_work_directory(mistake, tmp_path):
 def trained(monkeypatch):
     """The configurations with which pretraining was started."""
     configs = []
-    monkeypatch.setattr(pretraining, 'pretrain', lambda config, workdir, claim: configs.append(config))
+    monkeypatch.setattr(pretraining, 'pretrain', lambda config, directory, **options: configs.append(config))
     return configs
 
 

@@ -12,10 +12,10 @@ PACKAGE = REPOSITORY / 'simclr_jax'
 
 # From the lowest floor up: modules, and packages with all that is in them; the longest name counts.
 FLOORS = (
-    ('config', 'overrides', 'lengths', 'augment.policy'),
+    ('config', 'evaluation_config', 'schema', 'labels', 'overrides', 'lengths', 'augment.policy'),
     ('models', 'augment', 'losses', 'measures', 'optim', 'state', 'parallel'),
     ('tasks', 'step', 'data', 'evaluators', 'checkpoints', 'workdir', 'log'),
-    ('loop', 'pretraining', 'evaluation', 'report', 'interop'),
+    ('loop', 'pretraining', 'evaluation', 'embedding', 'report', 'interop'),
     ('cli', '__main__'),
 )
 METHODS = ('losses', 'measures', 'optim', 'models', 'augment')

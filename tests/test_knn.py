@@ -1,10 +1,11 @@
-"""The k-nearest-neighbour vote against NumPy in double precision, scikit-learn and cases known by hand."""
+"""Nearest neighbours and their vote against NumPy in double precision, scikit-learn and cases known by hand."""
 
 import numpy as np
 import pytest
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
-from simclr_jax.evaluators.knn import knn_accuracy, knn_predict
+from simclr_jax.evaluators.agreement import neighbourhood_agreement
+from simclr_jax.evaluators.knn import knn_accuracy, knn_predict, nearest_neighbours
 
 NUM_CLASSES = 5
 
@@ -19,16 +20,62 @@ def clusters(num_bank=1237, num_queries=311, width=24):
     return bank.astype(np.float32), bank_labels, queries.astype(np.float32), query_labels
 
 
-def votes_in_double_precision(bank, bank_labels, queries, k, temperature):
-    """Share of the vote of every class, [Q, K]."""
+def cosines_in_double_precision(bank, queries):
     bank, queries = bank.astype(np.float64), queries.astype(np.float64)
     bank /= np.linalg.norm(bank, axis=1, keepdims=True)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    similarity = queries @ bank.T
+    return queries @ bank.T
+
+
+def votes_in_double_precision(bank, bank_labels, queries, k, temperature):
+    """Share of the vote of every class, [Q, K]."""
+    similarity = cosines_in_double_precision(bank, queries)
     nearest = np.argsort(-similarity, axis=1, kind='stable')[:, :k]
     weights = np.exp(np.take_along_axis(similarity, nearest, axis=1) / temperature)
     votes = np.stack([(weights * (bank_labels[nearest] == c)).sum(1) for c in range(NUM_CLASSES)], axis=1)
     return votes / votes.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize('exclude_self', [False, True])
+@pytest.mark.parametrize('query_block, bank_block', [(256, 65536), (100, 500), (7, 130)])
+def test_neighbours_are_those_of_the_whole_similarity_matrix(query_block, bank_block, exclude_self):
+    """Neither block divides the queries or the members, and 200 neighbours exceed a block of 130."""
+    bank, _, queries, _ = clusters(403, 311)
+    queries = bank if exclude_self else queries
+    blocks = {'query_block': query_block, 'bank_block': bank_block}
+    similarity, index = nearest_neighbours(bank, queries, k=200, exclude_self=exclude_self, **blocks)
+    assert (similarity.dtype, index.dtype, similarity.shape) == (np.float32, np.int64, (len(queries), 200))
+    expected = cosines_in_double_precision(bank, queries)
+    if exclude_self:
+        np.fill_diagonal(expected, -np.inf)
+    # Cosines in float32, a few roundings of 6e-8: of the neighbours found, and of the nearest ones there are.
+    np.testing.assert_allclose(similarity, np.take_along_axis(expected, index, axis=1), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(similarity, -np.sort(-expected, axis=1)[:, :200], rtol=0, atol=1e-6)
+    assert (np.diff(similarity, axis=1) <= 0).all()
+    assert (np.diff(np.sort(index, axis=1), axis=1) > 0).all()
+
+
+def test_neighbours_are_scikit_learns():
+    bank, _, queries, _ = clusters(300, 100)
+    distance, index = NearestNeighbors(n_neighbors=7, algorithm='brute', metric='cosine').fit(bank).kneighbors(queries)
+    found_similarity, found = nearest_neighbours(bank, queries, k=7)
+    np.testing.assert_allclose(found_similarity, 1 - distance, rtol=0, atol=1e-6)
+    # Neighbours nearer to each other than float32 tells apart may change places.
+    clear = (np.diff(distance, axis=1) > 1e-6).all(axis=1)
+    assert clear.mean() > 0.95
+    np.testing.assert_array_equal(found[clear], index[clear])
+
+
+@pytest.mark.parametrize('bank_block', [64, 7])
+def test_equal_neighbours_come_in_the_order_of_the_bank(bank_block):
+    bank = np.tile(np.eye(3), (20, 1))
+    _, index = nearest_neighbours(bank, np.array([[0.0, 2.0, 0.0]]), k=25, bank_block=bank_block)
+    others = [row for row in range(60) if row % 3 != 1]
+    np.testing.assert_array_equal(index, [[*range(1, 60, 3), *others[:5]]])
+    _, index = nearest_neighbours(bank, bank, k=59, exclude_self=True, bank_block=bank_block)
+    for row, neighbours in enumerate(index.tolist()):
+        alike = [other for other in range(60) if other % 3 == row % 3 and other != row]
+        assert neighbours == alike + [other for other in range(60) if other % 3 != row % 3]
 
 
 @pytest.mark.parametrize('query_block, bank_block', [(256, 65536), (100, 500), (7, 130)])
@@ -105,6 +152,33 @@ def test_features_of_zeros_and_small_temperatures_stay_finite():
     np.testing.assert_array_equal(predicted[2], [0, 0])
 
 
+def test_the_same_directions_have_the_same_neighbours():
+    bank, _, _, _ = clusters(200)
+    turned = bank[:, ::-1] * np.random.default_rng(1).uniform(0.1, 10, (200, 1))
+    assert neighbourhood_agreement(bank, turned) == 1
+
+
+@pytest.mark.parametrize('k', [1, 5, 199])
+def test_agreement_is_the_share_of_common_neighbours(k):
+    """Features of the second set are part signal, part noise, and of another width."""
+    first, _, _, _ = clusters(200)
+    second = np.concatenate([first, np.random.default_rng(1).normal(scale=3, size=(200, 10))], axis=1)
+    sets = []
+    for features in (first, second):
+        similarity = cosines_in_double_precision(features, features)
+        np.fill_diagonal(similarity, -np.inf)
+        sets.append([set(row) for row in np.argsort(-similarity, axis=1)[:, :k].tolist()])
+    expected = np.mean([len(one & other) / k for one, other in zip(*sets, strict=True)])
+    assert k == 199 or 0.1 < expected < 0.9
+    np.testing.assert_allclose(neighbourhood_agreement(first, second, k), expected, rtol=1e-12)
+
+
+def test_agreement_of_unrelated_features_is_that_of_chance():
+    first, second = np.random.default_rng(0).normal(size=(2, 500, 16))
+    # The mean of 500 images with 20 neighbours of 499 each: a deviation of sqrt(0.04 * 0.96 / 10000) = 0.002.
+    np.testing.assert_allclose(neighbourhood_agreement(first, second, 20), 20 / 499, rtol=0, atol=0.008)
+
+
 @pytest.mark.parametrize(
     'change, message',
     [
@@ -130,3 +204,24 @@ def test_mistakes_are_named(change, message):
     }
     with pytest.raises(ValueError, match=message):
         knn_predict(**(arguments | change))
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'k': 13}, 'k=13 neighbours asked of a bank of 12: use k of at most 12'),
+        ({'k': 12, 'exclude_self': True}, 'use k of at most 11'),
+        ({'k': 0}, 'k=0 must be at least 1'),
+        ({'queries': np.ones((3, 4)), 'exclude_self': True}, '3 queries and a bank of 12: pass the bank'),
+        ({'queries': np.ones((3, 5))}, 'bank has 4 features and queries 5'),
+        ({'query_block': 0}, 'query_block=0'),
+    ],
+)
+def test_mistakes_in_a_search_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        nearest_neighbours(**({'bank': np.ones((12, 4)), 'queries': np.ones((12, 4)), 'k': 1} | change))
+
+
+def test_agreement_needs_the_same_images():
+    with pytest.raises(ValueError, match='12 features and 11: pass one of each image'):
+        neighbourhood_agreement(np.ones((12, 4)), np.ones((11, 4)))

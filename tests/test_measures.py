@@ -13,6 +13,7 @@ from simclr_jax import measures
 MEASURES = {
     'alignment': measures.alignment,
     'uniformity': measures.uniformity,
+    'neighbour_agreement': measures.neighbour_agreement,
     'standard_deviation': measures.standard_deviation,
     'gram': measures.gram,
 }
@@ -43,6 +44,38 @@ def test_uniformity_is_the_log_mean_potential_of_different_rows(z):
     different = ~np.eye(len(rows), dtype=bool)
     # Float32 products of unit rows are good to 1e-7, the potential and its logarithm to a few times that.
     np.testing.assert_allclose(measures.uniformity(z), np.log(np.exp(-2 * distances[different]).mean()), rtol=1e-6)
+
+
+@pytest.mark.parametrize('views', [2, 3])
+def test_neighbour_agreement_is_the_share_of_images_with_the_same_nearest_image(views):
+    generator = np.random.default_rng(0)
+    z = generator.standard_normal((40, 1, 4)) + 0.2 * generator.standard_normal((40, views, 4))
+    nearest = []
+    for view in range(views):
+        similarity = unit_rows(z)[:, view] @ unit_rows(z)[:, view].T
+        nearest.append([max((i for i in range(40) if i != j), key=lambda i: similarity[j, i]) for j in range(40)])
+    pairs = [(v, w) for v in range(views) for w in range(v)]
+    expected = np.mean([np.equal(nearest[v], nearest[w]) for v, w in pairs])
+    assert 0.3 < expected < 0.9
+    np.testing.assert_allclose(measures.neighbour_agreement(z.astype(np.float32)), expected, rtol=1e-6)
+
+
+def test_neighbour_agreement_of_known_pairs():
+    """Angles on a circle: images (0, 1) and (2, 3) are near; in the second view of the last case (0, 3), (1, 2)."""
+
+    def on_circle(*degrees):
+        return np.stack([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], axis=-1)
+
+    first, turned, crossed = on_circle(0, 10, 90, 100), on_circle(200, 210, 290, 300), on_circle(0, 90, 100, 10)
+    # An image's other view never counts as its neighbour, though here it is the nearest of all.
+    for second, expected in ((first, 1), (turned, 1), (crossed, 0)):
+        assert measures.neighbour_agreement(np.stack([first, second], axis=1).astype(np.float32)) == expected
+
+
+@pytest.mark.parametrize('shape, message', [((1, 2, 4), 'one image'), ((4, 1, 4), 'at least two views')])
+def test_neighbour_agreement_needs_two_images_and_two_views(shape, message):
+    with pytest.raises(ValueError, match=message):
+        measures.neighbour_agreement(jnp.ones(shape))
 
 
 def test_standard_deviation_is_that_of_unit_rows(z):

@@ -154,3 +154,44 @@ def test_lengths_and_peaks_are_the_reference(oracle):
             assert lengths.total_steps(images, case['train_epochs'], batch_size) == case['total_steps']
         peak = lengths.peak_learning_rate(case['learning_rate'], batch_size, case['learning_rate_scaling'])
         np.testing.assert_allclose(peak, case['scaled_learning_rate'], rtol=1e-12)
+
+
+def test_without_warmup_the_first_update_has_the_peak():
+    schedule = optim.warmup_cosine(0.8, total_steps=4, warmup_steps=0)
+    expected = [0.4 * (1 + np.cos(np.pi * step / 4)) for step in range(6)]
+    np.testing.assert_allclose(schedule(np.arange(6)), expected[:4] + [0, 0], rtol=1e-6, atol=1e-8)
+
+
+def test_step_decay():
+    schedule = optim.step_decay(0.01, milestones=(3, 6, 7))
+    expected = [0.01] * 3 + [0.001] * 3 + [0.0001] + [0.00001] * 2
+    np.testing.assert_allclose(schedule(np.arange(9)), expected, rtol=1e-6)
+    compiled = jax.jit(schedule)(jnp.int32(6))
+    np.testing.assert_allclose(compiled, 0.0001, rtol=1e-6)
+    assert compiled.dtype == jnp.float32
+    np.testing.assert_allclose(optim.step_decay(2.0, milestones=(), factor=0.5)(100), 2.0)
+
+
+@pytest.mark.parametrize('name', ['lars', 'momentum', 'adam'])
+def test_frozen_parameters_rest_and_all_others_move_as_without(name):
+    """Under large gradients and decay; the frozen ones have no moments either."""
+    params = to_params({variable: np.full((3, 2), 0.5, np.float32) for variable in PATHS})
+    gradients = jax.tree.map(lambda p: 100 * p, params)
+    plain = optim.make_optimizer(name, lambda step: jnp.float32(0.1), weight_decay=0.1)
+    frozen = optim.freeze(plain, lambda path: path[0] == 'encoder' and path[1] != 'block1')
+
+    def after_three_updates(tx):
+        values, state = params, tx.init(params)
+        for _ in range(3):
+            updates, state = tx.update(gradients, state, values)
+            values = optax.apply_updates(values, updates)
+        return flatten_dict(values, sep='/'), state
+
+    (found, state), (expected, _) = after_three_updates(frozen), after_three_updates(plain)
+    learning = {path for path in PATHS.values() if not path.startswith('encoder') or 'block1' in path}
+    assert 0 < len(learning) < len(PATHS)
+    for path, value in found.items():
+        start = np.float32(0.5) * np.ones((3, 2), np.float32)
+        np.testing.assert_array_equal(value, expected[path] if path in learning else start, err_msg=path)
+    moments = [leaf for leaf in jax.tree.leaves(state) if jnp.ndim(leaf) == 2]
+    assert len(moments) == len(learning) * (2 if name == 'adam' else 1)

@@ -356,10 +356,21 @@ def test_a_folder_without_a_single_image_stops_the_run(tmp_path):
         next(TrainBatches(examples, **options(max_unreadable=1.0)))
 
 
-def test_evaluation_masks_unreadable_files(damaged_folder):
+def test_evaluation_leaves_unreadable_files_out(damaged_folder):
+    """As many batches as without them, so that all processes have the same number."""
     batches = list(eval_batches(damaged_folder, 8, batch_size=6))
-    is_damaged = np.isin(np.arange(SIZE), list(DAMAGED))
-    np.testing.assert_array_equal(column(batches, 'mask'), ~is_damaged)
-    np.testing.assert_array_equal(column(batches, 'index'), np.where(is_damaged, -1, np.arange(SIZE)))
-    np.testing.assert_array_equal(column(batches, 'label'), np.where(is_damaged, -1, LABELS))
-    np.testing.assert_array_equal(column(batches, 'views')[is_damaged], 0)
+    assert len(batches) == SIZE // 6
+    readable = [n for n in range(SIZE) if n not in DAMAGED]
+    padding = [-1] * len(DAMAGED)
+    np.testing.assert_array_equal(column(batches, 'mask'), [1] * len(readable) + [0] * len(padding))
+    np.testing.assert_array_equal(column(batches, 'index'), readable + padding)
+    np.testing.assert_array_equal(column(batches, 'label'), list(LABELS[readable]) + padding)
+    np.testing.assert_array_equal(column(batches, 'views')[len(readable) :], 0)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_chosen_images_are_given_once_and_in_order(examples, kind):
+    found = list(pipeline.images_at(examples[kind], [11, 2, 11, 17]))
+    assert [index for index, _ in found] == [2, 11, 17]
+    for index, image in found:
+        np.testing.assert_array_equal(image, IMAGES[index])

@@ -149,7 +149,9 @@ WRONG_CONTENTS = {
     'other names': ({'picture': COLOR}, r"holds \['picture'\]; it must hold 'image', or 'jpeg' and 'offset'"),
     'too few labels': ({'image': COLOR, 'label': LABELS[:4]}, r"'label' is int64 \[4\]; .* each of 5 images"),
     'float labels': ({'image': COLOR, 'label': LABELS / 1}, r"'label' is float64 \[5\]; must be integers"),
-    'one-hot labels': ({'image': COLOR, 'label': np.eye(5, dtype=int)}, r"'label' is int64 \[5, 5\];"),
+    'a column of labels': ({'image': COLOR, 'label': LABELS[:, None]}, r"'label' is int64 \[5, 1\];"),
+    'several class numbers': ({'image': COLOR, 'label': np.eye(5, dtype=int) * 2}, r'\[5, 5\]; .* 1 \(present\), 0'),
+    'too few rows of labels': ({'image': COLOR, 'label': np.eye(4, dtype=int)}, r"'label' is int64 \[4, 4\];"),
     'negative labels': ({'image': COLOR, 'label': LABELS - 1}, r"'label' .* must be integers >= -1"),
     'offset beyond': ({'jpeg': JPEG, 'offset': np.array([0, 11])}, r"'offset' is \[ 0 11\]; must rise .* 10"),
     'offset falls': ({'jpeg': JPEG, 'offset': np.array([0, 7, 3, 10], 'u8')}, r"'offset' .* must rise"),
@@ -200,6 +202,7 @@ def test_folder_with_a_sub_folder_for_each_class(tmp_path):
     assert examples.class_names == ('ant', 'cat', 'dog')
     assert examples.content.paths == [str(tmp_path / 'train' / name) for name in names]
     assert [examples.class_names[label] for label in examples.labels] == ['ant', 'ant', 'cat', 'cat', 'dog']
+    assert examples.ids() == examples.content.paths
 
 
 @pytest.mark.parametrize(
@@ -286,6 +289,7 @@ def test_tfds_knows_parts_of_splits_and_greyscale(cifar10_test):
     part = load_tfds('cifar10', 'test[10%:60%]')
     assert part.content.files == cifar10_test.content.files[1000:6000]
     np.testing.assert_array_equal(part.labels, cifar10_test.labels[1000:6000])
+    assert part.ids()[-1] == 'cifar10/test[10%:60%]/4999'
     grey = load_tfds('fashion_mnist', 'test')
     assert_contract(grey)
     assert (grey.size, grey.num_classes) == (2_000, 10)

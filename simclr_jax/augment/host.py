@@ -61,17 +61,19 @@ def crop_and_resize(image: tf.Tensor, box: tf.Tensor, size: int) -> tf.Tensor:
     return resize(window, size, size)
 
 
-def center_crop_box(height: tf.Tensor, width: tf.Tensor, aspect: float = 1.0) -> tf.Tensor:
-    """The central box that keeps 0.875 of the image along the side that limits it.
+def center_crop_box(
+    height: tf.Tensor, width: tf.Tensor, aspect: float = 1.0, kept: float = CENTER_CROP_PROPORTION
+) -> tf.Tensor:
+    """The central box that keeps a share of the image along the side that limits it.
 
     Args:
         height, width: of the image, int32 scalars.
+        kept: the share, in (0, 1].
         aspect: width / height of the box.
 
     Returns:
         int32 [4]: offset_y, offset_x, height, width.
     """
-    kept = CENTER_CROP_PROPORTION
     full_height, full_width = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
     # Halves round to even; multiplying the two constants first decides the same halves as the reference.
     box_height = tf.cast(tf.round(tf.minimum(kept * full_height, (kept / aspect) * full_width)), tf.int32)
@@ -80,12 +82,13 @@ def center_crop_box(height: tf.Tensor, width: tf.Tensor, aspect: float = 1.0) ->
 
 
 @tf.autograph.experimental.do_not_convert
-def center_crop(image: tf.Tensor, size: int) -> tf.Tensor:
+def center_crop(image: tf.Tensor, size: int, kept: float = CENTER_CROP_PROPORTION) -> tf.Tensor:
     """The view for evaluation: central crop and bicubic resize; up to 32 pixels no crop, only the resize.
 
     Args:
         image: [H, W, 3] uint8 or float32 in [0, 1].
         size: height and width of the result, pixels.
+        kept: share of the shorter side that the crop keeps; 1 in SimCLR's linear transfer experiments (B.8).
 
     Returns:
         float32 [size, size, 3] in [0, 1].
@@ -94,7 +97,7 @@ def center_crop(image: tf.Tensor, size: int) -> tf.Tensor:
         view = resize(image, size, size)
     else:
         shape = tf.shape(image)
-        view = crop_and_resize(image, center_crop_box(shape[0], shape[1]), size)
+        view = crop_and_resize(image, center_crop_box(shape[0], shape[1], kept=kept), size)
     return tf.clip_by_value(view, 0.0, 1.0)
 
 

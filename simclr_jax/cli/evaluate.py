@@ -1,75 +1,79 @@
-"""Measure a trained encoder: kNN and logistic regression on its frozen features.
+"""Measure a trained encoder, by any protocol and on any data set, or compare several.
 
   simclr evaluate --workdir=runs/digits --labels=1,5,10,all --baselines=pixels,untrained
+  simclr evaluate --workdir=runs/cifar10 --protocols=linear --dataset=fashion_mnist,folder:my_images
+  simclr evaluate --workdir=runs/imagenet --config=configs/evaluate/finetune.py:v2,labels=1% --config.finetune.epochs=30
+  simclr evaluate --compare runs/a runs/b
+
+Protocols: knn, linear (logistic regression by L-BFGS), svm, low_shot (SVM) on frozen features; linear_sgd,
+finetune, multihead train on augmented images; measures need no labels. Every field of the configuration
+(simclr_jax/evaluation_config.py) can be set as --config.FIELD=VALUE.
 
 Prints the table and writes result.json, results.md and report/summary.png in the work directory.
 """
 
 import argparse
+import functools
 
 NAME = 'evaluate'
-SUMMARY = 'measure a trained encoder'
+SUMMARY = 'measure a trained encoder, or compare several'
+# Options that are short for fields of the configuration.
+SHORT = {'protocols': 'protocols', 'dataset': 'datasets', 'labels': 'labels', 'baselines': 'baselines'}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's options."""
-    parser.add_argument('--workdir', required=True, metavar='DIR', help='of a `simclr train`')
-    parser.add_argument('--protocols', default='knn,linear', metavar='LIST', help='knn, linear (default: both)')
+    parser.add_argument('--workdir', metavar='DIR', help='of a `simclr train`')
+    parser.add_argument('--config', default='', metavar='FILE[:ARG]', help='settings, as configs/evaluate/transfer.py')
+    parser.add_argument('--protocols', metavar='LIST', help='see above (default: knn,linear)')
     parser.add_argument(
-        '--labels',
-        default='all',
+        '--dataset',
         metavar='LIST',
-        help='labels a class to learn from, as 1,10,all (default: all)',
+        help="other data sets than the pretraining's: TFDS names, folder:PATH, .npz",
     )
-    parser.add_argument(
-        '--baselines', default='', metavar='LIST', help='also measure: pixels, untrained (default: none)'
-    )
+    parser.add_argument('--labels', metavar='LIST', help='to learn from: all, 10 (a class), 1%% (default: all)')
+    parser.add_argument('--baselines', metavar='LIST', help='also measure: pixels, untrained (default: none)')
+    parser.add_argument('--compare', nargs='+', metavar='DIR', help='show the results of these work directories')
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluates, prints the table, draws the summary."""
-    protocols, labels, baselines = _choices(options)
+    """Evaluates, prints the table, draws the summary; or compares."""
+    from simclr_jax.overrides import ConfigError
 
+    if bool(options.workdir) == bool(options.compare):
+        raise ConfigError(['give either --workdir=DIR, to evaluate it, or --compare DIR DIR, to compare results'])
+    return _compare(options.compare) if options.compare else _evaluate(options)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
     from etils import epath
 
     from simclr_jax import workdir
-    from simclr_jax.evaluation import evaluate
+    from simclr_jax.evaluation.run import evaluate
+    from simclr_jax.evaluation_config import load_evaluation
     from simclr_jax.report import summary, table
 
-    evaluation = evaluate(options.workdir, protocols=protocols, labels_per_class=labels, baselines=baselines)
-    text = table.markdown(evaluation)
-    title = f'Top-1 accuracy in %, step {evaluation.step}: {evaluation.train} -> {evaluation.test}'
+    given = [(field, getattr(options, option)) for option, field in SHORT.items()]
+    config = load_evaluation(options.config, [*((f, t) for f, t in given if t is not None), *options.overrides])
+    results = evaluate(config, options.workdir, say=functools.partial(print, flush=True))
+    text = table.of_encoders(results)
+    title = f'Results of step {results.step} (%, with 95 % intervals over test images or ± deviation over draws)'
     print(f'\n{title}\n\n{text}\n', flush=True)
     workdir.write_whole(epath.Path(options.workdir) / 'results.md', f'{title}\n\n{text}\n')
-    print(f'Wrote result.json, results.md and {summary.draw(options.workdir, evaluation)}')
+    print(f'Wrote result.json, results.md and {summary.draw(options.workdir, results)}')
     return 0
 
 
-def _choices(options: argparse.Namespace) -> tuple[list[str], list[int | None], list[str]]:
-    from simclr_jax.config import ConfigError
+def _compare(directories: list[str]) -> int:
+    from simclr_jax.evaluation import scores
+    from simclr_jax.overrides import ConfigError
+    from simclr_jax.report import table
 
-    problems = []
-
-    def members(option: str, text: str, allowed: tuple[str, ...]) -> list[str]:
-        chosen = [part.strip() for part in text.split(',') if part.strip()]
-        unknown = [part for part in chosen if part not in allowed]
-        if unknown:
-            names = ', '.join(allowed)
-            problems.append(f'--{option}={text}: unknown {", ".join(unknown)}; there are: {names}')
-        return chosen
-
-    protocols = members('protocols', options.protocols, ('knn', 'linear'))
-    baselines = members('baselines', options.baselines, ('pixels', 'untrained'))
-    if not protocols and not problems:
-        problems.append(f'--protocols={options.protocols}: choose at least one of knn, linear')
-    labels = []
-    for part in options.labels.split(','):
-        if part.strip() == 'all':
-            labels.append(None)
-        elif part.strip().isdecimal() and int(part) > 0:
-            labels.append(int(part))
-        else:
-            problems.append(f"--labels={options.labels}: '{part}' must be a whole number above 0, or 'all'")
-    if problems:
-        raise ConfigError(problems)
-    return protocols, labels, baselines
+    results = {directory: scores.read(directory) for directory in directories}
+    missing = [directory for directory, found in results.items() if found is None]
+    if missing:
+        raise ConfigError(
+            [f'{directory} has no result.json: simclr evaluate --workdir={directory}' for directory in missing]
+        )
+    print(table.of_workdirs(results))
+    return 0

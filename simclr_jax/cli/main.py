@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import simclr_jax
-from simclr_jax.cli import evaluate, train
+from simclr_jax.cli import embed, evaluate, train
 
 USER_MISTAKE, FAILURE = 2, 1
 
@@ -21,8 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     rest, overrides, problems = _split_overrides(arguments)
     options = parser.parse_args(rest)
-    if overrides and options.command != 'train':
-        problems.append(f'--config.{overrides[0][0]}: only `simclr train` takes configuration overrides')
+    if overrides and options.command not in ('train', 'evaluate'):
+        problems.append(
+            f'--config.{overrides[0][0]}: only `simclr train` and `simclr evaluate` take configuration overrides'
+        )
     if problems:
         return _tell('\n'.join(problems), USER_MISTAKE)
     options.overrides = overrides
@@ -37,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--version', action='version', version=f'simclr_jax {simclr_jax.__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for module in (train, evaluate):
+    for module in (train, evaluate, embed):
         command = commands.add_parser(
             module.NAME,
             help=module.SUMMARY,

@@ -26,14 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Reads the configuration, makes sure that the directory is its own, and trains."""
-    from simclr_jax import workdir
     from simclr_jax.config import load_config
     from simclr_jax.pretraining import pretrain
 
     config = load_config(options.config, options.overrides)
-    pretrain(
-        config,
-        options.workdir,
-        claim=lambda: workdir.claim(options.workdir, config, allow_change=options.allow_config_change),
-    )
+    pretrain(config, options.workdir, allow_change=options.allow_config_change)
     return 0

@@ -17,7 +17,8 @@ def load_npz(path: str, split: str) -> Examples:
     """A split in one .npz file, without pickle.
 
     Either 'image' uint8 [N, H, W(, C)] (also named 'images' or 'x'), or 'jpeg' uint8 (all files end to end)
-    with 'offset' int64 [N + 1]; and optionally 'label' (also 'labels' or 'y') int [N], -1: none.
+    with 'offset' int64 [N + 1]; and optionally 'label' (also 'labels' or 'y') int [N], -1: none, or, where an
+    image may show several of K >= 2 classes, int [N, K], 1: present, 0: absent, -1: ignored.
 
     Args:
         path: the file; '{split}' in it is replaced by the split's name.
@@ -109,10 +110,14 @@ def _examples(name: str, size: int, content: Decoded | Encoded, labels: np.ndarr
         raise DataError(f'{name} holds no images')
     if labels is None:
         return Examples(name, size, content, np.full(size, -1, np.int32), ())
-    if labels.shape != (size,) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < -1:
+    # One column is more likely class numbers that were not flattened.
+    is_multi_label = labels.ndim == 2 and labels.shape[1] > 1
+    has_rows = labels.shape[:1] == (size,) and (labels.ndim == 1 or is_multi_label)
+    is_integer = np.issubdtype(labels.dtype, np.integer)
+    if not has_rows or not is_integer or labels.min() < -1 or (is_multi_label and labels.max() > 1):
         raise DataError(
             f"{name}: 'label' is {labels.dtype} {list(labels.shape)}; must be integers >= -1, one for each "
-            f'of {size} images'
+            f'of {size} images, or [{size}, 2 or more classes] of 1 (present), 0 (absent) and -1 (ignored)'
         )
-    names = tuple(str(label) for label in range(labels.max() + 1))
-    return Examples(name, size, content, labels.astype(np.int32), names)
+    num_classes = labels.shape[1] if is_multi_label else labels.max() + 1
+    return Examples(name, size, content, labels.astype(np.int32), tuple(map(str, range(num_classes))))

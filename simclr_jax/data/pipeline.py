@@ -6,13 +6,14 @@ pseudo-random permutation of each epoch maps ranks to images. Resuming is starti
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from simclr_jax.augment import host
-from simclr_jax.augment.policy import Policy
+from simclr_jax.augment.policy import CENTER_CROP_PROPORTION, Policy
+from simclr_jax.data.select import select
 from simclr_jax.data.spec import Batch, DataError, Decoded, Encoded, Examples, Files, Streamed
 
 # An unreadable file's place is taken by another image; so many are tried.
@@ -93,36 +94,80 @@ def eval_batches(
     image_size: int,
     *,
     batch_size: int,
+    kept: float = CENTER_CROP_PROPORTION,
     share: Share = Share(),
     limit: int | None = None,
 ) -> Iterator[Batch]:
-    """Every image once, in the order of the split, as one view: the central crop of METHOD's evaluation.
+    """Every image once, in the order of the split, as one view: SimCLR's central crop for evaluation.
 
-    The last batch is filled up with rows of mask 0, as are the places of files that are no images.
+    Files that are no images are left out. The last batches are filled up with rows of mask 0, so that all
+    processes have the same number of batches.
 
     Args:
         examples: the split.
         image_size: height and width of the view, pixels.
         batch_size: images of the global batch, a multiple of share.count.
+        kept: share of the shorter side in the crop, see `host.center_crop`.
         share: this process's rows.
         limit: only the first so many images.
     """
     size = examples.size if limit is None else min(limit, examples.size)
     rows = batch_size // share.count
-    steps = -(-size // batch_size)
+    num_rows = -(-size // batch_size) * rows
+
+    def make_row(index, image, label):
+        view = host.center_crop(image, image_size, kept)
+        return {'views': view[None], 'label': label, 'mask': tf.constant(1.0), 'index': index}
+
+    # Everything in one map: on small images the calls of several would cost as much as the decoding.
     if isinstance(examples.content, Streamed):
-        dataset = _stored_rows(examples, size, steps, batch_size, share)
+        label_shape = ()
+        dataset = _own_rows(examples.content.records(None, None).take(size), batch_size, share)
+        dataset = dataset.map(
+            lambda index, file, label: make_row(index, decode(file), label), num_parallel_calls=tf.data.AUTOTUNE
+        )
     else:
-        dataset = _positions(batch_size, share).take(steps * rows)
-        dataset = dataset.map(lambda position: tf.where(position < size, position, -1))
-        dataset = _read(dataset.map(lambda index: (index, tf.stack([index]))), examples)
+        label_shape = examples.labels.shape[1:]
+        labels, image_of = tf.constant(examples.labels), _image_reader(examples)
+        dataset = _own_rows(tf.data.Dataset.range(size), batch_size, share)
+        dataset = dataset.map(
+            lambda index: make_row(index, image_of(index), tf.gather(labels, index)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+    if isinstance(examples.content, Files):
+        dataset = dataset.ignore_errors()
+    padding = {
+        'views': np.zeros([1, image_size, image_size, 3], np.float32),
+        'label': np.full(label_shape, -1, np.int32),
+        'mask': np.float32(0),
+        'index': np.int64(-1),
+    }
+    dataset = dataset.concatenate(tf.data.Dataset.from_tensors(padding).repeat(num_rows)).take(num_rows)
+    return _batches(dataset, rows)
 
-    def make_view(row):
-        view = host.center_crop(row['image'], image_size)[None]
-        mask = tf.cast(row['index'] >= 0, tf.float32)
-        return {'views': view * mask, 'label': row['label'], 'mask': mask, 'index': row['index']}
 
-    return _batches(dataset.map(make_view, num_parallel_calls=tf.data.AUTOTUNE), rows)
+def images_at(examples: Examples, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Chosen images as they are, (index, uint8 [H, W, 3]) one after the other, each once, in the order of the split.
+
+    Files that are no images are left out. A streamed split is read up to the last of the chosen ones.
+
+    Args:
+        examples: the split.
+        indices: of images in it.
+    """
+    wanted = np.unique(np.asarray(indices, np.int64))
+    if isinstance(examples.content, Streamed):
+        records = examples.content.records(None, None)
+        records = records.filter(lambda index, *_: tf.reduce_any(index == wanted)).take(len(wanted))
+        dataset = records.map(lambda index, file, _: (index, decode(file)))
+    else:
+        image_of = _image_reader(select(examples, wanted))
+        dataset = tf.data.Dataset.from_tensor_slices(wanted).enumerate()
+        dataset = dataset.map(lambda place, index: (index, image_of(place)))
+    if isinstance(examples.content, Files):
+        dataset = dataset.ignore_errors()
+    for index, image in dataset.as_numpy_iterator():
+        yield int(index), image
 
 
 def _batches(dataset: tf.data.Dataset, rows: int) -> Iterator[Batch]:
@@ -177,13 +222,12 @@ def _read(positions: tf.data.Dataset, examples: Examples) -> tf.data.Dataset:
         return {'epoch': first, 'wanted': wanted, 'index': index, 'image': image, 'label': label}
 
     def read(first, candidates):
-        return row(first, candidates[0], candidates[0], image_of(tf.maximum(candidates[0], 0)))
+        return row(first, candidates[0], candidates[0], image_of(candidates[0]))
 
     def read_file(first, candidates):
-        tries = tf.data.Dataset.from_tensor_slices(candidates).filter(lambda index: index >= 0)
-        tries = tries.map(lambda index: (index, image_of(index))).ignore_errors()
+        tries = tf.data.Dataset.from_tensor_slices(candidates).map(lambda index: (index, image_of(index)))
         nothing = tf.data.Dataset.from_tensors((tf.constant(-1, tf.int64), tf.zeros([1, 1, 3], tf.uint8)))
-        found = tries.concatenate(nothing).take(1)
+        found = tries.ignore_errors().concatenate(nothing).take(1)
         return found.map(lambda index, image: row(first, candidates[0], index, image))
 
     if isinstance(examples.content, Files):
@@ -239,25 +283,13 @@ def _streamed_rows(examples, batch_size, seed, start_step, share) -> tf.data.Dat
         return rows.map(lambda index, file, label: (epoch, index, file, label))
 
     rows = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max).flat_map(epoch_rows)
-    if share.count > 1:
-        rows = _own_rows(rows, batch_size, share)
-    return rows.map(_decode_record, num_parallel_calls=tf.data.AUTOTUNE)
-
-
-def _stored_rows(examples, size, steps, batch_size, share) -> tf.data.Dataset:
-    """Rows of a streamed split in the order in which they are stored, filled up to whole batches."""
-    epoch = tf.constant(0, tf.int64)
-    rows = examples.content.records(None, None).take(size)
-    rows = rows.map(lambda index, file, label: (epoch, index, file, label))
-    black = tf.io.encode_png(tf.zeros([1, 1, 3], tf.uint8))
-    padding = (epoch, tf.constant(-1, tf.int64), black, tf.constant(-1))
-    rows = rows.concatenate(tf.data.Dataset.from_tensors(padding).repeat(steps * batch_size - size))
-    if share.count > 1:
-        rows = _own_rows(rows, batch_size, share)
-    return rows.map(_decode_record, num_parallel_calls=tf.data.AUTOTUNE)
+    return _own_rows(rows, batch_size, share).map(_decode_record, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _own_rows(rows: tf.data.Dataset, batch_size: int, share: Share) -> tf.data.Dataset:
+    """Of the rows of all global batches those that this process reads."""
+    if share.count == 1:
+        return rows
     own = batch_size // share.count
     return rows.enumerate().filter(lambda n, _: n % batch_size // own == share.index).map(lambda _, row: row)
 

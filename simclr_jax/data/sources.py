@@ -38,12 +38,24 @@ def load_examples(data: ConfigDict, split: str) -> Examples:
     return arrays.make_fake(split, data.fake_images, data.image_size)
 
 
+def without_multi_labels(examples: Examples) -> Examples:
+    """The split without its labels if they are several an image: a softmax and a vote of neighbours want one."""
+    if not examples.is_multi_label:
+        return examples
+    return dataclasses.replace(examples, labels=np.full(examples.size, -1, np.int32), class_names=())
+
+
 def align_classes(examples: Examples, like: Examples) -> Examples:
     """Gives a split the label numbers of another one, by the classes' names: a test split may lack some.
 
     Raises:
-        DataError: it has classes that the other one has not.
+        DataError: it has classes that the other one has not, or only one of the two is multi-label.
     """
+    if examples.num_classes and like.num_classes and examples.is_multi_label != like.is_multi_label:
+        raise DataError(
+            f'{examples.name} and {like.name}: one has several labels an image, the other one label; take two '
+            'splits of the same kind'
+        )
     if examples.class_names == like.class_names or not examples.num_classes:
         return examples
     unknown = sorted(set(examples.class_names) - set(like.class_names))
@@ -56,5 +68,10 @@ def align_classes(examples: Examples, like: Examples) -> Examples:
     if examples.labels is None:
         return dataclasses.replace(examples, class_names=like.class_names)
     number = {name: label for label, name in enumerate(like.class_names)}
+    if examples.is_multi_label:
+        # Of a class that it does not know, it does not say that the image shows none.
+        labels = np.full((examples.size, like.num_classes), -1, np.int32)
+        labels[:, [number[name] for name in examples.class_names]] = examples.labels
+        return dataclasses.replace(examples, labels=labels, class_names=like.class_names)
     new_labels = np.array([number[name] for name in examples.class_names] + [-1], np.int32)
     return dataclasses.replace(examples, labels=new_labels[examples.labels], class_names=like.class_names)

@@ -8,7 +8,7 @@ import numpy as np
 
 # One batch: {
 #   'views': float32 [B, V, H, W, 3] in [0, 1]   the views of one image stand next to each other
-#   'label': int32 [B]                           -1: none
+#   'label': int32 [B], or [B, K] of several     -1: none
 #   'mask':  float32 [B]                         0: padding, not an image
 #   'index': int64 [B]                           which image of the split; -1: padding
 # }
@@ -59,8 +59,10 @@ class Examples:
         name: for messages.
         size: number of images N.
         content: the images.
-        labels: int32 [N], -1: none. Unknown (None) before a streamed split is read.
+        labels: int32 [N], -1: none. Multi-label: int32 [N, K], 1: present, 0: absent, -1: ignored (as VOC's
+            objects that are difficult). Unknown (None) before a streamed split is read.
         class_names: of the labels 0..K-1; empty if there are none.
+        positions: int64 [N], of these images in the split that `name` names; None: they are all of it.
     """
 
     name: str
@@ -68,11 +70,24 @@ class Examples:
     content: Decoded | Encoded | Files | Streamed
     labels: np.ndarray | None
     class_names: tuple[str, ...]
+    positions: np.ndarray | None = None
 
     @property
     def num_classes(self) -> int:
         """K, or 0 without labels."""
         return len(self.class_names)
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may show several classes; such a split is never streamed."""
+        return self.labels is not None and self.labels.ndim == 2
+
+    def ids(self) -> list[str]:
+        """What identifies each image outside of this program: its file's path, or the split's name and a number."""
+        if isinstance(self.content, Files):
+            return list(self.content.paths)
+        positions = range(self.size) if self.positions is None else self.positions
+        return [f'{self.name}/{position}' for position in positions]
 
 
 def three_channels(images: np.ndarray) -> np.ndarray:

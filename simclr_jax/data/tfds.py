@@ -1,5 +1,7 @@
 """Source: data sets prepared by TensorFlow Datasets. Behind the TensorFlow door: imported only when used."""
 
+import dataclasses
+
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -11,7 +13,10 @@ INTERLEAVED_SHARDS = 16
 
 
 def load_tfds(name: str, split: str, data_dir: str, *, memory_limit: int, shuffle_buffer: int) -> Examples:
-    """A split of a data set with the features 'image' and, optionally, 'label'.
+    """A split of a data set with the features 'image' and, optionally, 'label' or 'labels'.
+
+    'label' is one class, 'labels' a sequence of them. Classes that are in 'labels' and not in
+    'labels_no_difficult', where a data set has both as VOC does, are to be ignored.
 
     Args:
         name: as TFDS writes it, 'cifar10' or 'imagenet2012_subset/10pct:5.*.*'.
@@ -21,9 +26,10 @@ def load_tfds(name: str, split: str, data_dir: str, *, memory_limit: int, shuffl
         shuffle_buffer: records among which a streamed split's next one is drawn.
 
     Raises:
-        DataError: unknown name or split, not prepared, or without images.
+        DataError: unknown name or split, not prepared, without images, or several labels an image and larger
+            than memory_limit.
     """
-    builder = _builder(name, data_dir)
+    builder = open_builder(name, data_dir)
     try:
         info = builder.info.splits[split]
         size = info.num_examples
@@ -37,17 +43,70 @@ def load_tfds(name: str, split: str, data_dir: str, *, memory_limit: int, shuffl
     features = builder.info.features
     if 'image' not in features:
         raise DataError(f"data.name={name} has the features {list(features)}, but no 'image'")
-    is_class = 'label' in features and isinstance(features['label'], tfds.features.ClassLabel)
-    class_names = tuple(features['label'].names) if is_class else ()
+    labels_of = _find_labels(features)
     full_name = f'{name}/{split}'
     if _stored_bytes(builder, size) > memory_limit:
-        content = Streamed(_streamed(builder, info, is_class, shuffle_buffer))
-        return Examples(full_name, size, content, None, class_names)
-    files, labels = _read_all(builder, split, is_class)
-    return Examples(full_name, size, Encoded(files), labels, class_names)
+        if labels_of.is_multi_label:
+            raise DataError(
+                f'{full_name} has several labels an image, and such a split is not streamed; its '
+                f'{_stored_bytes(builder, size) / 2**30:.2g} GiB must stay in memory: raise data.memory_limit_gb'
+            )
+        content = Streamed(_streamed(builder, info, labels_of, shuffle_buffer))
+        return Examples(full_name, size, content, None, labels_of.class_names)
+    files, labels = _read_all(builder, split, labels_of)
+    return Examples(full_name, size, Encoded(files), labels, labels_of.class_names)
 
 
-def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+@dataclasses.dataclass(frozen=True)
+class _Labels:
+    """Where a data set's labels are.
+
+    Attributes:
+        features: names of the features that hold them; none: there are no labels.
+        class_names: of the labels 0..K-1.
+    """
+
+    features: tuple[str, ...]
+    class_names: tuple[str, ...]
+
+    @property
+    def is_multi_label(self) -> bool:
+        return 'labels' in self.features
+
+    def __call__(self, examples) -> tf.Tensor:
+        """The label of one example, int32 [], or of a batch, [B] or, if multi-label, [B, K]; see spec.Examples."""
+        if not self.features:
+            return tf.fill(tf.shape(examples['image']), -1)
+        if not self.is_multi_label:
+            return tf.cast(examples['label'], tf.int32)
+        # Of two features the last one leaves out the difficult.
+        named, present = (self._is_among(examples[self.features[place]]) for place in (0, -1))
+        return tf.where(present, 1, tf.where(named, -1, 0))
+
+    def _is_among(self, labels: tf.RaggedTensor) -> tf.Tensor:
+        classes = tf.range(len(self.class_names), dtype=labels.dtype)
+        return tf.reduce_any(labels.to_tensor(-1)[..., None] == classes, axis=1)
+
+
+def _find_labels(features) -> _Labels:
+    if 'label' in features and isinstance(features['label'], tfds.features.ClassLabel):
+        return _Labels(('label',), tuple(features['label'].names))
+    several = tuple(name for name in ('labels', 'labels_no_difficult') if name in features)
+    # Of a sequence, `feature` is what it is a sequence of.
+    element = getattr(features['labels'], 'feature', None) if 'labels' in several else None
+    return _Labels(several, tuple(element.names)) if isinstance(element, tfds.features.ClassLabel) else _Labels((), ())
+
+
+def open_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    """The prepared data set of that name.
+
+    Args:
+        name: as TFDS writes it.
+        data_dir: see `load_tfds`.
+
+    Raises:
+        DataError: unknown or not prepared.
+    """
     try:
         builder = tfds.builder(name, data_dir=data_dir or None)
     except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
@@ -68,25 +127,26 @@ def _stored_bytes(builder, size: int) -> float:
     return size * sum(split.num_bytes for split in splits) / sum(split.num_examples for split in splits)
 
 
-def _read_all(builder, split: str, is_class: bool) -> tuple[list[bytes], np.ndarray]:
+def _read_all(builder, split: str, labels_of: _Labels) -> tuple[list[bytes], np.ndarray]:
     """Every encoded image and label, in the order in which they are stored."""
     dataset = builder.as_dataset(
         split=split,
         decoders=tfds.decode.PartialDecoding(
-            {'image': True, 'label': True} if is_class else {'image': True},
+            {'image': True} | dict.fromkeys(labels_of.features, True),
             decoders={'image': tfds.decode.SkipDecoding()},
         ),
         read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False, skip_prefetch=True),
         shuffle_files=False,
     )
+    batches = dataset.ragged_batch(1024).map(lambda examples: (examples['image'], labels_of(examples)))
     files, labels = [], []
-    for rows in dataset.batch(1024).as_numpy_iterator():
-        files.extend(rows['image'])
-        labels.append(rows['label'] if is_class else np.full(len(rows['image']), -1))
-    return files, np.concatenate(labels).astype(np.int32)
+    for images, rows in batches.as_numpy_iterator():
+        files.extend(images)
+        labels.append(rows)
+    return files, np.concatenate(labels)
 
 
-def _streamed(builder, info, is_class: bool, shuffle_buffer: int):
+def _streamed(builder, info, labels_of: _Labels, shuffle_buffer: int):
     """The function `records(epoch, seed)` of a streamed split; see spec.Streamed."""
     instructions = info.file_instructions
     if not all('.tfrecord' in str(instruction.filename) for instruction in instructions):
@@ -106,8 +166,7 @@ def _streamed(builder, info, is_class: bool, shuffle_buffer: int):
 
     def parse(index, record):
         example = builder.info.features.deserialize_example(record, decoders={'image': tfds.decode.SkipDecoding()})
-        label = tf.cast(example['label'], tf.int32) if is_class else tf.constant(-1, tf.int32)
-        return index, example['image'], label
+        return index, example['image'], labels_of(example)
 
     def records(epoch, seed):
         shards = tf.data.Dataset.range(len(paths))

@@ -1,5 +1,6 @@
 """Features of a data set: images in batches, on all devices, to arrays on the host."""
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterator
 
@@ -9,7 +10,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from simclr_jax import parallel
-from simclr_jax.data.spec import Batch
+from simclr_jax.augment.policy import CENTER_CROP_PROPORTION
+from simclr_jax.data.spec import Batch, Examples
+
+# Batches that the devices have been given and whose features are not fetched yet: they need not wait for the host.
+IN_FLIGHT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +23,7 @@ class Features:
 
     Attributes:
         values: float32 [N, F].
-        labels: int32 [N], -1: none.
+        labels: int32 [N], or [N, K] where an image has several; -1: none.
         index: int64 [N], which image of the split.
     """
 
@@ -26,27 +31,89 @@ class Features:
     labels: np.ndarray
     index: np.ndarray
 
+    def rows(self, chosen: np.ndarray) -> 'Features':
+        """Some of the rows, by their numbers or a mask."""
+        return Features(self.values[chosen], self.labels[chosen], self.index[chosen])
 
-def extract(encode: Callable[[jax.Array], jax.Array], batches: Iterator[Batch], mesh: Mesh) -> Features:
+    def labelled(self) -> 'Features':
+        """The images with a label."""
+        known = self.labels >= 0
+        return self.rows(known if known.ndim == 1 else known.any(axis=1))
+
+
+def features_of(
+    encode: Callable[[jax.Array], jax.Array],
+    examples: Examples,
+    *,
+    image_size: int,
+    batch_size: int,
+    mesh: Mesh,
+    kept: float = CENTER_CROP_PROPORTION,
+    limit: int | None = None,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Features:
+    """Features of the readable images of a split, read by all processes together.
+
+    Args:
+        encode, mesh, progress: see `extract`.
+        examples: the split.
+        image_size, kept, limit: see `data.pipeline.eval_batches`.
+        batch_size: images at a time, a multiple of the devices.
+    """
+    from simclr_jax.data.pipeline import Share, eval_batches
+
+    batches = eval_batches(
+        examples,
+        image_size,
+        batch_size=batch_size,
+        kept=kept,
+        share=Share(jax.process_index(), jax.process_count()),
+        limit=limit,
+    )
+    return extract(encode, batches, mesh, progress)
+
+
+def extract(
+    encode: Callable[[jax.Array], jax.Array],
+    batches: Iterator[Batch],
+    mesh: Mesh,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Features:
     """Encodes every image once; rows of mask 0 are left out.
 
     Args:
         encode: jitted, images [B, H, W, 3] -> features [B, F], rows divided among the mesh's devices.
-        batches: of one view, see data/spec.py.
+        batches: of one view, see data/spec.py; one at least.
         mesh: the devices.
+        progress: called with the number of images each time that some have been encoded.
     """
-    values, labels, index = [], [], []
+    waiting: collections.deque[tuple[jax.Array, Batch]] = collections.deque()
+    parts: list[Features] = []
+
+    def fetch() -> None:
+        part = _on_host(*waiting.popleft())
+        parts.append(part)
+        progress(len(part.values))
+
     for batch in batches:
-        features = encode(parallel.to_global({'images': batch['views'][:, 0]}, mesh)['images'])
-        rows = (features, batch['label'], batch['index'], batch['mask'])
-        if jax.process_count() > 1:
-            rows = (
-                multihost_utils.process_allgather(rows[0], tiled=True),
-                *(multihost_utils.process_allgather(part, tiled=True) for part in rows[1:]),
-            )
-        features, label, position, mask = map(np.asarray, rows)
-        is_image = mask > 0
-        values.append(features[is_image])
-        labels.append(label[is_image])
-        index.append(position[is_image])
-    return Features(np.concatenate(values), np.concatenate(labels), np.concatenate(index))
+        images = parallel.to_global({'images': batch['views'][:, 0]}, mesh)['images']
+        waiting.append((encode(images), batch))
+        if len(waiting) > IN_FLIGHT:
+            fetch()
+    while waiting:
+        fetch()
+    return Features(
+        np.concatenate([part.values for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.index for part in parts]),
+    )
+
+
+def _on_host(features: jax.Array, batch: Batch) -> Features:
+    """The features of a batch's images, of all processes."""
+    rows = (features, batch['label'], batch['index'], batch['mask'])
+    if jax.process_count() > 1:
+        rows = tuple(multihost_utils.process_allgather(part, tiled=True) for part in rows)
+    values, labels, index, mask = map(np.asarray, rows)
+    is_image = mask > 0
+    return Features(values[is_image], labels[is_image], index[is_image])

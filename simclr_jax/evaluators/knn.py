@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification of frozen features by cosine similarity.
+"""Nearest neighbours of frozen features by cosine similarity, and the weighted vote of their labels.
 
 The matrix of similarities is never whole in memory: blocks of the bank pass one after the other, and every
 query keeps its nearest neighbours among those seen so far.
@@ -12,6 +12,49 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from simclr_jax.evaluators.checks import check_features, check_labels
+
+
+def nearest_neighbours(
+    bank,
+    queries,
+    *,
+    k: int,
+    exclude_self: bool = False,
+    query_block: int = 256,
+    bank_block: int = 65536,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k members of the bank most similar to each query, nearest first.
+
+    Of equal similarities the one that comes first in the bank is nearer. A feature of zeros has similarity 0
+    with everything.
+
+    Args:
+        bank: [N, F] finite features; they need not be normalised.
+        queries: [Q, F] finite features.
+        k: number of neighbours, in 1..N, or in 1..N - 1 with `exclude_self`.
+        exclude_self: the queries are the bank, and no row is its own neighbour.
+        query_block: queries compared at a time; with bank_block it bounds the similarities held in memory.
+        bank_block: members of the bank on the device at a time.
+
+    Returns:
+        similarity: [Q, k] float32, cosines.
+        index: [Q, k] int64, rows of the bank.
+
+    Raises:
+        ValueError: shapes or settings break a rule above; the message names the cure.
+    """
+    bank, queries = _check_pair(bank, queries)
+    _check_neighbours(k, len(bank), exclude_self)
+    _check_blocks(query_block, bank_block)
+    if exclude_self and len(queries) != len(bank):
+        raise ValueError(
+            f'exclude_self=True with {len(queries)} queries and a bank of {len(bank)}: '
+            'pass the bank as the queries, or exclude_self=False'
+        )
+    similarity, index = _search(bank, queries, k, query_block, bank_block, exclude_self)
+    return similarity, index.astype(np.int64)
 
 
 def knn_predict(
@@ -28,8 +71,8 @@ def knn_predict(
     """Labels voted by the k most similar members of the bank, each with weight exp(similarity / temperature).
 
     Ties are settled the same way in every run: between equal similarities the one that comes first in the
-    bank is nearer, between classes with equal votes the lower label wins. A
-    feature of zeros has similarity 0 with everything.
+    bank is nearer, between classes with equal votes the lower label wins. A feature of zeros has similarity 0
+    with everything.
 
     Args:
         bank: [N, F] finite features whose labels are known; they need not be normalised.
@@ -49,21 +92,19 @@ def knn_predict(
 
     Source: the protocol of Wu et al., arXiv 1805.01978, section 3.4.
     """
-    bank, queries = check_features('bank', bank), check_features('queries', queries)
+    bank, queries = _check_pair(bank, queries)
     bank_labels = check_labels('bank_labels', bank_labels, len(bank), num_classes)
-    if bank.shape[1] != queries.shape[1]:
-        raise ValueError(
-            f'bank has {bank.shape[1]} features and queries {queries.shape[1]}: '
-            'they must be equal, take both from the same layer of the same encoder'
-        )
-    _check_settings(k, temperature, query_block, bank_block, len(bank))
+    if not k:
+        raise ValueError(f'k={list(k)} must name one or more numbers of neighbours')
+    for size in k:
+        _check_neighbours(size, len(bank))
+    if not temperature > 0:
+        raise ValueError(f'temperature={temperature} must be positive; 0.07 is usual')
+    _check_blocks(query_block, bank_block)
 
-    num_queries = len(queries)
-    query_block = min(query_block, num_queries)
-    queries = _pad_rows(queries, query_block).reshape(-1, query_block, queries.shape[1])
-    similarity, labels = _nearest(bank, bank_labels, queries, max(k), min(bank_block, len(bank)))
-    predicted = _vote(similarity, labels, temperature, tuple(sorted(set(k))), num_classes)
-    return {size: np.asarray(predicted[size]).reshape(-1)[:num_queries] for size in k}
+    similarity, index = _search(bank, queries, max(k), query_block, bank_block)
+    predicted = _vote(similarity, bank_labels[index], temperature, tuple(sorted(set(k))), num_classes)
+    return {size: np.asarray(predicted[size]) for size in k}
 
 
 def knn_accuracy(bank, bank_labels, queries, query_labels, *, num_classes, **settings) -> dict[int, float]:
@@ -88,8 +129,12 @@ def knn_accuracy(bank, bank_labels, queries, query_labels, *, num_classes, **set
     return {size: float(np.mean(labels == query_labels)) for size, labels in predicted.items()}
 
 
-def _nearest(bank, bank_labels, queries, k, bank_block):
-    """Similarity and label of the k nearest members, nearest first: each [blocks, query_block, k]."""
+def _search(bank, queries, k, query_block, bank_block, exclude_self=False):
+    """Similarity and index of the k nearest members, nearest first: each [Q, k]."""
+    num_queries = len(queries)
+    query_block = min(query_block, num_queries)
+    queries = _pad_rows(queries, query_block).reshape(-1, query_block, queries.shape[1])
+    bank_block = min(bank_block, len(bank))
     # About sqrt(block / k) members a group balance the two searches of `_merge`.
     group = math.isqrt(max(bank_block // k, 1))
     bank_block = math.ceil(bank_block / group) * group
@@ -100,58 +145,64 @@ def _nearest(bank, bank_labels, queries, k, bank_block):
     )
     for start in range(0, len(bank), bank_block):
         members = bank[start : start + bank_block]
-        labels = bank_labels[start : start + bank_block]
         nearest = _merge(
             nearest,
             queries,
             _pad_rows(members, bank_block),
-            _pad_rows(labels, bank_block),
-            len(members),
+            np.int32(start),
+            np.int32(len(members)),
             group=group,
+            exclude_self=exclude_self,
         )
-    return nearest
+    return tuple(np.asarray(part).reshape(-1, k)[:num_queries] for part in nearest)
 
 
-@functools.partial(jax.jit, static_argnames='group', donate_argnums=0)
-def _merge(nearest, queries, members, labels, num_valid, *, group):
+@functools.partial(jax.jit, static_argnames=('group', 'exclude_self'), donate_argnums=0)
+def _merge(nearest, queries, members, first, num_valid, *, group, exclude_self):
     """Brings a block of the bank into the nearest neighbours found so far.
 
     A full search over long rows is what costs the time, so it is done in two: whoever is among the k nearest
     lies in one of the k groups with the largest maxima, and only those groups are searched.
 
     Args:
-        nearest: (similarity, label), each [blocks, query_block, k].
+        nearest: (similarity, index), each [blocks, query_block, k].
         queries: [blocks, query_block, F], of unit length.
         members: [bank_block, F]; bank_block is a multiple of `group`.
-        labels: [bank_block].
+        first: index in the bank of the first member.
         num_valid: how many members are not padding.
         group: consecutive members a group.
+        exclude_self: whether a query is not compared with the member of its own index.
 
     Returns:
-        (similarity, label) like `nearest`.
+        (similarity, index) like `nearest`.
     """
     num_groups = len(members) // group
-    labels = labels.reshape(num_groups, group)
-    padding = (jnp.arange(len(members)) >= num_valid).reshape(num_groups, group)
+    index = jnp.arange(len(members), dtype=jnp.int32).reshape(num_groups, group)
+    padding = index >= num_valid
+    index = index + first
     # Members of a group stand a whole row apart, [group, num_groups]: the maxima are then vector operations.
     members = _normalize(members).reshape(num_groups, group, -1).swapaxes(0, 1).reshape(members.shape)
 
     def merge_queries(block):
-        (known_similarity, known_labels), block_queries = block
-        k = known_labels.shape[1]
+        (known_similarity, known_index), block_queries, own = block
+        k = known_index.shape[1]
         similarity = jnp.einsum('qf,bf->qb', block_queries, members, precision=jax.lax.Precision.HIGHEST)
         similarity = similarity.reshape(-1, group, num_groups)
-        similarity = jnp.where(padding.T, -jnp.inf, similarity)
+        left_out = padding.T
+        if exclude_self:
+            left_out = left_out | (own[:, None, None] == index.T)
+        similarity = jnp.where(left_out, -jnp.inf, similarity)
         _, best_groups = jax.lax.top_k(similarity.max(axis=1), min(k, num_groups))
         # In the bank's order, so that top_k, which prefers the first among equals, settles ties by it.
         best_groups = jnp.sort(best_groups, axis=1)
         found = jnp.take_along_axis(similarity, best_groups[:, None, :], axis=2).swapaxes(1, 2)
         candidates = jnp.concatenate([known_similarity, found.reshape(len(found), -1)], axis=1)
-        candidate_labels = jnp.concatenate([known_labels, labels[best_groups].reshape(len(found), -1)], axis=1)
+        candidate_index = jnp.concatenate([known_index, index[best_groups].reshape(len(found), -1)], axis=1)
         similarity, places = jax.lax.top_k(candidates, k)
-        return similarity, jnp.take_along_axis(candidate_labels, places, axis=1)
+        return similarity, jnp.take_along_axis(candidate_index, places, axis=1)
 
-    return jax.lax.map(merge_queries, (nearest, queries))
+    own = jnp.arange(queries.shape[0] * queries.shape[1], dtype=jnp.int32).reshape(queries.shape[:2])
+    return jax.lax.map(merge_queries, (nearest, queries, own))
 
 
 @functools.partial(jax.jit, static_argnames=('k', 'num_classes'))
@@ -187,40 +238,25 @@ def _pad_rows(array, multiple):
     return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing else array
 
 
-def check_features(name, features):
-    """Features as float32 [N, F]; ValueError unless they are a non-empty, finite matrix."""
-    features = np.asarray(features)
-    if features.ndim != 2 or 0 in features.shape:
-        raise ValueError(f'{name} has shape {features.shape}: pass non-empty features [examples, width]')
-    features = features.astype(np.float32, copy=False)
-    if not np.isfinite(features).all():
-        raise ValueError(f'{name} holds NaN or infinity: leave those rows out or look for what made them')
-    return features
-
-
-def check_labels(name, labels, num_examples, num_classes):
-    """Labels as int32 [N]; ValueError unless they are num_examples integers in 0..num_classes - 1."""
-    labels = np.asarray(labels)
-    if labels.shape != (num_examples,) or not np.issubdtype(labels.dtype, np.integer):
+def _check_pair(bank, queries):
+    """Both as float32 matrices of the same width."""
+    bank, queries = check_features('bank', bank), check_features('queries', queries)
+    if bank.shape[1] != queries.shape[1]:
         raise ValueError(
-            f'{name} is {labels.dtype} {labels.shape}: pass one integer for each of {num_examples} features'
+            f'bank has {bank.shape[1]} features and queries {queries.shape[1]}: '
+            'they must be equal, take both from the same layer of the same encoder'
         )
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(
-            f'{name} lies in {labels.min()}..{labels.max()}, must be in 0..{num_classes - 1}: '
-            'leave unlabelled examples (-1) out and set num_classes to the number of classes'
-        )
-    return labels.astype(np.int32)
+    return bank, queries
 
 
-def _check_settings(k, temperature, query_block, bank_block, bank_size):
-    if not k or min(k) < 1:
-        raise ValueError(f'k={list(k)} must name one or more numbers of neighbours, each at least 1')
-    if max(k) > bank_size:
-        raise ValueError(
-            f'k={max(k)} neighbours asked of a bank of {bank_size}: use k of at most {bank_size} or a larger bank'
-        )
-    if not temperature > 0:
-        raise ValueError(f'temperature={temperature} must be positive; 0.07 is usual')
+def _check_neighbours(k, bank_size, exclude_self=False):
+    most = bank_size - exclude_self
+    if k < 1:
+        raise ValueError(f'k={k} must be at least 1: it is a number of neighbours')
+    if k > most:
+        raise ValueError(f'k={k} neighbours asked of a bank of {bank_size}: use k of at most {most} or a larger bank')
+
+
+def _check_blocks(query_block, bank_block):
     if min(query_block, bank_block) < 1:
         raise ValueError(f'query_block={query_block} and bank_block={bank_block} must be at least 1')

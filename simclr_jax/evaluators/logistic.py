@@ -1,31 +1,19 @@
-"""l2-regularised multinomial logistic regression by L-BFGS: linear evaluation without a learning rate."""
+"""l2-regularised logistic regression by L-BFGS: linear evaluation without a learning rate."""
 
 import dataclasses
-import functools
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from simclr_jax.evaluators.knn import check_features, check_labels
+from simclr_jax.evaluators import linear_model
+from simclr_jax.evaluators.checks import check_features, check_labels, check_targets
+from simclr_jax.evaluators.linear_model import Axes, Loss, Weights, predict_logits, principal_axes
 
 # SimCLR, appendix B.8: 45 values log-spaced in [1e-6, 1e5], here from the strongest to the weakest.
 LAMBDAS = tuple(float(value) for value in np.logspace(5, -6, 45))
-
-_product = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
-
-# Iterations between two measurements of the curvature.
-_ROUND = 200
-
-
-class Weights(NamedTuple):
-    """Linear classifier: logits are features @ kernel + bias, kernel [F, K], bias [K], float32."""
-
-    kernel: jax.Array
-    bias: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +24,17 @@ class Path:
         weights: the classifier refitted on training and validation examples.
         l2: the strength of regularisation chosen.
         lambdas: strengths tried, descending.
-        validation_accuracy: fraction correct on the validation examples for each.
+        validation_score: on the validation examples, for each.
         iterations: L-BFGS iterations spent on each.
+        unfinished: strengths at which max_iterations was too small.
     """
 
     weights: Weights
     l2: float
     lambdas: tuple[float, ...]
-    validation_accuracy: tuple[float, ...]
+    validation_score: tuple[float, ...]
     iterations: tuple[int, ...]
+    unfinished: tuple[float, ...]
 
 
 def fit(
@@ -60,11 +50,14 @@ def fit(
 ) -> Weights:
     """Minimises the sum over examples of the cross-entropy + l2 / 2 |kernel|^2; the bias is free.
 
-    The optimum is that of scikit-learn's LogisticRegression with C = 1 / l2.
+    With one label an example, the cross-entropy is that of the softmax, and the optimum that of scikit-learn's
+    LogisticRegression with C = 1 / l2. With any number of labels an example, every class is told from all
+    others by a sigmoid of its own.
 
     Args:
         features: [N, F], finite, on any scale.
-        labels: [N] integers in 0..num_classes - 1, every class present.
+        labels: [N] integers in 0..num_classes - 1, every class present; or [N, num_classes] of 1: present,
+            0: absent, -1: ignored, every class somewhere present and somewhere absent.
         num_classes: K, at least 2.
         l2: positive strength of regularisation.
         initial: where to start; zeros if None.
@@ -85,14 +78,14 @@ def fit(
     features, labels = _as_examples('training', features, labels, num_classes)
     weights = _as_weights(weights, labels, num_classes)
     _check_strengths((l2,))
-    initial = _zeros(features.shape[1], num_classes) if initial is None else initial
+    initial = linear_model.zeros(features.shape[1], num_classes) if initial is None else initial
     if initial.kernel.shape != (features.shape[1], num_classes) or initial.bias.shape != (num_classes,):
         raise ValueError(
             f'initial has kernel {initial.kernel.shape} and bias {initial.bias.shape}, must be '
             f'{(features.shape[1], num_classes)} and {(num_classes,)}: start from a fit of the same problem'
         )
-    examples = (jnp.asarray(features), jnp.asarray(labels), jnp.asarray(weights))
-    solution, spent, converged = _minimize(examples, l2, initial, max_iterations, tolerance)
+    problem = _Problem(features, labels, principal_axes(features, centre=True), max_iterations, tolerance)
+    solution, spent, converged = problem.solve(weights, l2, problem.inward(initial))
     if not converged:
         warnings.warn(
             f'l2={l2:g}: not within tolerance={tolerance:g} after {spent} iterations; '
@@ -100,7 +93,7 @@ def fit(
             RuntimeWarning,
             stacklevel=2,
         )
-    return solution
+    return problem.outward(solution)
 
 
 def fit_path(
@@ -111,21 +104,23 @@ def fit_path(
     num_classes: int,
     *,
     lambdas=LAMBDAS,
+    score: Callable[[np.ndarray, np.ndarray], float] | None = None,
     max_iterations: int = 1000,
     tolerance: float = 1e-6,
 ) -> Path:
     """Chooses the strength of regularisation on validation examples, then refits on all.
 
     Strengths go from the strongest to the weakest, each from the solution of the one before; of equal
-    validation accuracies the strongest regularisation wins.
+    validation scores the strongest regularisation wins.
 
     Args:
         train_features: [N, F], finite.
-        train_labels: [N] integers in 0..num_classes - 1, every class present.
+        train_labels: [N] or [N, K], see `fit`.
         validation_features: [M, F], finite.
-        validation_labels: [M] integers in 0..num_classes - 1.
+        validation_labels: [M] or [M, K].
         num_classes: K, at least 2.
         lambdas: positive strengths, in any order.
+        score: (logits [M, K], validation labels) -> the larger the better; accuracy if None.
         max_iterations: see `fit`; for each strength.
         tolerance: see `fit`.
 
@@ -139,152 +134,132 @@ def fit_path(
     """
     train_features, train_labels = _as_examples('training', train_features, train_labels, num_classes)
     held_features, held_labels = _as_examples('validation', validation_features, validation_labels, num_classes)
-    if held_features.shape[1] != train_features.shape[1]:
-        raise ValueError(
-            f'training has {train_features.shape[1]} features and validation {held_features.shape[1]}: '
-            'they must be equal, take both from the same layer of the same encoder'
-        )
+    linear_model.check_widths(train_features, held_features)
     _check_strengths(lambdas)
     lambdas = tuple(sorted(map(float, lambdas), reverse=True))
+    score = score or _accuracy
     # Validation examples take part with weight 0, then 1: choosing and refitting are one compiled program.
-    features = jnp.asarray(np.concatenate([train_features, held_features]))
-    labels = jnp.asarray(np.concatenate([train_labels, held_labels]))
-    everyone = jnp.ones(len(labels), jnp.float32)
-    training = (features, labels, everyone.at[len(train_labels) :].set(0.0))
-    _as_weights(np.asarray(training[2]), np.asarray(labels), num_classes)
+    features, labels = np.concatenate([train_features, held_features]), np.concatenate([train_labels, held_labels])
+    everyone = _as_weights(None, labels, num_classes)
+    training = _as_weights(np.arange(len(labels)) < len(train_labels), labels, num_classes)
+    problem = _Problem(features, labels, principal_axes(features, centre=True), max_iterations, tolerance)
+    held_inside = jnp.asarray(problem.axes.of(held_features))
 
-    solution = best = _zeros(features.shape[1], num_classes)
-    chosen, accuracies, iterations = lambdas[0], [], []
+    solution = best = linear_model.zeros(problem.width, num_classes)
+    chosen, scores, iterations, unfinished = lambdas[0], [], [], []
     for l2 in lambdas:
-        solution, spent, _ = _minimize(training, l2, solution, max_iterations, tolerance)
-        accuracies.append(accuracy(solution, held_features, held_labels))
+        solution, spent, converged = problem.solve(training, l2, solution)
+        scores.append(score(predict_logits(solution, held_inside), held_labels))
         iterations.append(spent)
-        if accuracies[-1] > max(accuracies[:-1], default=-1.0):
+        unfinished += [] if converged else [l2]
+        if scores[-1] > max(scores[:-1], default=-np.inf):
             best, chosen = solution, l2
-    refitted, _, _ = _minimize((features, labels, everyone), chosen, best, max_iterations, tolerance)
-    return Path(refitted, chosen, lambdas, tuple(accuracies), tuple(iterations))
+    refitted, _, _ = problem.solve(everyone, chosen, best)
+    return Path(problem.outward(refitted), chosen, lambdas, tuple(scores), tuple(iterations), tuple(unfinished))
+
+
+class _Problem:
+    """Examples on the devices, seen along their principal axes."""
+
+    def __init__(self, features, labels, axes: Axes, max_iterations: int, tolerance: float):
+        self.axes = axes
+        self.width = axes.directions.shape[1]
+        self._loss = SOFTMAX if labels.ndim == 1 else SIGMOID
+        self._examples = linear_model.on_devices(axes.of(features), labels)
+        self._limits = {'max_iterations': max_iterations, 'tolerance': tolerance}
+
+    def solve(self, weights: np.ndarray, l2: float, start: Weights) -> tuple[Weights, int, bool]:
+        """The optimum in these coordinates for weights [N] or [N, K], see `linear_model.minimize`."""
+        (weights,) = linear_model.on_devices(weights)
+        return linear_model.minimize(self._loss, (*self._examples, weights), l2, start, **self._limits)
+
+    def inward(self, classifier: Weights) -> Weights:
+        """A classifier of features as one of their coordinates."""
+        kernel = np.asarray(classifier.kernel)
+        return Weights(
+            jnp.asarray(self.axes.directions.T @ kernel), jnp.asarray(self.axes.origin @ kernel + classifier.bias)
+        )
+
+    def outward(self, classifier: Weights) -> Weights:
+        """A classifier of coordinates as one of the features."""
+        kernel = self.axes.directions @ np.asarray(classifier.kernel)
+        return Weights(jnp.asarray(kernel), classifier.bias - jnp.asarray(self.axes.origin @ kernel))
 
 
 def predict(classifier: Weights, features) -> np.ndarray:
     """Most likely labels [N], int32, of features [N, F]; of equal logits the lower label."""
-    return np.asarray(_predict(classifier, jnp.asarray(features, jnp.float32)))
+    return np.argmax(predict_logits(classifier, features), axis=1).astype(np.int32)
 
 
 def accuracy(classifier: Weights, features, labels) -> float:
     """Fraction of the features [N, F] whose label [N] is predicted."""
-    return float(np.mean(predict(classifier, features) == np.asarray(labels)))
+    return _accuracy(predict_logits(classifier, features), np.asarray(labels))
 
 
 def objective(classifier: Weights, features, labels, l2, weights=1.0) -> jax.Array:
     """The sum that `fit` minimises, for features [N, F], labels [N] and weights [N] or scalar."""
-    own, others = _own_and_others(_logits(classifier, features), labels)
-    # softplus(others - own) is the cross-entropy, exact to the last digits where the classes are separated
-    # and it tends to 0; with weak regularisation the whole objective lives there.
-    losses = jax.nn.softplus(others - own)
-    return jnp.sum(weights * losses) + 0.5 * l2 * jnp.sum(jnp.square(classifier.kernel))
+    weights = jnp.broadcast_to(jnp.asarray(weights, jnp.float32), len(labels))
+    return linear_model.objective(SOFTMAX, classifier, (features, labels, weights), l2)
 
 
-def _own_and_others(logits, labels):
-    """Logit of the labelled class [N] and log-sum-exp of the other classes' [N]."""
+def _accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    return float(np.mean(np.argmax(logits, axis=1) == labels))
+
+
+def _softmax_total(logits, labels, weights):
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     is_other = jnp.arange(logits.shape[1]) != labels[:, None]
-    return own, jax.nn.logsumexp(logits, axis=1, where=is_other)
+    others = jax.nn.logsumexp(logits, axis=1, where=is_other)
+    # softplus(others - own) is the cross-entropy, exact to the last digits where the classes are separated
+    # and it tends to 0; with weak regularisation the whole objective lives there.
+    return jnp.sum(weights * jax.nn.softplus(others - own))
 
 
-def _logits(classifier, features):
-    return _product(features, classifier.kernel) + classifier.bias
+def _softmax_curvature(logits, labels, weights):
+    del labels
+    probabilities = jax.nn.softmax(logits)
+    return weights[:, None] * probabilities * (1 - probabilities)
 
 
-@jax.jit
-def _predict(classifier, features):
-    return jnp.argmax(_logits(classifier, features), axis=1).astype(jnp.int32)
+def _sigmoid_total(logits, targets, weights):
+    signs = jnp.where(targets > 0, jnp.float32(1), jnp.float32(-1))
+    return jnp.sum(weights * jax.nn.softplus(-signs * logits))
 
 
-def _minimize(examples, l2, initial, max_iterations, tolerance):
-    """Rounds of L-BFGS until one has nothing left to do: (weights, iterations, converged)."""
-    spent, converged = 0, False
-    while spent < max_iterations and not converged:
-        budget = min(_ROUND, max_iterations - spent)
-        initial, iterations, decrement = _descend(
-            *examples, jnp.float32(l2), initial, jnp.int32(budget), jnp.float32(tolerance)
-        )
-        spent += int(iterations)
-        # The curvature a long round began with may be far too large at its end, and the decrement too small:
-        # only a round that ends where it began is believed.
-        converged = int(iterations) == 1 and float(decrement) <= tolerance
-    return initial, spent, converged
+def _sigmoid_curvature(logits, targets, weights):
+    del targets
+    probabilities = jax.nn.sigmoid(logits)
+    return weights * probabilities * (1 - probabilities)
 
 
-@jax.jit
-def _descend(features, labels, weights, l2, initial, max_iterations, tolerance):
-    """One round of L-BFGS: (weights, iterations, squared gradient over the objective at the end).
-
-    The unknowns are moved and scaled such that the curvature at the start is about 1 in every one of them:
-    features are centred, which the free bias absorbs, and each unknown is measured in units of one over the
-    root of its second derivative. The objective and its minimum stay what they are.
-    """
-    mean = _product(weights, features) / jnp.sum(weights)
-    centred = features - mean
-    start = Weights(initial.kernel, initial.bias + _product(mean, initial.kernel))
-    scale = _curvature_scale(start, centred, weights, l2)
-
-    def scaled_objective(scaled):
-        return objective(jax.tree.map(jnp.multiply, scaled, scale), centred, labels, l2, weights)
-
-    optimizer = optax.lbfgs()
-    value_and_grad = optax.value_and_grad_from_state(scaled_objective)
-
-    def unfinished(carry):
-        _, _, iteration, decrement = carry
-        return (iteration < max_iterations) & ~(decrement <= tolerance)
-
-    def iterate(carry):
-        unknowns, state, iteration, _ = carry
-        value, grad = value_and_grad(unknowns, state=state)
-        updates, state = optimizer.update(grad, state, unknowns, value=value, grad=grad, value_fn=scaled_objective)
-        unknowns = optax.apply_updates(unknowns, updates)
-        value, grad = optax.tree.get(state, 'value'), optax.tree.get(state, 'grad')
-        return unknowns, state, iteration + 1, optax.tree.norm(grad, squared=True) / value
-
-    scaled = jax.tree.map(jnp.divide, start, scale)
-    carry = (scaled, optimizer.init(scaled), jnp.int32(0), jnp.float32(jnp.inf))
-    scaled, _, iterations, decrement = jax.lax.while_loop(unfinished, iterate, carry)
-    kernel, bias = jax.tree.map(jnp.multiply, scaled, scale)
-    return Weights(kernel, bias - _product(mean, kernel)), iterations, decrement
-
-
-def _curvature_scale(classifier, features, weights, l2):
-    """One over the root of the objective's second derivative in every unknown, as Weights."""
-    probabilities = jax.nn.softmax(_logits(classifier, features))
-    spread = weights[:, None] * probabilities * (1 - probabilities)
-    kernel = _product(jnp.square(features).T, spread) + l2
-    # Where every example is certain the bias has no curvature left to measure.
-    bias = jnp.maximum(jnp.sum(spread, axis=0), 1e-12)
-    return Weights(jax.lax.rsqrt(kernel), jax.lax.rsqrt(bias))
-
-
-def _zeros(num_features, num_classes):
-    return Weights(jnp.zeros((num_features, num_classes), jnp.float32), jnp.zeros((num_classes,), jnp.float32))
+SOFTMAX = Loss(_softmax_total, _softmax_curvature)
+SIGMOID = Loss(_sigmoid_total, _sigmoid_curvature)
 
 
 def _as_examples(name, features, labels, num_classes):
-    """Features as float32 [N, F] and labels as int32 [N], checked."""
+    """Features as float32 [N, F] and labels as int32 [N] or [N, K], checked."""
     features = check_features(f'{name} features', features)
-    return features, check_labels(f'{name} labels', labels, len(features), num_classes)
+    check = check_targets if np.ndim(labels) == 2 else check_labels
+    return features, check(f'{name} labels', labels, len(features), num_classes)
 
 
 def _as_weights(weights, labels, num_classes):
-    """Weights as float32 [N], checked; every class must keep an example, or its bias has no minimum."""
-    weights = np.ones(len(labels), np.float32) if weights is None else np.asarray(weights, np.float32)
-    if weights.shape != labels.shape or not (np.isfinite(weights) & (weights >= 0)).all():
-        raise ValueError(f'weights {weights.shape} must be {len(labels)} finite numbers, none negative')
-    missing = sorted(set(range(num_classes)) - set(labels[weights > 0].tolist()))
+    """Weights as float32 [N], or [N, K] where labels are; checked. A class with one kind of answer has no optimum."""
+    size = len(labels)
+    weights = np.ones(size, np.float32) if weights is None else np.asarray(weights, np.float32)
+    if weights.shape != (size,) or not (np.isfinite(weights) & (weights >= 0)).all():
+        raise ValueError(f'weights {weights.shape} must be {size} finite numbers, none negative')
+    counted = labels[weights > 0]
+    if labels.ndim == 2:
+        missing = [c for c in range(num_classes) if not {0, 1} <= set(counted[:, c].tolist())]
+        rule = 'are present, or absent, in no training example; each needs both: leave them out'
+    else:
+        missing = sorted(set(range(num_classes)) - set(counted.tolist()))
+        rule = 'have no training example; there must be two or more classes and each needs one: '
+        rule += 'renumber the labels from 0 without gaps'
     if missing or num_classes < 2:
-        raise ValueError(
-            f'classes {missing} of {num_classes} have no training example; there must be two or more classes '
-            'and each needs one: renumber the labels from 0 without gaps'
-        )
-    return weights
+        raise ValueError(f'classes {missing} of {num_classes} {rule}')
+    return weights if labels.ndim == 1 else weights[:, None] * (labels >= 0).astype(np.float32)
 
 
 def _check_strengths(lambdas):

@@ -25,7 +25,7 @@ class ProjectionHead(nn.Module):
         dtype: of the computation; parameters, statistics and the projection are float32 at least.
 
     Raises:
-        ValueError: unknown kind, or fewer than one layer.
+        ValueError: unknown kind, fewer than one layer; or `until` is beyond the last layer.
     """
 
     kind: str = 'nonlinear'
@@ -42,28 +42,34 @@ class ProjectionHead(nn.Module):
             raise ValueError(f"layers={self.layers} must be at least 1; a head without layers is kind='none'")
 
     @nn.compact
-    def __call__(self, h: jax.Array, *, train: bool) -> list[jax.Array]:
+    def __call__(self, h: jax.Array, *, train: bool, until: int | None = None) -> list[jax.Array]:
         """Projects representations.
 
         Args:
             h: [N, F].
             train: normalise with the batch's statistics and move the moving ones, or use these.
+            until: number of layers to make and run; None: all.
 
         Returns:
             [h, output of layer 1, ..., z]: what fine-tuning may start from (SimCLRv2, section 2), the
-            projection z [N, D] last.
+            projection z [N, D] last. With `until` the first until + 1 of these.
         """
+        hidden_widths = self._hidden_widths(h.shape[-1])
+        depth = len(hidden_widths) + (self.kind != 'none')
+        until = depth if until is None else until
+        if not 0 <= until <= depth:
+            raise ValueError(f'head layer {until} does not exist; this head has {depth}: choose 0 to {depth}')
         outputs = [h]
-        for index, width in enumerate(self._widths(h.shape[-1])):
+        for index, width in enumerate(hidden_widths[:until]):
             x = dense(width, dtype=self.dtype, name=f'dense{index + 1}')(outputs[-1])
             outputs.append(nn.relu(BatchNorm(name=f'bn{index + 1}')(x, train=train)))
-        if self.kind != 'none':
+        if until > len(hidden_widths):
             last = len(outputs)
             x = at_least_float32(dense(self.out_dim, dtype=self.dtype, name=f'dense{last}')(outputs[-1]))
             outputs.append(BatchNorm(use_bias=False, name=f'bn{last}')(x, train=train))
         return outputs
 
-    def _widths(self, features: int) -> list[int]:
+    def _hidden_widths(self, features: int) -> list[int]:
         """Of the layers before the last."""
         hidden_layers = self.layers - 1 if self.kind == 'nonlinear' else 0
         return [self.hidden_dim or features] * hidden_layers

@@ -50,12 +50,14 @@ def conv(
     )
 
 
-def dense(features: int, *, dtype: Any, use_bias: bool = False, name: str | None = None) -> nn.Dense:
-    """A dense layer with weights from N(0, 0.01^2)."""
+def dense(
+    features: int, *, dtype: Any, use_bias: bool = False, zero_init: bool = False, name: str | None = None
+) -> nn.Dense:
+    """A dense layer with weights from N(0, 0.01^2), or 0 with `zero_init`."""
     return nn.Dense(
         features,
         use_bias=use_bias,
-        kernel_init=nn.initializers.normal(0.01),
+        kernel_init=nn.initializers.zeros if zero_init else nn.initializers.normal(0.01),
         dtype=dtype,
         promote_dtype=_to_compute_dtype,
         name=name,
@@ -72,17 +74,19 @@ class BatchNorm(nn.Module):
     Attributes:
         use_bias: whether an offset is learned.
         zero_scale: start with scale 0 instead of 1, which makes a residual block start as its shortcut.
+        use_scale: whether a scale is learned.
+        momentum: what the moving statistics keep of themselves in each training step, in [0, 1].
     """
 
     use_bias: bool = True
     zero_scale: bool = False
+    use_scale: bool = True
+    momentum: float = BATCH_NORM_MOMENTUM
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Normalises `x` [..., C]; with `train` the collection 'batch_stats' must be mutable."""
         shape = x.shape[-1:]
-        scale_init = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
-        scale = self.param('scale', scale_init, shape, jnp.float32)
         moving_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32)
         moving_variance = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32)
 
@@ -90,15 +94,22 @@ class BatchNorm(nn.Module):
         if train:
             mean, variance = _batch_statistics(wide)
             if not self.is_initializing():
-                moving_mean.value = _moved(moving_mean.value, mean)
-                moving_variance.value = _moved(moving_variance.value, variance)
+                moving_mean.value = self._moved(moving_mean.value, mean)
+                moving_variance.value = self._moved(moving_variance.value, variance)
         else:
             mean, variance = moving_mean.value, moving_variance.value
 
-        y = (wide - mean) * (scale * jax.lax.rsqrt(variance + BATCH_NORM_EPSILON))
+        factor = jax.lax.rsqrt(variance + BATCH_NORM_EPSILON)
+        if self.use_scale:
+            scale_init = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
+            factor = self.param('scale', scale_init, shape, jnp.float32) * factor
+        y = (wide - mean) * factor
         if self.use_bias:
             y = y + self.param('bias', nn.initializers.zeros, shape, jnp.float32)
         return y.astype(x.dtype)
+
+    def _moved(self, moving: jax.Array, batch: jax.Array) -> jax.Array:
+        return self.momentum * moving + (1 - self.momentum) * batch
 
 
 def _batch_statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -108,7 +119,3 @@ def _batch_statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     # Rounding can make the difference of two large numbers negative.
     variance = jnp.maximum(jnp.square(x).mean(axes) - jnp.square(mean), 0)
     return mean, variance
-
-
-def _moved(moving: jax.Array, batch: jax.Array) -> jax.Array:
-    return BATCH_NORM_MOMENTUM * moving + (1 - BATCH_NORM_MOMENTUM) * batch

@@ -4,15 +4,38 @@ Depths and widths are those of SimCLR (2002.05709, appendix B.6 and B.9) and Sim
 and appendix C.1). Parameters are named after their place: stage2/block1/conv1/kernel.
 """
 
+import functools
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.models.layers import BatchNorm, at_least_float32, conv
+from simclr_jax.models.layers import BATCH_NORM_MOMENTUM, BatchNorm, at_least_float32, conv
 
 STEMS = ('cifar', 'imagenet')
+# What an encoder consists of, from the image up.
+PARTS = ('stem', 'stage1', 'stage2', 'stage3', 'stage4')
+
+
+def frozen_parts(train_after_block: int) -> tuple[str, ...]:
+    """The parts of the encoder that do not learn when training starts after so many stages.
+
+    Args:
+        train_after_block: -1: everything learns; 0: the stem is frozen; k in 1..4: stem and stages 1..k.
+
+    Returns:
+        Names out of PARTS.
+
+    Raises:
+        ValueError: train_after_block is none of these.
+    """
+    if not -1 <= train_after_block < len(PARTS):
+        raise ValueError(
+            f'train_after_block={train_after_block} must be -1 (train everything), 0 (freeze the stem) or the '
+            f'number of stages to freeze with it, at most {len(PARTS) - 1}'
+        )
+    return PARTS[: train_after_block + 1]
 
 
 def scaled_width(channels: int, width: float) -> int:
@@ -30,22 +53,27 @@ class Stem(nn.Module):
     kind: str
     width: float
     dtype: Any
+    norm: Any = BatchNorm
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, pool: bool = True) -> jax.Array:
         """[N, H, W, C] -> [N, H, W, 64 * width] for 'cifar', [N, H/4, W/4, 64 * width] otherwise."""
         narrow, wide = scaled_width(32, self.width), scaled_width(64, self.width)
         if self.kind == 'resnet_d':
             x = conv(narrow, 3, 2, name='conv1', dtype=self.dtype)(x)
-            x = nn.relu(BatchNorm(name='bn1')(x, train=train))
+            x = nn.relu(self.norm(name='bn1')(x, train=train))
             x = conv(narrow, 3, name='conv2', dtype=self.dtype)(x)
-            x = nn.relu(BatchNorm(name='bn2')(x, train=train))
+            x = nn.relu(self.norm(name='bn2')(x, train=train))
             x = conv(wide, 3, name='conv3', dtype=self.dtype)(x)
-            x = nn.relu(BatchNorm(name='bn3')(x, train=train))
+            x = nn.relu(self.norm(name='bn3')(x, train=train))
         else:
             kernel_size, strides = (3, 1) if self.kind == 'cifar' else (7, 2)
             x = conv(wide, kernel_size, strides, name='conv', dtype=self.dtype)(x)
-            x = nn.relu(BatchNorm(name='bn')(x, train=train))
+            x = nn.relu(self.norm(name='bn')(x, train=train))
+        return self.pool(x) if pool else x
+
+    def pool(self, x: jax.Array) -> jax.Array:
+        """What `pool=False` leaves out: [N, H/2, W/2, ...] -> [N, H/4, W/4, ...]; nothing for 'cifar'."""
         return x if self.kind == 'cifar' else nn.max_pool(x, (3, 3), (2, 2), 'SAME')
 
 
@@ -59,17 +87,18 @@ class SelectiveKernel(nn.Module):
     strides: int
     ratio: float
     dtype: Any
+    norm: Any = BatchNorm
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[N, H, W, C] -> [N, H / strides, W / strides, features]."""
         x = conv(2 * self.features, 3, self.strides, name='conv', dtype=self.dtype)(x)
-        x = nn.relu(BatchNorm(name='bn')(x, train=train))
+        x = nn.relu(self.norm(name='bn')(x, train=train))
         streams = x.reshape(*x.shape[:-1], 2, self.features)
 
         context = streams.sum(3).mean((1, 2), keepdims=True)
         context = conv(max(int(self.features * self.ratio), 32), 1, name='reduce', dtype=self.dtype)(context)
-        context = nn.relu(BatchNorm(name='reduce_bn')(context, train=train))
+        context = nn.relu(self.norm(name='reduce_bn')(context, train=train))
         context = conv(2 * self.features, 1, name='expand', dtype=self.dtype)(context)
         attention = nn.softmax(context.reshape(-1, 1, 1, 2, self.features), axis=3)
         return (attention * streams).sum(3)
@@ -113,6 +142,7 @@ class ResidualBlock(nn.Module):
         sk_ratio: 0, or the share of channels in the attention of selective kernels (bottlenecks only).
         se_ratio: 0, or the share of `filters` in the hidden layer of squeeze-and-excitation.
         dtype: of the computation.
+        norm: makes the batch norms.
     """
 
     filters: int
@@ -122,6 +152,7 @@ class ResidualBlock(nn.Module):
     sk_ratio: float
     se_ratio: float
     dtype: Any
+    norm: Any = BatchNorm
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -140,24 +171,25 @@ class ResidualBlock(nn.Module):
             x, strides = _mean_pool_2x2(x, strides), 1
         features = self.filters * (4 if self.bottleneck else 1)
         x = conv(features, 1, strides, name='shortcut_conv', dtype=self.dtype)(x)
-        return BatchNorm(name='shortcut_bn')(x, train=train)
+        return self.norm(name='shortcut_bn')(x, train=train)
 
     def _basic(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = conv(self.filters, 3, self.strides, name='conv1', dtype=self.dtype)(x)
-        x = nn.relu(BatchNorm(name='bn1')(x, train=train))
+        x = nn.relu(self.norm(name='bn1')(x, train=train))
         x = conv(self.filters, 3, name='conv2', dtype=self.dtype)(x)
-        return BatchNorm(zero_scale=True, name='bn2')(x, train=train)
+        return self.norm(zero_scale=True, name='bn2')(x, train=train)
 
     def _bottleneck(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = conv(self.filters, 1, name='conv1', dtype=self.dtype)(x)
-        x = nn.relu(BatchNorm(name='bn1')(x, train=train))
+        x = nn.relu(self.norm(name='bn1')(x, train=train))
         if self.sk_ratio > 0:
-            x = SelectiveKernel(self.filters, self.strides, self.sk_ratio, self.dtype, name='sk')(x, train=train)
+            kernels = SelectiveKernel(self.filters, self.strides, self.sk_ratio, self.dtype, self.norm, name='sk')
+            x = kernels(x, train=train)
         else:
             x = conv(self.filters, 3, self.strides, name='conv2', dtype=self.dtype)(x)
-            x = nn.relu(BatchNorm(name='bn2')(x, train=train))
+            x = nn.relu(self.norm(name='bn2')(x, train=train))
         x = conv(4 * self.filters, 1, name='conv3', dtype=self.dtype)(x)
-        return BatchNorm(zero_scale=True, name='bn3')(x, train=train)
+        return self.norm(zero_scale=True, name='bn3')(x, train=train)
 
 
 class Stage(nn.Module):
@@ -170,6 +202,7 @@ class Stage(nn.Module):
     sk_ratio: float
     se_ratio: float
     dtype: Any
+    norm: Any = BatchNorm
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -183,6 +216,7 @@ class Stage(nn.Module):
                 sk_ratio=self.sk_ratio,
                 se_ratio=self.se_ratio,
                 dtype=self.dtype,
+                norm=self.norm,
                 name=f'block{index + 1}',
             )
             x = block(x, train=train)
@@ -201,6 +235,7 @@ class ResNet(nn.Module):
         se_ratio: 0, or the ratio of squeeze-and-excitation (commonly 0.25).
         dtype: of the computation, float32 or bfloat16; parameters, statistics and the representation are
             float32 either way.
+        batch_norm_momentum: what moving statistics keep of themselves in each training step.
 
     Raises:
         ValueError: an attribute is outside of these; or the input is not floating-point [N, H, W, C].
@@ -221,6 +256,7 @@ class ResNet(nn.Module):
     sk_ratio: float = 0.0
     se_ratio: float = 0.0
     dtype: Any = jnp.float32
+    batch_norm_momentum: float = BATCH_NORM_MOMENTUM
 
     def __post_init__(self):
         super().__post_init__()
@@ -247,24 +283,42 @@ class ResNet(nn.Module):
         return scaled_width(512, self.width) * (4 if self.bottleneck else 1)
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, intermediates: bool = False) -> Any:
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        train: bool,
+        train_after_block: int = -1,
+        intermediates: bool = False,
+        unpooled_stem: bool = False,
+    ) -> Any:
         """Encodes images.
 
         Args:
             x: [N, H, W, C] floats, in [0, 1] for images as SimCLR prepares them.
             train: normalise with the batch's statistics and move the moving ones, or use these.
+            train_after_block: which parts are frozen, see `frozen_parts`. They are always in inference mode,
+                and no gradient reaches them.
             intermediates: whether to return the feature maps as well.
+            unpooled_stem: whether the stem's feature map is the one before its max pooling.
 
         Returns:
             The representations h [N, F]; with `intermediates` (h, maps), maps being {'stem', 'stage1', ...,
             'stage4'}: [N, height, width, channels] each.
         """
         _check_images(x)
-        resnet_d = self.sk_ratio > 0 and self.stem == 'imagenet'
-        x = Stem('resnet_d' if resnet_d else self.stem, self.width, self.dtype, name='stem')(x, train=train)
+        frozen = frozen_parts(train_after_block)
+        norm = functools.partial(BatchNorm, momentum=self.batch_norm_momentum)
+        kind = 'resnet_d' if self.sk_ratio > 0 and self.stem == 'imagenet' else self.stem
+        stem = Stem(kind, self.width, self.dtype, norm, name='stem')
+        x = stem(x, train=train and 'stem' not in frozen, pool=not unpooled_stem)
+        if 'stem' in frozen:
+            x = jax.lax.stop_gradient(x)
         maps = {'stem': x}
+        if unpooled_stem:
+            x = stem.pool(x)
         for index, blocks in enumerate(self.STAGES[self.depth]):
-            name = f'stage{index + 1}'
+            name = PARTS[index + 1]
             stage = Stage(
                 blocks=blocks,
                 filters=scaled_width(64 * 2**index, self.width),
@@ -273,9 +327,13 @@ class ResNet(nn.Module):
                 sk_ratio=self.sk_ratio,
                 se_ratio=self.se_ratio,
                 dtype=self.dtype,
+                norm=norm,
                 name=name,
             )
-            x = maps[name] = stage(x, train=train)
+            x = stage(x, train=train and name not in frozen)
+            if name in frozen:
+                x = jax.lax.stop_gradient(x)
+            maps[name] = x
         h = at_least_float32(x).mean((1, 2))
         return (h, maps) if intermediates else h
 

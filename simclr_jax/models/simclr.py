@@ -55,6 +55,6 @@ class SimCLR(nn.Module):
             outputs['logits'] = at_least_float32(self.probe(jax.lax.stop_gradient(h)))
         return outputs
 
-    def encode(self, x: jax.Array, *, train: bool = False, intermediates: bool = False) -> Any:
+    def encode(self, x: jax.Array, *, train: bool = False, **outputs: bool) -> Any:
         """The encoder alone, for evaluation; needs only the encoder's variables. See `ResNet.__call__`."""
-        return self.encoder(x, train=train, intermediates=intermediates)
+        return self.encoder(x, train=train, **outputs)

@@ -1,25 +1,27 @@
 """One picture of a run: the views it saw, how training went, and what the encoder is worth."""
 
 import pathlib
+import textwrap
 
 import numpy as np
 
 from simclr_jax import workdir
 from simclr_jax.data.sources import load_examples
-from simclr_jax.evaluation import NAMES, Evaluation
+from simclr_jax.evaluation.scores import ENCODERS, SHARES, Results, Score, headings
 from simclr_jax.log import read_metrics
-from simclr_jax.report.table import column_title
 
 COLORS = {'pixels': '#b0b0b0', 'untrained': '#7f9fc8', 'simclr': '#d1495b'}
 IMAGES_SHOWN = 8
+# More do not fit on the picture; all are in results.md.
+MOST_BARS = 36
 
 
-def draw(directory: str, evaluation: Evaluation) -> pathlib.Path:
-    """Draws `report/summary.png` from metrics.jsonl, the configuration and an evaluation.
+def draw(directory: str, results: Results) -> pathlib.Path:
+    """Draws `report/summary.png` from metrics.jsonl, the configuration and the results.
 
     Args:
         directory: a local work directory.
-        evaluation: of its checkpoint.
+        results: of its checkpoint.
 
     Returns:
         The picture's path.
@@ -29,7 +31,9 @@ def draw(directory: str, evaluation: Evaluation) -> pathlib.Path:
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
-    rows = read_metrics(str(pathlib.Path(directory) / 'metrics.jsonl'))
+    path = pathlib.Path(directory) / 'metrics.jsonl'
+    # A converted encoder has no history.
+    rows = read_metrics(str(path)) if path.exists() else []
     figure = pyplot.figure(figsize=(13, 8.5), layout='constrained')
     panels = figure.add_gridspec(3, 3, height_ratios=(0.8, 1, 1.1))
     _draw_views(figure.add_subplot(panels[0, :]), directory)
@@ -39,7 +43,7 @@ def draw(directory: str, evaluation: Evaluation) -> pathlib.Path:
     _draw_curves(figure.add_subplot(panels[1, 1]), rows, accuracies, 'accuracy')
     ranks = {'effective_rank': 'effective rank of z'}
     _draw_curves(figure.add_subplot(panels[1, 2]), rows, ranks, 'effective rank')
-    _draw_scores(figure.add_subplot(panels[2, :]), evaluation)
+    _draw_scores(figure.add_subplot(panels[2, :]), results)
 
     path = pathlib.Path(directory) / 'report' / 'summary.png'
     path.parent.mkdir(exist_ok=True)
@@ -72,23 +76,35 @@ def _draw_curves(axes, rows: list[dict], names: dict[str, str], title: str) -> N
     axes.set_title(title)
     axes.set_xlabel('step')
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
 
 
-def _draw_scores(axes, evaluation: Evaluation) -> None:
-    columns = list(dict.fromkeys((score.protocol, score.labels_per_class) for score in evaluation.scores))
-    kinds = list(dict.fromkeys(score.features for score in evaluation.scores))
-    width = 0.8 / len(kinds)
+def _draw_scores(axes, results: Results) -> None:
+    """Bars of the shares in percent: one group a row of the table, one bar an encoder."""
+    shares = [score for score in results.scores if score.metric in SHARES][:MOST_BARS]
+    titles = headings(dict.fromkeys(score.row for score in shares))
+    kinds = [name for name in ENCODERS if any(score.encoder == name for score in shares)]
+    width = 0.8 / max(len(kinds), 1)
     for number, kind in enumerate(kinds):
-        of_kind = {(s.protocol, s.labels_per_class): s for s in evaluation.scores if s.features == kind}
-        heights = [100 * of_kind[column].top1 for column in columns]
-        errors = [100 * of_kind[column].deviation for column in columns]
-        places = np.arange(len(columns)) + number * width
-        bars = axes.bar(places, heights, width * 0.92, yerr=errors, color=COLORS[kind], label=NAMES[kind])
-        axes.bar_label(bars, fmt='%.1f', fontsize=8)
-    axes.set_xticks(np.arange(len(columns)) + width * (len(kinds) - 1) / 2)
-    axes.set_xticklabels([column_title(*column) for column in columns])
-    axes.set_ylabel('top-1 accuracy, %')
+        of_kind = {score.row: score for score in shares if score.encoder == kind}
+        places = [place + number * width for place, row in enumerate(titles) if row in of_kind]
+        found = [of_kind[row] for row in titles if row in of_kind]
+        heights = [100 * score.value for score in found]
+        spread = np.array([_spread(score) for score in found]).T
+        bars = axes.bar(places, heights, width * 0.92, yerr=spread, color=COLORS[kind], label=ENCODERS[kind])
+        axes.bar_label(bars, fmt='%.1f', fontsize=7)
+    axes.set_xticks(np.arange(len(titles)) + width * (len(kinds) - 1) / 2)
+    axes.set_xticklabels([textwrap.fill(title, 18) for title in titles.values()], fontsize=8)
+    axes.set_ylabel('%')
     axes.set_ylim(0, 125)
-    axes.set_title(f'{evaluation.train} -> {evaluation.test}')
-    axes.legend(loc='upper center', ncols=len(kinds))
+    axes.set_title('; '.join(results.datasets.values()), fontsize=9)
+    if kinds:
+        axes.legend(loc='upper center', ncols=len(kinds))
+
+
+def _spread(score: Score) -> tuple[float, float]:
+    """How far the interval, or the deviation, reaches below and above the value, in percent."""
+    if score.deviation is not None or score.low is None:
+        return (100 * (score.deviation or 0.0),) * 2
+    return 100 * (score.value - score.low), 100 * (score.high - score.value)

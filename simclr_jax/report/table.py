@@ -1,29 +1,31 @@
-"""The results table, for a terminal and as Markdown."""
+"""The results table, for a terminal and as Markdown: a row for each measurement."""
 
 from collections.abc import Iterable
 
-from simclr_jax.evaluation import NAMES, Evaluation, Score
+from simclr_jax.evaluation.scores import ENCODERS, Results, cell, headings
 
 
-def markdown(evaluation: Evaluation) -> str:
-    """One row a kind of features, one column a protocol and number of labels; top-1 accuracy in percent."""
-    columns = list(dict.fromkeys((score.protocol, score.labels_per_class) for score in evaluation.scores))
-    rows = list(dict.fromkeys(score.features for score in evaluation.scores))
-    cells = {(score.features, score.protocol, score.labels_per_class): score for score in evaluation.scores}
-    header = ['features', *(column_title(*column) for column in columns)]
-    body = [[NAMES[row], *(_cell(cells[row, *column]) for column in columns)] for row in rows]
-    return _aligned([header, *body])
+def of_encoders(results: Results) -> str:
+    """One column for each kind of features: baselines, then the trained encoder."""
+    found = {(score.row, score.encoder): score for score in results.scores}
+    columns = [name for name in ENCODERS if any(score.encoder == name for score in results.scores)]
+    titles = headings(dict.fromkeys(score.row for score in results.scores))
+    rows = [[title, *(cell(found.get((row, name))) for name in columns)] for row, title in titles.items()]
+    return _aligned([['', *(ENCODERS[name] for name in columns)], *rows])
 
 
-def column_title(protocol: str, labels_per_class: int | None) -> str:
-    """Heading of a column: the protocol and from how many labels it learns."""
-    labels = 'all labels' if labels_per_class is None else f'{labels_per_class} a class'
-    return f'{protocol}, {labels}'
-
-
-def _cell(score: Score) -> str:
-    text = f'{100 * score.top1:.1f}'
-    return text if score.labels_per_class is None else f'{text} ± {100 * score.deviation:.1f}'
+def of_workdirs(results: dict[str, Results]) -> str:
+    """One column for each work directory: its trained encoder."""
+    found = {
+        (score.row, directory): score
+        for directory, part in results.items()
+        for score in part.scores
+        if score.encoder == 'simclr'
+    }
+    titles = headings(dict.fromkeys(row for row, _ in found))
+    rows = [[title, *(cell(found.get((row, name))) for name in results)] for row, title in titles.items()]
+    steps = [f'{directory} (step {part.step})' for directory, part in results.items()]
+    return _aligned([['', *steps], *rows])
 
 
 def _aligned(rows: Iterable[list[str]]) -> str:

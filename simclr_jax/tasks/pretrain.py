@@ -86,6 +86,7 @@ class Pretrain:
                 'contrast_loss': loss,
                 'alignment': measures.alignment(fixed, axis_name=DATA_AXIS),
                 'uniformity': measures.uniformity(fixed, axis_name=DATA_AXIS),
+                'neighbour_agreement': measures.neighbour_agreement(fixed, axis_name=DATA_AXIS),
                 'z_std': measures.standard_deviation(fixed, axis_name=DATA_AXIS),
                 'z_gram': measures.gram(fixed, axis_name=DATA_AXIS),
             }

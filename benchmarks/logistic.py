@@ -1,0 +1,132 @@
+"""Seconds of linear evaluation beside scikit-learn: the strength of l2 chosen on validation examples, then a refit.
+
+python benchmarks/logistic.py --features FEATURES.npz --examples 40000
+
+FEATURES.npz holds the arrays train [N, F], train_labels [N], test [M, F] and test_labels [M]. Every contestant is
+a process of its own and gets the same rows: `--examples` to train on, a quarter as many to validate on. Prints one
+JSON line a contestant: all seconds from arrays on the host to the refitted classifier, compilation among them, and
+its accuracies. scikit-learn starts every strength from zero, as a grid search does, or from the one before.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+
+from simclr_jax.evaluators.logistic import LAMBDAS, accuracy, fit_path
+
+CONTESTANTS = ('simclr_jax', 'sklearn_warm', 'sklearn_cold')
+MAX_ITERATIONS = 1000
+
+
+def main():
+    """Measures all contestants, or with --contestant one of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--features', type=pathlib.Path, required=True, help='.npz of the four arrays')
+    parser.add_argument('--examples', type=int, default=10000, help='to train on')
+    parser.add_argument('--lambdas', type=int, default=len(LAMBDAS), help='how many of the 45 strengths, evenly spaced')
+    parser.add_argument('--contestant', choices=CONTESTANTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.contestant:
+        print(json.dumps(measure(options)))
+    else:
+        compare(options)
+
+
+def compare(options):
+    """One line a contestant, with its seconds in units of ours."""
+    ours = None
+    for name in CONTESTANTS:
+        command = [sys.executable, __file__, *sys.argv[1:], '--contestant', name]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        figures = json.loads(done.stdout.splitlines()[-1])
+        ours = ours or figures['seconds']
+        print(json.dumps(figures | {'seconds_over_ours': round(figures['seconds'] / ours, 2)}), flush=True)
+
+
+def measure(options):
+    """What one contestant took and reached."""
+    train, validation, test = read(options.features, options.examples)
+    lambdas = np.array(LAMBDAS)[np.linspace(0, len(LAMBDAS) - 1, options.lambdas).round().astype(int)]
+    contestant = {'simclr_jax': simclr_jax, 'sklearn_warm': sklearn_warm, 'sklearn_cold': sklearn_cold}
+    start = time.perf_counter()
+    figures, classifier_accuracy = contestant[options.contestant](train, validation, lambdas.tolist())
+    seconds = time.perf_counter() - start
+    return {
+        'contestant': options.contestant,
+        'examples': options.examples,
+        'width': train[0].shape[1],
+        'lambdas': options.lambdas,
+        'seconds': round(seconds, 2),
+        **figures,
+        'test_accuracy': round(classifier_accuracy(*test), 4),
+    }
+
+
+def read(path, num_examples):
+    """(features, labels) to train on, to validate on and to test on."""
+    with np.load(path) as arrays:
+        features, labels = arrays['train'], arrays['train_labels']
+        test = arrays['test'], arrays['test_labels']
+    rows = np.random.default_rng(0).permutation(len(labels))
+    needed = num_examples + num_examples // 4
+    if needed > len(rows):
+        raise SystemExit(f'--examples {num_examples} needs {needed} rows, {path} has {len(rows)}')
+    chosen = (rows[:num_examples], rows[num_examples:needed])
+    return *((features[part], labels[part]) for part in chosen), test
+
+
+def simclr_jax(train, validation, lambdas):
+    """This package: L-BFGS along the principal axes."""
+    path = fit_path(*train, *validation, int(train[1].max()) + 1, lambdas=lambdas, max_iterations=MAX_ITERATIONS)
+    figures = {
+        'iterations': sum(path.iterations),
+        'unfinished': len(path.unfinished),
+        'l2': path.l2,
+        'validation_accuracy': round(max(path.validation_score), 4),
+    }
+    return figures, lambda features, labels: accuracy(path.weights, features, labels)
+
+
+def sklearn_warm(train, validation, lambdas):
+    """scikit-learn, each strength from the solution of the one before."""
+    return sklearn_path(train, validation, lambdas, warm_start=True)
+
+
+def sklearn_cold(train, validation, lambdas):
+    """scikit-learn, each strength from zero."""
+    return sklearn_path(train, validation, lambdas, warm_start=False)
+
+
+def sklearn_path(train, validation, lambdas, *, warm_start):
+    """LogisticRegression by L-BFGS with its own tolerance, once for each strength and once on all rows."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    # What is not finished is counted instead.
+    warnings.simplefilter('ignore', ConvergenceWarning)
+    model = LogisticRegression(solver='lbfgs', max_iter=MAX_ITERATIONS, warm_start=warm_start)
+    scores, iterations = [], []
+    for l2 in lambdas:
+        model.set_params(C=1 / l2).fit(*train)
+        scores.append(model.score(*validation))
+        iterations.append(int(model.n_iter_[0]))
+    chosen = int(np.argmax(scores))
+    everyone = [np.concatenate(parts) for parts in zip(train, validation, strict=True)]
+    model.set_params(C=1 / lambdas[chosen]).fit(*everyone)
+    figures = {
+        'iterations': sum(iterations),
+        'unfinished': sum(spent >= MAX_ITERATIONS for spent in iterations),
+        'l2': lambdas[chosen],
+        'validation_accuracy': round(scores[chosen], 4),
+    }
+    return figures, model.score
+
+
+if __name__ == '__main__':
+    main()

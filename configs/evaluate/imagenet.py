@@ -1,0 +1,32 @@
+"""ImageNet: linear evaluation by SGD and semi-supervised fine-tuning, with the papers' settings.
+
+--config=configs/evaluate/imagenet.py:v1,labels=1%    SimCLR (2002.05709, appendix B.5, B.6): v1 | v2
+--config=configs/evaluate/imagenet.py:v2,labels=10%   SimCLRv2 (2006.10029, appendix B.4): from the head's layer 1
+"""
+
+from simclr_jax.evaluation_config import base_evaluation
+from simclr_jax.overrides import ConfigError, parse_argument
+
+EPOCHS = {'1%': 60.0, '10%': 30.0, 'all': 30.0}
+
+
+def get_config(arg=''):
+    """The recipe of v1 (default) or v2, with 1%, 10% or all of the labels."""
+    version, _, rest = arg.partition(',')
+    if '=' in version:
+        version, rest = 'v1', arg
+    labels = parse_argument(rest, {'labels': '10%'})['labels']
+    if version not in ('', 'v1', 'v2') or labels not in EPOCHS:
+        raise ConfigError([f"config argument '{arg}': must be v1 or v2, and labels=1%, 10% or all: v2,labels=1%"])
+
+    config = base_evaluation()
+    config.labels = (labels,)
+    config.protocols = ('linear_sgd', 'finetune') if labels == 'all' else ('finetune',)
+    config.finetune.epochs = EPOCHS[labels]
+    if version == 'v2':
+        config.finetune.head_layer = 1
+        config.finetune.batch_size = 1024
+        config.finetune.optimizer = 'lars'
+        config.finetune.learning_rate = 0.005
+        config.finetune.scaling = 'sqrt'
+    return config

@@ -1,0 +1,1 @@
+"""`simclr evaluate`: from a work directory, data sets and protocols to one table of results."""

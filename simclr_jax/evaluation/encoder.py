@@ -1,0 +1,209 @@
+"""The encoders that are measured, and their features: extracted once for each data set, kept in the work directory."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from simclr_jax import parallel, workdir
+from simclr_jax.augment.policy import CENTER_CROP_PROPORTION
+from simclr_jax.checkpoints import Checkpoints, checksum
+from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files
+from simclr_jax.evaluators.features import Features, features_of
+from simclr_jax.models.pooling import pool_to
+from simclr_jax.models.resnet import PARTS
+from simclr_jax.tasks.pretrain import make_task
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """Something that makes features of images.
+
+    Attributes:
+        name: 'simclr', 'untrained' or 'pixels'.
+        variables: of the pretraining's model; None for pixels.
+        config: of the pretraining.
+        image_size: of the images it is given, pixels.
+        crop_share: share of an image's shorter side that the central crop keeps.
+        batch_size: images encoded at a time, a multiple of the devices.
+        mesh: the devices.
+        identity: of the parameters: another checkpoint has another one.
+        cache: directory of its features; None: they are not kept.
+    """
+
+    name: str
+    variables: dict[str, Any] | None
+    config: ConfigDict
+    image_size: int
+    crop_share: float
+    batch_size: int
+    mesh: Mesh
+    identity: str
+    cache: epath.Path | None
+
+    def features(self, examples: Examples, layer: str = 'h') -> Features:
+        """Features of every readable image of a split.
+
+        Args:
+            examples: the split.
+            layer: 'h', or 'feature1' (stem) to 'feature5' (last stage): the map, pooled to about 9,000 values.
+
+        Raises:
+            DataError: too many unreadable images.
+        """
+        path = None
+        if self.cache is not None:
+            name = ''.join(letter if letter.isalnum() or letter in '-.' else '_' for letter in examples.name)
+            path = self.cache / f'{name}.{self.image_size}px.{self.crop_share:g}.{layer}.npz'
+            kept = read_features(path, examples)
+            if kept is not None:
+                return kept
+        found = self.encode(examples, self.function(layer))
+        if path is not None and jax.process_index() == 0:
+            write_features(path, found, examples)
+        return found
+
+    def encode(self, examples: Examples, function) -> Features:
+        """What a jitted function of images [B, H, W, 3] makes of every readable image of a split."""
+        found = features_of(
+            function,
+            examples,
+            image_size=self.image_size,
+            batch_size=self.batch_size,
+            mesh=self.mesh,
+            kept=self.crop_share,
+        )
+        unreadable = examples.size - len(found.values)
+        if unreadable > self.config.data.max_unreadable * examples.size:
+            raise DataError(
+                f'{unreadable} of {examples.size} files of {examples.name} are no readable images, more than '
+                f'data.max_unreadable={self.config.data.max_unreadable} of the pretraining allows; remove them'
+            )
+        return found
+
+    def function(self, layer: str) -> Callable[[jax.Array], jax.Array]:
+        """What makes features [B, F] of images [B, H, W, 3] in [0, 1]; for `layer` see `features`."""
+        if self.name == 'pixels':
+            return lambda images: images.reshape(images.shape[0], -1)
+        model = make_task(self.config, 0, self.mesh).model
+
+        def pooled_map(variables, images):
+            _, maps = model.apply(variables, images, method='encode', intermediates=True, unpooled_stem=True)
+            values = pool_to(maps[PARTS[int(layer[-1]) - 1]])
+            return values.reshape(len(images), -1)
+
+        encode = make_task(self.config, 0, self.mesh).encode if layer == 'h' else pooled_map
+        return functools.partial(jax.jit(encode), self.variables)
+
+
+def open_encoder(
+    directory: str,
+    name: str,
+    *,
+    image_size: int = 0,
+    crop_share: float = CENTER_CROP_PROPORTION,
+    batch_size: int = 0,
+    say: Callable[[str], None] = print,
+) -> tuple[Encoder, int]:
+    """An encoder of a work directory, and the step of its checkpoint.
+
+    Args:
+        directory: the work directory; a `config.json` and a checkpoint's `model` are all that is needed.
+        name: 'simclr': the newest checkpoint; 'untrained': what this run started from; 'pixels': no encoder.
+        image_size: pixels; 0: that of the pretraining.
+        crop_share: share of an image's shorter side that the central crop keeps.
+        batch_size: images encoded at a time; 0: that of the pretraining.
+        say: called with lines for the user.
+
+    Raises:
+        ConfigError, CheckpointError: there is no such run, or no checkpoint in it.
+    """
+    config = workdir.read_config(directory)
+    mesh = parallel.make_mesh()
+    checkpoints = Checkpoints(directory, say=say)
+    variables, step = checkpoints.restore_model(mesh)
+    checkpoints.close()
+    if name == 'untrained':
+        # The first key of the run's own, as pretraining.pretrain splits it.
+        key = jax.random.split(jax.random.key(config.seed))[0]
+        num_classes = variables['params']['probe']['bias'].shape[0] if 'probe' in variables['params'] else 0
+        variables = jax.jit(make_task(config, num_classes, mesh).init)(key)
+    batch_size = batch_size or config.batch_size
+    identity = f'{name}-{step}-{int(checksum(variables)):08x}'
+    encoder = Encoder(
+        name=name,
+        variables=None if name == 'pixels' else variables,
+        config=config,
+        image_size=image_size or config.data.image_size,
+        crop_share=crop_share,
+        batch_size=max(batch_size // mesh.size, 1) * mesh.size,
+        mesh=mesh,
+        identity=identity,
+        cache=None if name == 'pixels' else epath.Path(directory) / 'features' / identity,
+    )
+    return encoder, step
+
+
+def read_features(path: epath.Path, examples: Examples) -> Features | None:
+    """Features written for just these images and labels; None if there are none."""
+    if not path.exists():
+        return None
+    try:
+        with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
+            if str(arrays['digest']) != digest_of(examples):
+                return None
+            return Features(arrays['features'], arrays['labels'], arrays['index'])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def write_features(path: epath.Path, found: Features, examples: Examples) -> None:
+    """Writes features, labels, index and ids of a split's images to an .npz, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'{path.name}.partial')
+    with partial.open('wb') as file:
+        np.savez(
+            file,
+            features=found.values,
+            labels=found.labels,
+            index=found.index,
+            ids=ids_of(examples, found.index),
+            digest=digest_of(examples),
+        )
+    partial.replace(path)
+
+
+def ids_of(examples: Examples, index: np.ndarray) -> np.ndarray:
+    """Identification of images by their index in the split, as an array of strings."""
+    return np.array(examples.ids())[index]
+
+
+def digest_of(examples: Examples) -> str:
+    """Changes with the images, of files with their sizes and times, and with their labels and order.
+
+    Of a streamed split only name and size are known; TensorFlow Datasets has its version in the name of a data set
+    that was changed.
+    """
+    digest = hashlib.blake2b(f'{examples.name} {examples.size}'.encode(), digest_size=16)
+    content = examples.content
+    if isinstance(content, Decoded):
+        digest.update(content.images.tobytes())
+    elif isinstance(content, Encoded):
+        for file in content.files:
+            digest.update(file)
+    elif isinstance(content, Files):
+        for path in content.paths:
+            status = os.stat(path)
+            digest.update(f'{path} {status.st_size} {status.st_mtime_ns}'.encode())
+    if examples.labels is not None:
+        digest.update(examples.labels.tobytes())
+    return digest.hexdigest()

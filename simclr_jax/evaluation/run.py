@@ -1,0 +1,125 @@
+"""What a trained encoder is worth: its work directory, data sets and protocols to a table of scores."""
+
+from collections.abc import Callable, Iterator
+
+import jax
+from ml_collections import ConfigDict
+
+from simclr_jax import workdir
+from simclr_jax.data.spec import DataError
+from simclr_jax.evaluation import scores
+from simclr_jax.evaluation.datasets import Dataset, dataset_name, open_dataset
+from simclr_jax.evaluation.encoder import Encoder, open_encoder
+from simclr_jax.evaluation.frozen import evaluate_frozen
+from simclr_jax.evaluation.scores import ENCODERS, Results, Score, amount
+from simclr_jax.evaluation.trained import evaluate_trained
+from simclr_jax.evaluation.views import evaluate_views
+from simclr_jax.evaluation_config import FROZEN, TRAINED
+from simclr_jax.evaluators.svm import FOLDS
+from simclr_jax.labels import Labels, parse_labels
+
+
+def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = print) -> Results:
+    """Evaluates the newest checkpoint of a work directory and writes its result.json.
+
+    Scores of an earlier evaluation of the same checkpoint stay in it, unless they are measured again.
+
+    Args:
+        config: a checked configuration (evaluation_config.load_evaluation).
+        directory: the work directory; config.json and the newest checkpoint's `model` are all that is needed.
+        say: called with lines for the user.
+
+    Returns:
+        All scores that result.json now has.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: something that the user has to change.
+        loop.NotFiniteError: a training's loss is no number any more.
+    """
+    amounts = [parse_labels(text) for text in config.labels]
+    home = workdir.read_config(directory).data
+    earlier = scores.read(directory)
+    datasets = [open_dataset(text, home) for text in config.datasets]
+    for dataset in datasets:
+        _check(dataset, config)
+    results = None
+    for name in (*config.baselines, 'simclr'):
+        encoder, step = open_encoder(
+            directory,
+            name,
+            image_size=config.image_size,
+            crop_share=config.crop_share,
+            batch_size=config.batch_size,
+            say=say,
+        )
+        for dataset in datasets:
+            if dataset.remark:
+                say(dataset.remark)
+            for protocol, labels in _measurements(config, encoder, dataset, amounts, say):
+                say(
+                    f'{ENCODERS[name]}, {dataset.description}: {protocol}{f", {amount(str(labels))}" if labels else ""}'
+                )
+                found = _measure(protocol, encoder, dataset, labels, config, directory)
+                found = Results(step, tuple(found), {dataset.name: dataset.description})
+                # Written at once: a later protocol may fail, or take days.
+                results = found.joined_to(results)
+                earlier = found.joined_to(earlier)
+                if jax.process_index() == 0:
+                    scores.write(directory, earlier, dataset_name('', home))
+    if results is None:
+        raise DataError(f'nothing to measure: {", ".join(config.protocols)} do not apply to what was asked')
+    return earlier
+
+
+def _measurements(
+    config: ConfigDict, encoder: Encoder, dataset: Dataset, amounts: list[Labels], say: Callable[[str], None]
+) -> Iterator[tuple[str, Labels | None]]:
+    """The protocols that apply, each with the numbers of labels it is asked for."""
+    for protocol in config.protocols:
+        if encoder.name == 'pixels' and protocol not in ('knn', 'linear'):
+            say(f'{protocol}: not for raw pixels, left out.')
+        elif dataset.train.is_multi_label and protocol in ('knn', 'multihead'):
+            say(f'{protocol}: needs one label an image, {dataset.name} has several; left out.')
+        elif protocol in ('measures', 'low_shot'):
+            yield protocol, None
+        else:
+            for labels in amounts:
+                if protocol == 'svm' and labels.per_class and labels.per_class < FOLDS:
+                    say(f'svm: needs {FOLDS} labels a class, one for each fold; {labels} left out.')
+                else:
+                    yield protocol, labels
+
+
+def _measure(
+    protocol: str, encoder: Encoder, dataset: Dataset, labels: Labels | None, config: ConfigDict, directory: str
+) -> list[Score]:
+    try:
+        if protocol == 'measures':
+            return evaluate_views(encoder, dataset, config)
+        if protocol in FROZEN:
+            return evaluate_frozen(protocol, encoder, dataset, labels or Labels(), config)
+        assert protocol in TRAINED
+        return evaluate_trained(protocol, encoder, dataset, labels, config, directory)
+    except DataError:
+        raise
+    except ValueError as error:
+        # The evaluators' own checks: too few examples of a class, one class only, ...
+        raise DataError(f'{protocol} on {dataset.name}: {error}') from error
+
+
+def _check(dataset: Dataset, config: ConfigDict) -> None:
+    """Every protocol but the measures needs labels, and two classes to tell apart."""
+    supervised = [protocol for protocol in config.protocols if protocol != 'measures']
+    if not supervised:
+        return
+    for part in (dataset.train, dataset.test):
+        if not part.num_classes or (part.labels is not None and not (part.labels >= 0).any()):
+            raise DataError(
+                f'{part.name} has no labels, and {", ".join(supervised)} need them; without labels there is '
+                '--protocols=measures'
+            )
+    if dataset.num_classes < 2:
+        raise DataError(
+            f'{dataset.train.name} has one class only, {dataset.train.class_names[0]}: there is nothing to tell '
+            'apart; take a data set with two or more'
+        )

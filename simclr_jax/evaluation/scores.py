@@ -1,0 +1,146 @@
+"""What evaluations find: scores with their intervals, in result.json and as a table."""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from etils import epath
+
+from simclr_jax import workdir
+from simclr_jax.overrides import ConfigError
+
+ENCODERS = {'pixels': 'raw pixels', 'untrained': 'untrained encoder', 'simclr': 'SimCLR'}
+# Metrics that are shares, shown in percent.
+SHARES = ('top1', 'mean_per_class', 'map', 'map_11_point', 'agreement')
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """One number of an evaluation.
+
+    Attributes:
+        dataset: name of the data set.
+        protocol: of evaluation_config.PROTOCOLS.
+        detail: of the protocol, as 'k=20' or 'feature3'; '' if there is but one.
+        labels: that were learnt from, 'all', '10' (a class) or '1%'; '' for measures without labels.
+        metric: 'top1', 'mean_per_class', 'map', 'map_11_point', 'alignment', 'uniformity', 'effective_rank' or
+            'agreement'.
+        encoder: 'simclr', 'untrained' or 'pixels'.
+        value: mean over draws of the labels; shares from 0 to 1.
+        low, high: 95 % interval, by the bootstrap over test images; None: not known.
+        deviation: over draws of the labels; None: one draw.
+    """
+
+    dataset: str
+    protocol: str
+    detail: str
+    labels: str
+    metric: str
+    encoder: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    deviation: float | None = None
+
+    @property
+    def row(self) -> tuple[str, str, str, str, str]:
+        """What is measured, whoever the encoder is."""
+        return self.dataset, self.protocol, self.detail, self.labels, self.metric
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """All scores of a work directory's checkpoint.
+
+    Attributes:
+        step: of the checkpoint.
+        scores: each row and encoder once.
+        datasets: name -> what was learnt from and tested on, with their sizes.
+    """
+
+    step: int
+    scores: tuple[Score, ...]
+    datasets: dict[str, str]
+
+    def joined_to(self, earlier: 'Results | None') -> 'Results':
+        """These scores, and those of an earlier evaluation of the same checkpoint that were not measured again."""
+        if earlier is None or earlier.step != self.step:
+            return self
+        measured = {(score.row, score.encoder) for score in self.scores}
+        kept = [score for score in earlier.scores if (score.row, score.encoder) not in measured]
+        return Results(self.step, (*kept, *self.scores), earlier.datasets | self.datasets)
+
+
+def write(directory: str, results: Results, home: str) -> None:
+    """Writes result.json.
+
+    Args:
+        directory: the work directory.
+        results: all of its scores.
+        home: name of the data set of the pretraining; its scores with all labels are also on the top level, as
+            'knn_top1'.
+    """
+    headlines = {}
+    for score in results.scores:
+        if score.encoder == 'simclr' and score.dataset == home and score.labels in ('all', ''):
+            headlines.setdefault(f'{score.protocol}_{score.metric}', score.value)
+    workdir.write_result(
+        directory,
+        {
+            'step': results.step,
+            **headlines,
+            'datasets': results.datasets,
+            'scores': [dataclasses.asdict(score) for score in results.scores],
+        },
+    )
+
+
+def read(directory: str) -> Results | None:
+    """The scores in a work directory's result.json; None if there is none.
+
+    Raises:
+        ConfigError: it is damaged or of another version of this program.
+    """
+    path = epath.Path(directory) / 'result.json'
+    if not path.exists():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        scores = tuple(Score(**score) for score in content['scores'])
+        return Results(content['step'], scores, content['datasets'])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(
+            [f'{path} is damaged, or of another version of this program ({error}); move it away and evaluate again']
+        ) from error
+
+
+def headings(rows: Iterable[tuple[str, str, str, str, str]]) -> dict[tuple, str]:
+    """Short titles of rows of scores."""
+    titles = {}
+    for row in rows:
+        dataset, protocol, detail, labels, metric = row
+        parts = [dataset, f'{protocol} {detail}'.strip()]
+        if protocol == 'measures':
+            parts = [dataset, f'{metric.replace("_", " ")} {detail}'.strip()]
+        elif labels:
+            parts.append(amount(labels))
+        titles[row] = ', '.join(parts)
+    return titles
+
+
+def amount(labels: str) -> str:
+    """How many labels, in words."""
+    return f'{labels} a class' if labels.isdecimal() else f'{labels} labels'
+
+
+def cell(score: Score | None) -> str:
+    """A score as text: its value with its interval or deviation, shares in percent."""
+    if score is None:
+        return ''
+    if score.metric not in SHARES:
+        return f'{score.value:.3g}'
+    text = f'{100 * score.value:.1f}'
+    if score.deviation is not None:
+        return f'{text} ± {100 * score.deviation:.1f}'
+    return text if score.low is None else f'{text} [{100 * score.low:.1f}, {100 * score.high:.1f}]'

@@ -1,0 +1,134 @@
+"""Classifiers on top of a pretrained encoder: one behind encoder and head, or one for each feature map."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+
+from simclr_jax.models.heads import ProjectionHead
+from simclr_jax.models.layers import BatchNorm, at_least_float32, dense
+from simclr_jax.models.pooling import pool_to
+from simclr_jax.models.resnet import PARTS, ResNet
+
+
+class Classifier(nn.Module):
+    """Encoder, optionally the first layers of the projection head, and a linear classifier.
+
+    SimCLR fine-tunes from the representation, SimCLRv2 from the head's first layer (2006.10029, section 2).
+
+    Attributes:
+        encoder: f, images to representations.
+        head: g, of which the first `head_layer` layers are kept.
+        num_classes: K.
+        head_layer: which of [h, output of the head's layer 1, ...] is classified.
+        zero_init: start the classifier, which is named `probe`, at zero.
+        dtype: of the classifier's computation; its logits are float32 at least.
+    """
+
+    encoder: ResNet
+    head: ProjectionHead
+    num_classes: int
+    head_layer: int = 0
+    zero_init: bool = False
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        """Makes the classifier; encoder and head are given."""
+        self.probe = dense(self.num_classes, dtype=self.dtype, use_bias=True, zero_init=self.zero_init)
+
+    def __call__(self, x: jax.Array, *, train: bool, train_after_block: int = -1) -> jax.Array:
+        """Classifies images.
+
+        Args:
+            x: [N, H, W, C] floats in [0, 1].
+            train: normalise with the batch's statistics and move the moving ones, or use these.
+            train_after_block: which parts of the encoder are frozen, see `resnet.frozen_parts`.
+
+        Returns:
+            Logits [N, K].
+        """
+        features = self.features(x, train=train, train_after_block=train_after_block)
+        return at_least_float32(self.probe(features))
+
+    def features(self, x: jax.Array, *, train: bool = False, train_after_block: int = -1) -> jax.Array:
+        """What is classified, [N, F]; see `__call__`."""
+        h = self.encoder(x, train=train, train_after_block=train_after_block)
+        return self.head(h, train=train, until=self.head_layer)[-1]
+
+
+class FeatureMapClassifiers(nn.Module):
+    """A linear classifier for each feature map of a frozen encoder (Goyal et al., arXiv 1905.01235).
+
+    Each map is averaged to about 9,000 values, batch-normalised without scale and offset, and classified;
+    'feature1' is the stem's map before its max pooling, 'feature5' the last stage's.
+
+    Attributes:
+        encoder: f; always in inference mode, no gradient reaches it.
+        num_classes: K.
+        dtype: of the classifiers' computation; their logits are float32 at least.
+    """
+
+    encoder: ResNet
+    num_classes: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+        """Classifies images five times.
+
+        Args:
+            x: [N, H, H, C] floats in [0, 1].
+            train: whether the batch norms before the classifiers use the batch's statistics.
+
+        Returns:
+            Logits {'feature1': [N, K], ..., 'feature5': [N, K]}.
+        """
+        _, maps = self.encoder(x, train=False, train_after_block=len(PARTS) - 1, intermediates=True, unpooled_stem=True)
+        logits = {}
+        for number, part in enumerate(PARTS, start=1):
+            name = f'feature{number}'
+            values = BatchNorm(use_bias=False, use_scale=False, name=f'{name}_bn')(pool_to(maps[part]), train=train)
+            values = values.reshape(values.shape[0], -1)
+            logits[name] = at_least_float32(dense(self.num_classes, dtype=self.dtype, use_bias=True, name=name)(values))
+        return logits
+
+
+def pretrained_into(fresh: dict[str, Any], pretrained: dict[str, Any]) -> dict[str, Any]:
+    """Takes the encoder, and the layers of the head that a classifier has, from a pretraining.
+
+    Args:
+        fresh: the classifier's variables, {'params': ..., 'batch_stats': ...}.
+        pretrained: variables of `SimCLR`; its own probe and further layers of the head are not used.
+
+    Returns:
+        Variables like `fresh`, whose encoder and head are the arrays of `pretrained`.
+
+    Raises:
+        ValueError: encoder or head are not those of the pretraining.
+    """
+    fresh, pretrained = (flax.traverse_util.flatten_dict(tree, sep='/') for tree in (fresh, pretrained))
+    taken = {}
+    for path, value in fresh.items():
+        part = path.split('/')[1]
+        taken[path] = _pretrained_array(path, value, pretrained) if part in ('encoder', 'head') else value
+    for path in pretrained.keys() - fresh.keys():
+        if path.split('/')[1] == 'encoder':
+            raise _another_network(path, 'missing', jnp.shape(pretrained[path]))
+    return flax.traverse_util.unflatten_dict(taken, sep='/')
+
+
+def _pretrained_array(path: str, value: jax.Array, pretrained: dict[str, jax.Array]) -> jax.Array:
+    if path not in pretrained:
+        raise _another_network(path, jnp.shape(value), 'missing')
+    if jnp.shape(pretrained[path]) != jnp.shape(value):
+        raise _another_network(path, jnp.shape(value), jnp.shape(pretrained[path]))
+    return pretrained[path]
+
+
+def _another_network(path: str, here: Any, there: Any) -> ValueError:
+    return ValueError(
+        f'{path} is {here} in the classifier and {there} in the pretrained model; give encoder and head the '
+        'depth, width, stem, ratios and layers of the pretraining'
+    )

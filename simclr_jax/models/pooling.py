@@ -1,0 +1,55 @@
+"""Average pooling of feature maps to about the same number of values at every depth, for probes of the stages."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from simclr_jax.models.layers import at_least_float32
+
+# What a pooled feature map has at most, as in the benchmark of Goyal et al., arXiv 1905.01235.
+MAX_VALUES = 9216
+# (window, stride, padding) of the benchmark for ResNet-50 at 224 pixels: {(side, channels): ...}.
+_RESNET50_WINDOWS = {
+    (112, 64): (10, 10, 4),
+    (56, 256): (16, 8, 0),
+    (28, 512): (13, 5, 0),
+    (14, 1024): (8, 3, 0),
+    (7, 2048): (6, 1, 0),
+}
+
+
+def pool_to(x: jax.Array, max_values: int = MAX_VALUES) -> jax.Array:
+    """Averages a square feature map over windows, so that at most `max_values` values an image are left.
+
+    The result has g = floor(sqrt(max_values / C)) rows and columns, but at least one and at most those of the
+    map. The maps of ResNet-50 at 224 pixels, with the usual 9216 values, have the benchmark's windows: they
+    overlap, and the stem's reach beyond the image, where zeros count. All other maps are cut into windows of
+    ceil(side / g) pixels; the last ones may be narrower, and g comes out smaller where fewer of them suffice.
+
+    Args:
+        x: [N, H, H, C] floats.
+        max_values: of g * g * C, >= 1.
+
+    Returns:
+        [N, g, g, C], float32 at least.
+
+    Raises:
+        ValueError: the map is not square, or max_values is below 1.
+    """
+    if x.ndim != 4 or x.shape[1] != x.shape[2]:
+        raise ValueError(f'a feature map of shape {x.shape} is not square, [N, H, H, C]; use square images')
+    if max_values < 1:
+        raise ValueError(f'max_values={max_values} must be at least 1; {MAX_VALUES} is usual')
+    x = at_least_float32(x)
+    side, channels = x.shape[2:]
+    if max_values == MAX_VALUES and (side, channels) in _RESNET50_WINDOWS:
+        window, stride, padding = _RESNET50_WINDOWS[side, channels]
+        x, beyond = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0))), 0
+    else:
+        target = max(1, min(side, math.isqrt(max_values // channels)))
+        window = stride = math.ceil(side / target)
+        beyond = -side % window
+    # What lies beyond the image, zeros of the benchmark apart, does not count.
+    return nn.avg_pool(x, (window, window), (stride, stride), [(0, beyond)] * 2, count_include_pad=False)

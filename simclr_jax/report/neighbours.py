@@ -1,0 +1,138 @@
+"""Nearest neighbours as a picture: a row for each query image, and what an encoder finds similar to it."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from simclr_jax.data.spec import DataError, Examples, Files
+from simclr_jax.embedding import classes_shown, embed
+from simclr_jax.evaluation.encoder import Encoder
+from simclr_jax.evaluators.features import Features
+from simclr_jax.evaluators.knn import nearest_neighbours
+
+# Longer side of an image in the picture, pixels; smaller ones are drawn larger.
+THUMBNAIL = 192
+LONGEST_CAPTION = 18
+QUERY_COLOR = '#d1495b'
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """An image whose neighbours are looked for.
+
+    Attributes:
+        name: its file, or its id in the embedded split.
+        image: uint8 [H, W, 3], not larger than a thumbnail.
+        index: of an image of the split; None: a file of its own.
+        feature: float32 [F] of a file; None: an image of the split, which is embedded anyway.
+    """
+
+    name: str
+    image: np.ndarray
+    index: int | None = None
+    feature: np.ndarray | None = None
+
+
+def open_queries(names: Sequence[str], examples: Examples, encoder: Encoder, layer: str) -> list[Query]:
+    """Finds the query images, and encodes those that are files of their own.
+
+    Args:
+        names: ids of images of the split, or image files.
+        examples: the split to be embedded.
+        encoder: with which it is embedded.
+        layer: see `Encoder.features`.
+
+    Raises:
+        DataError: one is neither an id nor a file, or cannot be read.
+    """
+    ids = examples.ids()
+    index_of = {name: index for index, name in enumerate(ids) if name in names}
+    paths = [name for name in dict.fromkeys(names) if name not in index_of]
+    missing = [path for path in paths if not pathlib.Path(path).is_file()]
+    if missing:
+        raise DataError(
+            f'neighbours of {", ".join(missing)}: there is no such file, and no such image of {examples.name}, '
+            f'where they are called {ids[0]} and so on'
+        )
+    files = Examples('the query images', len(paths), Files(paths), np.full(len(paths), -1, np.int32), ())
+    of_split, of_files = _thumbnails(examples, index_of.values()), _thumbnails(files, range(len(paths)))
+    damaged = [name for name, index in index_of.items() if index not in of_split]
+    damaged += [path for index, path in enumerate(paths) if index not in of_files]
+    if damaged:
+        raise DataError(f'neighbours of {", ".join(damaged)}: no readable image; give another')
+    queries = {name: Query(name, of_split[index], index=index) for name, index in index_of.items()}
+    if paths:
+        features = embed(encoder, files, layer).values
+        for index, path in enumerate(paths):
+            queries[path] = Query(path, of_files[index], feature=features[index])
+    return [queries[name] for name in names]
+
+
+def draw(path: epath.Path, queries: Sequence[Query], examples: Examples, features: Features, k: int) -> None:
+    """Draws a row for each query: its image, then its nearest neighbours with class and cosine similarity.
+
+    Args:
+        path: of the picture.
+        queries: one at least; one that is in the split is its own nearest neighbour.
+        examples: the split.
+        features: of the split.
+        k: neighbours shown; all images if there are fewer.
+    """
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    row_of = {index: row for row, index in enumerate(features.index.tolist())}
+    wanted = [features.values[row_of[q.index]] if q.feature is None else q.feature for q in queries]
+    similarity, rows = nearest_neighbours(features.values, np.stack(wanted), k=min(k, len(features.values)))
+    images = _thumbnails(examples, features.index[rows].flat)
+    captions = _captions(examples, features)
+
+    figure, cells = pyplot.subplots(
+        len(queries), 1 + rows.shape[1], squeeze=False, layout='constrained',
+        figsize=(1.4 * (1 + rows.shape[1]), 1.75 * len(queries)),
+    )  # fmt: skip
+    for line, query, found, cosines in zip(cells, queries, rows.tolist(), similarity, strict=True):
+        _draw_cell(line[0], query.image, f'{_shortened(query.name)}\nnearest:', QUERY_COLOR)
+        for axes, row, cosine in zip(line[1:], found, cosines, strict=True):
+            _draw_cell(axes, images[int(features.index[row])], f'{captions[row]}\n{cosine:.3f}', 'black')
+    with path.open('wb') as file:
+        figure.savefig(file, dpi=100, format='png')
+    pyplot.close(figure)
+
+
+def _draw_cell(axes, image: np.ndarray, caption: str, color: str) -> None:
+    axes.imshow(image, interpolation='nearest')
+    axes.set_title(caption, fontsize=8, color=color, parse_math=False)
+    axes.axis('off')
+
+
+def _captions(examples: Examples, features: Features) -> list[str]:
+    """Each image's classes; its own name where it has none."""
+    names = np.array(examples.ids())[features.index]
+    shown = classes_shown(features.labels, examples.class_names)
+    return [_shortened(', '.join(classes) or name) for classes, name in zip(shown, names.tolist(), strict=True)]
+
+
+def _shortened(name: str) -> str:
+    """The last part of a path or id, and of that the end."""
+    name = name.rpartition('/')[2]
+    return name if len(name) <= LONGEST_CAPTION else f'…{name[1 - LONGEST_CAPTION :]}'
+
+
+def _thumbnails(examples: Examples, indices: Iterable[int]) -> dict[int, np.ndarray]:
+    """Images by their index, uint8 [H, W, 3]; those that cannot be read are left out."""
+    from simclr_jax.data.pipeline import images_at
+
+    found = {}
+    chosen = list(indices)
+    for index, image in images_at(examples, chosen) if chosen else ():
+        thumbnail = Image.fromarray(image)
+        thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
+        found[index] = np.asarray(thumbnail)
+    return found

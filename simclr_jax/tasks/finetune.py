@@ -1,0 +1,124 @@
+"""Supervised training on top of a pretrained encoder: fine-tuning, of all of it or of its upper part.
+
+With train_after_block 4, head layer 0 and a classifier that starts at zero this is SimCLR's linear evaluation
+by SGD: nothing but the classifier learns, on the representations of a frozen encoder.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from simclr_jax import losses
+from simclr_jax.models.classifier import Classifier, pretrained_into
+from simclr_jax.models.resnet import frozen_parts
+from simclr_jax.parallel import by_rows, replicated
+from simclr_jax.state import TrainState
+from simclr_jax.step import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetune:
+    """The fine-tuning task.
+
+    Attributes:
+        model: encoder, layers of the head and classifier.
+        image_size: of the views, pixels.
+        mesh: the devices.
+        train_after_block: which parts of the encoder are frozen, see `models.resnet.frozen_parts`.
+
+    Example:
+        >>> tx = optim.freeze(tx, task.is_frozen)
+        >>> state = init_from(pretrained, task, tx, key, mesh)
+        >>> state, metrics = make_train_step(task, tx, mesh)(state, batch, key)
+    """
+
+    model: Classifier
+    image_size: int
+    mesh: Mesh
+    train_after_block: int = -1
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        """Fresh variables, {'params': ..., 'batch_stats': ...}; `init_from` has a pretrained encoder."""
+        images = jnp.zeros((2, self.image_size, self.image_size, 3), jnp.float32)
+        return self.model.init(key, images, train=True)
+
+    def is_frozen(self, path: tuple[str, ...]) -> bool:
+        """Whether the parameter at a path ('encoder', 'stage1', ...) must not move, for `optim.freeze`."""
+        return path[0] == 'encoder' and path[1] in frozen_parts(self.train_after_block)
+
+    def loss(
+        self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
+        """The supervised loss of one global batch in training mode.
+
+        Args:
+            params, batch_stats: the model's variables.
+            batch: see data/spec.py; rows of mask 0 do not count in loss and metrics. 'label' int [B], -1: none,
+                for the softmax cross-entropy; or int [B, K] in {1, 0, -1: ignored} for the mean over images of
+                the classes' summed sigmoid cross-entropies.
+            key: unused here; the views are random already.
+
+        Returns:
+            loss [], and (metrics, new batch_stats).
+        """
+        del key
+        images, labels, weights = labelled_images(batch, self.mesh)
+        logits, updated = self.model.apply(
+            {'params': params, 'batch_stats': batch_stats},
+            images,
+            train=True,
+            train_after_block=self.train_after_block,
+            mutable=['batch_stats'],
+        )
+        if labels.ndim == 2:
+            loss = losses.sigmoid_cross_entropy(logits, labels, weights)
+            metrics = {}
+        else:
+            loss = losses.softmax_cross_entropy(logits, labels, weights)
+            metrics = {'accuracy': losses.accuracy(logits, labels, weights)}
+        return loss, ({'loss': loss, **metrics}, updated['batch_stats'])
+
+    def predict(self, variables: dict[str, Any], images: jax.Array) -> jax.Array:
+        """Logits [N, K] of images [N, H, W, 3], in inference mode."""
+        return self.model.apply(variables, images, train=False)
+
+
+def labelled_images(batch: dict[str, jax.Array], mesh: Mesh) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Images [B * V, H, W, 3], their labels [B * V] or [B * V, K] and weights [B * V] of a batch of views."""
+    views = batch['views']
+    images = jax.lax.with_sharding_constraint(views.reshape(-1, *views.shape[2:]), by_rows(mesh))
+    labels, weights = (jnp.repeat(batch[name], views.shape[1], axis=0) for name in ('label', 'mask'))
+    return images, labels, weights
+
+
+def init_from(
+    pretrained: dict[str, Any], task: Task, tx: optax.GradientTransformation, key: jax.Array, mesh: Mesh
+) -> TrainState:
+    """A state at step 0 with the encoder of a pretraining, and those layers of its head that the task has.
+
+    Args:
+        pretrained: variables of `SimCLR`. They are copied: the training step gives its buffers away, and
+            several runs may start from the same.
+        task: what is learnt: `Finetune`, or `multihead.MultiHead`.
+        tx: the optimiser, as a rule `optim.freeze(tx, task.is_frozen)`.
+        key: of the classifier's initial values.
+        mesh: the devices.
+
+    Returns:
+        The state, the same on every device.
+
+    Raises:
+        ValueError: encoder or head are not those of the pretraining; see `pretrained_into`.
+    """
+
+    # The pretrained arrays are arguments: no constants of the program, and in it no fresh encoder that nobody uses.
+    def init(key, pretrained):
+        variables = jax.tree.map(jnp.copy, pretrained_into(task.init(key), pretrained))
+        return TrainState(jnp.zeros((), jnp.int32), **variables, opt_state=tx.init(variables['params']))
+
+    everywhere = replicated(mesh)
+    return jax.jit(init, out_shardings=everywhere)(key, jax.device_put(pretrained, everywhere))
