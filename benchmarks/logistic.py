@@ -25,12 +25,12 @@ MAX_ITERATIONS = 1000
 
 
 def main():
-    """Measures all contestants, or with --contestant one of them."""
+    """Measures all contestants, or one of them alone."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--features', type=pathlib.Path, required=True, help='.npz of the four arrays')
     parser.add_argument('--examples', type=int, default=10000, help='to train on')
     parser.add_argument('--lambdas', type=int, default=len(LAMBDAS), help='how many of the 45 strengths, evenly spaced')
-    parser.add_argument('--contestant', choices=CONTESTANTS, help=argparse.SUPPRESS)
+    parser.add_argument('--contestant', choices=CONTESTANTS, help='this one alone')
     options = parser.parse_args()
     if options.contestant:
         print(json.dumps(measure(options)))

@@ -26,16 +26,22 @@ class CheckpointError(ValueError):
     """There is no checkpoint that can be used; the message names the directory and the cure."""
 
 
-@jax.jit
-def checksum(tree: Any) -> jax.Array:
-    """uint32 [] that changes with any single bit of any array: sums of the words, weighted by odd numbers."""
-    total = jnp.zeros((), jnp.uint32)
-    for number, leaf in enumerate(jax.tree.leaves(tree)):
-        words = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f'uint{8 * leaf.dtype.itemsize}'))
-        words = words.reshape(-1).astype(jnp.uint32)
-        weights = 2 * jax.lax.iota(jnp.uint32, words.size) + jnp.uint32(2 * number + 1)
-        total = total * jnp.uint32(31) + jnp.sum(words * weights, dtype=jnp.uint32)
+def checksum(tree: Any) -> int:
+    """A number below 2^32 that changes with any single bit of any array."""
+    sums = [_sum_of_words(leaf, jnp.uint32(2 * number + 1)) for number, leaf in enumerate(jax.tree.leaves(tree))]
+    total = 0
+    for value in jax.device_get(sums):
+        total = (31 * total + int(value)) % 2**32
     return total
+
+
+# One small program for each shape: a single one for all arrays would take many times longer to compile.
+@jax.jit
+def _sum_of_words(leaf: jax.Array, first_weight: jax.Array) -> jax.Array:
+    """uint32 []: the sum of the words, weighted by odd numbers."""
+    words = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f'uint{8 * leaf.dtype.itemsize}'))
+    words = words.reshape(-1).astype(jnp.uint32)
+    return jnp.sum(words * (2 * jax.lax.iota(jnp.uint32, words.size) + first_weight), dtype=jnp.uint32)
 
 
 class Checkpoints:
@@ -74,7 +80,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         model, train = _parts(state)
-        meta = {'model': int(checksum(model)), 'train': int(checksum(train))}
+        meta = {'model': checksum(model), 'train': checksum(train)}
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -153,7 +159,7 @@ class Checkpoints:
         }
         restored = self._manager.restore(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonRestore()))
         for name in like:
-            found, expected = int(checksum(restored[name])), restored['meta'][name]
+            found, expected = checksum(restored[name]), restored['meta'][name]
             if found != expected:
                 raise CheckpointError(f'checksum of {name} is {found:#x}, was {expected:#x} when saved')
         return {name: restored[name] for name in like}

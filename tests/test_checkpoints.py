@@ -9,6 +9,9 @@ from simclr_jax import parallel
 from simclr_jax.checkpoints import CheckpointError, Checkpoints, abstract, checksum
 from simclr_jax.state import TrainState
 
+# What Orbax leaves behind of a damaged checkpoint complains when it is collected, whenever that may be.
+pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+
 
 @pytest.fixture(scope='module')
 def mesh():
@@ -138,17 +141,17 @@ def test_the_checksum_sees_every_bit(dtype):
         if dtype != jnp.uint8
         else np.arange(50, dtype=np.uint8)
     )
-    original = int(checksum({'x': jnp.asarray(array)}))
+    original = checksum({'x': jnp.asarray(array)})
     raw = np.frombuffer(array.tobytes(), np.uint8)
     random = np.random.default_rng(0)
     for place in random.integers(raw.size, size=20):
         flipped = raw.copy()
         flipped[place] ^= 1 << random.integers(8)
         changed = np.frombuffer(flipped.tobytes(), array.dtype)
-        assert int(checksum({'x': jnp.asarray(changed)})) != original
+        assert checksum({'x': jnp.asarray(changed)}) != original
 
 
 def test_the_checksum_sees_order():
     x = jnp.arange(6, dtype=jnp.float32)
-    sums = {int(checksum([x, y])) for y in (x[::-1], x)} | {int(checksum([x[::-1], x]))}
+    sums = {checksum([x, y]) for y in (x[::-1], x)} | {checksum([x[::-1], x])}
     assert len(sums) == 3

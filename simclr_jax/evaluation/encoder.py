@@ -138,7 +138,7 @@ def open_encoder(
         num_classes = variables['params']['probe']['bias'].shape[0] if 'probe' in variables['params'] else 0
         variables = jax.jit(make_task(config, num_classes, mesh).init)(key)
     batch_size = batch_size or config.batch_size
-    identity = f'{name}-{step}-{int(checksum(variables)):08x}'
+    identity = f'{name}-{step}-{checksum(variables):08x}'
     encoder = Encoder(
         name=name,
         variables=None if name == 'pixels' else variables,

@@ -4,6 +4,7 @@ Parameters and moving statistics are float32. Each layer computes in the `dtype`
 input or its parameters are float64, so is the computation: double precision is never rounded by a default.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +13,8 @@ import jax.numpy as jnp
 
 BATCH_NORM_MOMENTUM = 0.9
 BATCH_NORM_EPSILON = 1e-5
+# Of a standard normal that is cut off at -2 and 2.
+DEVIATION_OF_CUT_NORMAL = 0.8796256610342398
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
@@ -26,6 +29,17 @@ def _to_compute_dtype(*arrays: jax.Array | None, dtype: Any, inexact: bool = Tru
     if any(array.dtype == jnp.dtype('float64') for array in given):
         dtype = jnp.float64
     return [array if array is None else jnp.asarray(array, dtype) for array in arrays]
+
+
+# The numbers of a kernel are drawn as a vector: drawn in four dimensions, XLA takes four times longer to compile them.
+def _fan_in_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Normal of variance 1 / fan-in, cut off at two deviations of the uncut one: Keras' default, scale 1."""
+    deviation = math.sqrt(1 / math.prod(shape[:-1])) / DEVIATION_OF_CUT_NORMAL
+    return deviation * jax.random.truncated_normal(key, -2, 2, (math.prod(shape),), dtype).reshape(shape)
+
+
+def _small_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    return 0.01 * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
 
 
 def conv(
@@ -43,7 +57,7 @@ def conv(
         (strides, strides),
         padding=(padding, padding),
         use_bias=use_bias,
-        kernel_init=nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal'),
+        kernel_init=_fan_in_normal,
         dtype=dtype,
         promote_dtype=_to_compute_dtype,
         name=name,
@@ -57,7 +71,7 @@ def dense(
     return nn.Dense(
         features,
         use_bias=use_bias,
-        kernel_init=nn.initializers.zeros if zero_init else nn.initializers.normal(0.01),
+        kernel_init=nn.initializers.zeros if zero_init else _small_normal,
         dtype=dtype,
         promote_dtype=_to_compute_dtype,
         name=name,
