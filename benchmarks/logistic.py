@@ -1,11 +1,13 @@
 """Seconds of linear evaluation beside scikit-learn: the strength of l2 chosen on validation examples, then a refit.
 
-python benchmarks/logistic.py --features FEATURES.npz --examples 40000
+python benchmarks/logistic.py --examples 40000
+python benchmarks/logistic.py --examples 40000 --train TRAIN.npz --test TEST.npz
 
-FEATURES.npz holds the arrays train [N, F], train_labels [N], test [M, F] and test_labels [M]. Every contestant is
-a process of its own and gets the same rows: `--examples` to train on, a quarter as many to validate on. Prints one
-JSON line a contestant: all seconds from arrays on the host to the refitted classifier, compilation among them, and
-its accuracies. scikit-learn starts every strength from zero, as a grid search does, or from the one before.
+TRAIN.npz and TEST.npz are features as `simclr embed` writes them; without them the features are made up: 512 values,
+correlated, in 10 classes that overlap. Every contestant is a process of its own and gets the same rows: `--examples`
+to train on, a quarter as many to validate on. Prints one JSON line a contestant: all seconds from arrays on the host
+to the refitted classifier, compilation among them, and its accuracies. scikit-learn starts every strength from zero,
+as a grid search does, or from the one before.
 """
 
 import argparse
@@ -22,12 +24,15 @@ from simclr_jax.evaluators.logistic import LAMBDAS, accuracy, fit_path
 
 CONTESTANTS = ('simclr_jax', 'sklearn_warm', 'sklearn_cold')
 MAX_ITERATIONS = 1000
+# Of made-up features.
+WIDTH, CLASSES = 512, 10
 
 
 def main():
     """Measures all contestants, or one of them alone."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--features', type=pathlib.Path, required=True, help='.npz of the four arrays')
+    parser.add_argument('--train', type=pathlib.Path, help='features to train and validate on')
+    parser.add_argument('--test', type=pathlib.Path, help='features to report on')
     parser.add_argument('--examples', type=int, default=10000, help='to train on')
     parser.add_argument('--lambdas', type=int, default=len(LAMBDAS), help='how many of the 45 strengths, evenly spaced')
     parser.add_argument('--contestant', choices=CONTESTANTS, help='this one alone')
@@ -51,7 +56,7 @@ def compare(options):
 
 def measure(options):
     """What one contestant took and reached."""
-    train, validation, test = read(options.features, options.examples)
+    train, validation, test = read(options)
     lambdas = np.array(LAMBDAS)[np.linspace(0, len(LAMBDAS) - 1, options.lambdas).round().astype(int)]
     contestant = {'simclr_jax': simclr_jax, 'sklearn_warm': sklearn_warm, 'sklearn_cold': sklearn_cold}
     start = time.perf_counter()
@@ -68,17 +73,32 @@ def measure(options):
     }
 
 
-def read(path, num_examples):
+def read(options):
     """(features, labels) to train on, to validate on and to test on."""
-    with np.load(path) as arrays:
-        features, labels = arrays['train'], arrays['train_labels']
-        test = arrays['test'], arrays['test_labels']
+    needed = options.examples + options.examples // 4
+    if options.train and options.test:
+        with np.load(options.train) as train, np.load(options.test) as test:
+            features, labels = train['features'], train['labels']
+            test = test['features'], test['labels']
+    else:
+        features, labels = made_up(needed, seed=0)
+        test = made_up(10_000, seed=1)
+    if needed > len(labels):
+        raise SystemExit(f'--examples {options.examples} needs {needed} rows, {options.train} has {len(labels)}')
     rows = np.random.default_rng(0).permutation(len(labels))
-    needed = num_examples + num_examples // 4
-    if needed > len(rows):
-        raise SystemExit(f'--examples {num_examples} needs {needed} rows, {path} has {len(rows)}')
-    chosen = (rows[:num_examples], rows[num_examples:needed])
+    chosen = (rows[: options.examples], rows[options.examples : needed])
     return *((features[part], labels[part]) for part in chosen), test
+
+
+def made_up(size, seed):
+    """Features like those behind a ReLU and a mean: not negative, correlated, with few large directions."""
+    shared = np.random.default_rng(7)
+    directions = np.linalg.qr(shared.normal(size=(WIDTH, WIDTH)))[0] * np.arange(1, WIDTH + 1)[:, None] ** -0.75
+    means = shared.normal(size=(CLASSES, WIDTH))
+    own = np.random.default_rng(seed)
+    labels = own.integers(CLASSES, size=size)
+    latent = own.normal(size=(size, WIDTH)) + 0.08 * means[labels]
+    return np.maximum(latent @ directions + 0.1, 0).astype(np.float32), labels
 
 
 def simclr_jax(train, validation, lambdas):

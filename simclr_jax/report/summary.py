@@ -1,7 +1,6 @@
 """One picture of a run: the views it saw, how training went, and what the encoder is worth."""
 
 import pathlib
-import textwrap
 
 import numpy as np
 
@@ -12,8 +11,6 @@ from simclr_jax.log import read_metrics
 
 COLORS = {'pixels': '#b0b0b0', 'untrained': '#7f9fc8', 'simclr': '#d1495b'}
 IMAGES_SHOWN = 8
-# More do not fit on the picture; all are in results.md.
-MOST_BARS = 36
 
 
 def draw(directory: str, results: Results) -> pathlib.Path:
@@ -34,8 +31,10 @@ def draw(directory: str, results: Results) -> pathlib.Path:
     path = pathlib.Path(directory) / 'metrics.jsonl'
     # A converted encoder has no history.
     rows = read_metrics(str(path)) if path.exists() else []
-    figure = pyplot.figure(figsize=(13, 8.5), layout='constrained')
-    panels = figure.add_gridspec(3, 3, height_ratios=(0.8, 1, 1.1))
+    # Inches: views, curves, and the bars, whose number depends on what was measured.
+    heights = (1.9, 2.8, 1.2 + 0.14 * len(_shares(results)))
+    figure = pyplot.figure(figsize=(13, sum(heights)), layout='constrained')
+    panels = figure.add_gridspec(3, 3, height_ratios=heights)
     _draw_views(figure.add_subplot(panels[0, :]), directory)
     _draw_curves(figure.add_subplot(panels[1, 0]), rows, {'contrast_loss': 'NT-Xent'}, 'loss')
     accuracies = {'contrast_accuracy': 'contrast', 'probe_accuracy': 'linear probe, training images'}
@@ -82,25 +81,30 @@ def _draw_curves(axes, rows: list[dict], names: dict[str, str], title: str) -> N
 
 def _draw_scores(axes, results: Results) -> None:
     """Bars of the shares in percent: one group a row of the table, one bar an encoder."""
-    shares = [score for score in results.scores if score.metric in SHARES][:MOST_BARS]
-    titles = headings(dict.fromkeys(score.row for score in shares))
-    kinds = [name for name in ENCODERS if any(score.encoder == name for score in shares)]
-    width = 0.8 / max(len(kinds), 1)
+    scores = _shares(results)
+    titles = headings(dict.fromkeys(score.row for score in scores))
+    kinds = [name for name in ENCODERS if any(score.encoder == name for score in scores)]
+    height = 0.8 / max(len(kinds), 1)
     for number, kind in enumerate(kinds):
-        of_kind = {score.row: score for score in shares if score.encoder == kind}
-        places = [place + number * width for place, row in enumerate(titles) if row in of_kind]
+        of_kind = {score.row: score for score in scores if score.encoder == kind}
+        places = [place + number * height for place, row in enumerate(titles) if row in of_kind]
         found = [of_kind[row] for row in titles if row in of_kind]
-        heights = [100 * score.value for score in found]
+        lengths = [100 * score.value for score in found]
         spread = np.array([_spread(score) for score in found]).T
-        bars = axes.bar(places, heights, width * 0.92, yerr=spread, color=COLORS[kind], label=ENCODERS[kind])
-        axes.bar_label(bars, fmt='%.1f', fontsize=7)
-    axes.set_xticks(np.arange(len(titles)) + width * (len(kinds) - 1) / 2)
-    axes.set_xticklabels([textwrap.fill(title, 18) for title in titles.values()], fontsize=8)
-    axes.set_ylabel('%')
-    axes.set_ylim(0, 125)
-    axes.set_title('; '.join(results.datasets.values()), fontsize=9)
+        bars = axes.barh(places, lengths, height * 0.92, xerr=spread, color=COLORS[kind], label=ENCODERS[kind])
+        axes.bar_label(bars, fmt='%.1f', fontsize=7, padding=2)
+    axes.set_yticks(np.arange(len(titles)) + height * (len(kinds) - 1) / 2)
+    axes.set_yticklabels(titles.values(), fontsize=8)
+    axes.set_ylim(len(titles), -1)
+    axes.set_xlim(0, 110)
+    axes.set_xlabel('%')
+    axes.set_title('\n'.join(results.datasets.values()), fontsize=9)
     if kinds:
-        axes.legend(loc='upper center', ncols=len(kinds))
+        axes.legend(loc='lower right')
+
+
+def _shares(results: Results) -> list[Score]:
+    return [score for score in results.scores if score.metric in SHARES]
 
 
 def _spread(score: Score) -> tuple[float, float]:
