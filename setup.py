@@ -37,6 +37,7 @@ setup(
         'scikit-learn>=1.5',
         'matplotlib>=3.9',
         'pillow>=11',
+        'pyarrow>=16',
         'rich>=13',
         'psutil>=6',
     ],
