@@ -2,7 +2,7 @@
 
   simclr evaluate --workdir=runs/digits --labels=1,5,10,all --baselines=pixels,untrained
   simclr evaluate --workdir=runs/cifar10 --protocols=linear --dataset=fashion_mnist,folder:my_images
-  simclr evaluate --workdir=runs/imagenet --config=configs/evaluate/finetune.py:v2,labels=1% --config.finetune.epochs=30
+  simclr evaluate --workdir=runs/imagenet --config=configs/evaluate/imagenet.py:v2,labels=1%
   simclr evaluate --compare runs/a runs/b
 
 Protocols: knn, linear (logistic regression by L-BFGS), svm, low_shot (SVM) on frozen features; linear_sgd,

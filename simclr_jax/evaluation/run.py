@@ -39,7 +39,7 @@ def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = pr
     amounts = [parse_labels(text) for text in config.labels]
     home = workdir.read_config(directory).data
     earlier = scores.read(directory)
-    datasets = [open_dataset(text, home) for text in config.datasets]
+    datasets = _open_all(config.datasets, home)
     for dataset in datasets:
         _check(dataset, config)
     results = None
@@ -69,6 +69,19 @@ def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = pr
     if results is None:
         raise DataError(f'nothing to measure: {", ".join(config.protocols)} do not apply to what was asked')
     return earlier
+
+
+def _open_all(names: tuple[str, ...], home: ConfigDict) -> list[Dataset]:
+    """All data sets, or all that is wrong with them."""
+    datasets, problems = [], []
+    for text in names:
+        try:
+            datasets.append(open_dataset(text, home))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError('\n'.join(problems))
+    return datasets
 
 
 def _measurements(
