@@ -180,12 +180,12 @@ class TestOwnImages:
         assert (examples.size, examples.name) == (len(used), f'{tmp_path}/{used}')
         np.testing.assert_array_equal(examples.labels, -1)
 
-    def test_a_data_set_of_tfds(self, run, monkeypatch):
+    def test_a_data_set_of_tfds(self, run):
         prepared = SHARED / 'data' / 'tfds'
         if not (prepared / 'fashion_mnist').exists():
             pytest.skip(f'the data set is not prepared at {prepared}')
-        monkeypatch.setenv('TFDS_DATA_DIR', str(prepared))
         home = workdir.read_config(str(run)).data
+        home.update(source='tfds', path=str(prepared))
         assert embedding.open_split(home, 'fashion_mnist', 'train[:20]').size == 20
         assert embedding.open_split(home, 'fashion_mnist', '').name == 'fashion_mnist/test'
 
