@@ -11,10 +11,9 @@ from ml_collections import ConfigDict
 
 from simclr_jax import schema
 from simclr_jax.labels import parse_labels
-from simclr_jax.overrides import ConfigError
 from simclr_jax.schema import AMOUNT, BELOW_ONE, COUNT, NATURAL, POSITIVE, Schema
 
-# Protocols that classify features as they are, and those that train on augmented images; see METHODS' README table.
+# Protocols that classify features as they are, and those that train on augmented images.
 FROZEN = ('knn', 'linear', 'svm', 'low_shot')
 TRAINED = ('linear_sgd', 'finetune', 'multihead')
 PROTOCOLS = (*FROZEN, *TRAINED, 'measures')
@@ -168,6 +167,3 @@ def load_evaluation(spec: str = '', overrides: Iterable[tuple[str, str]] = ()) -
     if spec:
         return schema.load(SCHEMA, spec, overrides)
     return schema.override(SCHEMA, base_evaluation(), overrides)
-
-
-__all__ = ['ConfigError', 'base_evaluation', 'load_evaluation', 'training']

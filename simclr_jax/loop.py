@@ -17,7 +17,7 @@ from simclr_jax.checkpoints import Checkpoints
 from simclr_jax.data.spec import Batch
 from simclr_jax.log import Log
 from simclr_jax.state import TrainState
-from simclr_jax.step import Task, make_train_step
+from simclr_jax.step import Step
 
 # Steps whose metrics may still be on their way when the next one is started.
 STEPS_IN_FLIGHT = 2
@@ -49,8 +49,7 @@ class Schedule:
 
 def train(
     state: TrainState,
-    task: Task,
-    tx: optax.GradientTransformation,
+    train_step: Step,
     batches_from: Callable[[int], Iterator[Batch]],
     *,
     schedule: Schedule,
@@ -64,8 +63,7 @@ def train(
 
     Args:
         state: where to begin; it is donated to the first step.
-        task: what is learnt.
-        tx: the optimiser.
+        train_step: see step.make_train_step.
         batches_from: step -> the host's batches from that step on.
         schedule: lengths and intervals.
         mesh: the devices.
@@ -84,7 +82,6 @@ def train(
     if step >= schedule.total_steps:
         log.say(f'Step {step} of {schedule.total_steps} is reached already.')
         return state
-    train_step = make_train_step(task, tx, mesh)
     batches = batches_from(step)
     meter = _Meter(schedule)
     while step < schedule.total_steps:

@@ -19,7 +19,7 @@ from simclr_jax.evaluators.features import features_of
 from simclr_jax.evaluators.knn import knn_accuracy
 from simclr_jax.log import Log
 from simclr_jax.state import TrainState
-from simclr_jax.step import init_state
+from simclr_jax.step import init_state, make_train_step
 from simclr_jax.tasks.pretrain import Pretrain, make_task
 
 
@@ -60,8 +60,7 @@ def pretrain(config: ConfigDict, directory: str, *, allow_change: bool = False) 
         _introduce(config, examples, eval_examples, schedule, state, log)
         return loop.train(
             state,
-            task,
-            tx,
+            make_train_step(task, tx, mesh),
             functools.partial(_train_batches, config, examples),
             schedule=schedule,
             mesh=mesh,

@@ -121,6 +121,13 @@ def test_center_crop_is_the_references(fixed):
     close(cropped, fixed['large/center_crop_224'])
 
 
+def test_the_whole_shorter_side_is_kept_where_asked():
+    """SimCLR's linear transfer experiments: the short side becomes the size, then the central square."""
+    image = tf.constant(np.random.default_rng(0).random((48, 64, 3)), tf.float32)
+    expected = np.clip(host.resize(image[:, 8:56], 40, 40), 0, 1)
+    close(host.center_crop(image, 40, kept=1.0), expected)
+
+
 def test_small_images_are_evaluated_whole(picture):
     """At 32 pixels nothing is cropped, and an image that has the size already is unchanged."""
     square = picture[:32, :32]

@@ -1,5 +1,6 @@
 """`simclr evaluate` on the digits: every protocol, what is kept, what is compared, what is refused."""
 
+import dataclasses
 import json
 
 import jax
@@ -13,9 +14,14 @@ from simclr_jax import config as configuration
 from simclr_jax import parallel, workdir
 from simclr_jax.checkpoints import Checkpoints
 from simclr_jax.cli.main import main
+from simclr_jax.data.select import select
+from simclr_jax.evaluation import frozen as frozen_module
 from simclr_jax.evaluation import trained as trained_module
+from simclr_jax.evaluation.datasets import Dataset, open_dataset
 from simclr_jax.evaluation.encoder import Encoder, open_encoder
+from simclr_jax.evaluation_config import load_evaluation
 from simclr_jax.evaluators.features import Features
+from simclr_jax.labels import parse_labels
 from simclr_jax.optim import make_optimizer
 from simclr_jax.state import TrainState
 from simclr_jax.tasks.pretrain import make_task
@@ -135,7 +141,7 @@ class TestFrozen:
 class TestFeatures:
     def test_are_those_of_every_image(self, frozen):
         """1,437 images divide neither by the batch of 64 nor by the 2 devices."""
-        encoder, _ = open_encoder(str(frozen), 'simclr')
+        encoder, _ = open_encoder(str(frozen))
         (path,) = (frozen / 'features' / encoder.identity).glob('*train*.h.npz')
         with np.load(path, allow_pickle=False) as kept:
             features, labels, ids = kept['features'], kept['labels'], kept['ids']
@@ -154,16 +160,36 @@ class TestFeatures:
         monkeypatch.setattr(Encoder, 'encode', lambda *_: pytest.fail('extracted again'))
         assert evaluate(frozen, '--protocols=knn') == 0
 
-    def test_of_other_labels_are_not_taken(self, frozen, monkeypatch, tmp_path):
-        """The same files' names, with other labels in them."""
+    def test_of_other_labels_or_images_are_not_taken(self, frozen, monkeypatch, tmp_path):
+        """The same files' names, with other labels and then other images in them."""
         encoded, encode = [], Encoder.encode
         monkeypatch.setattr(Encoder, 'encode', lambda *arguments: encoded.append(1) or encode(*arguments))
-        images = np.random.default_rng(0).integers(0, 255, (40, 8, 8), dtype=np.uint8)
-        for labels, expected in ((np.arange(40) % 2, 2), (np.arange(40) % 2, 2), (np.arange(40) % 4 // 2, 4)):
+        for seed, shift, expected in ((0, 0, 2), (0, 0, 2), (0, 1, 4), (1, 1, 6)):
+            labels = (np.arange(40) + shift) % 2
+            images = np.random.default_rng(seed).integers(0, 255, (40, 8, 8), dtype=np.uint8)
             for split in ('train', 'test'):
                 np.savez(tmp_path / f'x_{split}.npz', image=images, label=labels)
             assert evaluate(frozen, '--protocols=knn', f'--dataset={tmp_path}/x_{{split}}.npz') == 0
             assert len(encoded) == expected
+
+
+def test_all_labels_of_a_published_subset_are_used(untouched, monkeypatch):
+    """As with ImageNet's: it is 1 % of the data set, and not to be divided by a hundred once more."""
+    home = workdir.read_config(str(untouched)).data
+    dataset = open_dataset('', home)
+    subset = dataclasses.replace(dataset, train=select(dataset.train, np.arange(30)))
+    loaded, banks = [], []
+    monkeypatch.setattr(Dataset, 'published', lambda self, labels: loaded.append(labels) or subset)
+    predict = frozen_module.knn_predict
+    monkeypatch.setattr(
+        frozen_module, 'knn_predict', lambda bank, *a, **k: banks.append(len(bank)) or predict(bank, *a, **k)
+    )
+    encoder, _ = open_encoder(str(untouched))
+    config = load_evaluation('', [('knn.k', '5'), ('bootstrap_draws', '100')])
+    (score,) = frozen_module.evaluate_frozen('knn', encoder, dataset, parse_labels('1%'), config)
+    assert banks == [30]
+    assert len(loaded) == 1
+    assert (score.labels, score.deviation) == ('1%', None)
 
 
 class TestTrained:
@@ -195,8 +221,8 @@ class TestTrained:
         """Of made-up trainings the second setting is right on the images held out, whatever the test images say."""
         calls = []
 
-        def train(trainer, settings, learnt, queries, name, keep=True):
-            calls.append((settings.learning_rate, settings.weight_decay, learnt.size, queries.size))
+        def train(trainer, settings, programs, queries, name, keep=True):
+            calls.append((settings.learning_rate, settings.weight_decay, programs.learnt.size, queries.size))
             right = np.eye(10)[queries.labels] if len(calls) == 2 else np.eye(10)[(queries.labels + 1) % 10]
             return Features(right, queries.labels, np.arange(queries.size))
 
@@ -205,6 +231,33 @@ class TestTrained:
         assert evaluate(trained[0], *arguments, '--config.finetune.grid_learning_rates=0.1') == 0
         # A fifth of each class is held out; the decay is divided by the rate; the last training has all images.
         assert calls == [(0.1, 0.0, 1148, 289), (0.1, 5.0, 1148, 289), (0.1, 5.0, 1437, 360)]
+
+    def test_pairs_of_a_grid_share_their_program_and_learn_at_their_own_rates(self, untouched, monkeypatch, tmp_path):
+        compiled, trained, train = [], {}, trained_module._train
+
+        def watch(trainer, settings, programs, directory):
+            compiled.append(programs)
+            variables = jax.device_get(train(trainer, settings, programs, directory))
+            trained[settings.learning_rate, settings.weight_decay] = variables['params']['probe']['kernel']
+            return variables
+
+        monkeypatch.setattr(trained_module, '_train', watch)
+        fields = {
+            'protocols': 'finetune',
+            'finetune.steps': '2',
+            'finetune.grid_learning_rates': '0.001,0.1',
+            'finetune.grid_weight_decays': '0,0.01',
+        }
+        encoder, _ = open_encoder(str(untouched))
+        dataset = open_dataset('', workdir.read_config(str(untouched)).data)
+        config = load_evaluation('', fields.items())
+        trained_module.evaluate_trained('finetune', encoder, dataset, parse_labels('10%'), config, str(tmp_path))
+        cells, final = compiled[:4], compiled[4]
+        assert all(cell is cells[0] for cell in cells)
+        assert final.learnt.size > cells[0].learnt.size
+        assert cells[0].step._cache_size() == 1
+        # Of the same start, each pair of settings makes something else.
+        assert len({kernel.tobytes() for kernel in trained.values()}) == 4
 
 
 def test_several_labels_an_image(untouched, tmp_path, capsys):

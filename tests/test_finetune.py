@@ -57,6 +57,11 @@ def random_batch(seed, dtype=np.float32):
     }
 
 
+def start_from(pretrained, task, tx, key, mesh):
+    everywhere = parallel.replicated(mesh)
+    return jax.jit(init_from, static_argnums=(1, 2), out_shardings=everywhere)(pretrained, task, tx, key)
+
+
 class Run:
     """A few steps from the same pretrained variables."""
 
@@ -69,7 +74,7 @@ class Run:
         tx = optim.freeze(tx, self.task.is_frozen)
         self.rates = [float(schedule(step)) for step in range(STEPS)]
         self.pretrained = jax.device_put(trained_variables(dtype), parallel.replicated(mesh))
-        state = init_from(self.pretrained, self.task, tx, jax.random.key(1), mesh)
+        state = start_from(self.pretrained, self.task, tx, jax.random.key(1), mesh)
         state = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
         self.start, self.metrics = jax.device_get(state), []
         key = jax.random.key(0)

@@ -10,9 +10,8 @@ from simclr_jax import losses, optim, parallel
 from simclr_jax.models.classifier import FeatureMapClassifiers
 from simclr_jax.models.resnet import PARTS, ResNet
 from simclr_jax.step import make_train_step
-from simclr_jax.tasks.finetune import init_from
 from simclr_jax.tasks.multihead import MultiHead
-from test_finetune import ENCODER, SIZE, flat, trained_variables
+from test_finetune import ENCODER, SIZE, flat, start_from, trained_variables
 
 FEATURES = ['feature1', 'feature2', 'feature3', 'feature4', 'feature5']
 IMAGES, CLASSES, STEPS = 32, 4, 60
@@ -34,7 +33,7 @@ def run():
     task = MultiHead(FeatureMapClassifiers(ENCODER, CLASSES), SIZE, mesh)
     schedule = optim.step_decay(0.01, milestones=(40, 50))
     tx = optim.freeze(optim.make_optimizer('momentum', schedule, weight_decay=1e-4), task.is_frozen)
-    state = init_from(trained_variables(), task, tx, jax.random.key(0), mesh)
+    state = start_from(trained_variables(), task, tx, jax.random.key(0), mesh)
     start, metrics = jax.device_get(state), []
     step = make_train_step(task, tx, mesh)
     for number in range(STEPS):

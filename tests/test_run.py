@@ -18,6 +18,7 @@ from runs import DIGITS, assert_same_bits, model_of, rows_of
 from simclr_jax import loop, parallel, pretraining
 from simclr_jax.cli.main import main
 from simclr_jax.config import load_config
+from simclr_jax.evaluation.encoder import make_baseline, open_encoder
 
 
 def train(workdir, *options, base=DIGITS):
@@ -147,6 +148,15 @@ class TestInitFrom:
         assert int(found.step) == 0
         model = {'params': found.params, 'batch_stats': found.batch_stats}
         assert_same_bits(jax.device_get(model), model_of(finished)[0])
+
+    def test_the_untrained_baseline_is_what_the_run_began_with(self, finished, tmp_path, monkeypatch):
+        monkeypatch.setattr(loop, 'train', lambda state, *_, **__: state)
+        overrides = [option.removeprefix('--config.').split('=', 1) for option in DIGITS[1:]]
+        config = load_config(DIGITS[0].removeprefix('--config='), overrides)
+        began = jax.device_get(pretraining.pretrain(config, str(tmp_path / 'run')).params)
+        untrained = make_baseline(open_encoder(str(finished))[0], 'untrained')
+        for part in ('encoder', 'head'):
+            assert_same_bits(jax.device_get(untrained.variables['params'][part]), began[part])
 
     def test_another_encoder_is_refused(self, finished, tmp_path, capsys):
         assert train(tmp_path / 'run', f'--config.init_from={finished}', '--config.model.width=0.25') == 2

@@ -56,9 +56,7 @@ def run(options: argparse.Namespace) -> int:
     if problems:
         raise ConfigError(problems)
 
-    encoder, step = open_encoder(
-        options.workdir, 'simclr', image_size=options.image_size, batch_size=options.batch_size
-    )
+    encoder, step = open_encoder(options.workdir, image_size=options.image_size, batch_size=options.batch_size)
     examples = embedding.open_split(encoder.config.data, options.dataset, options.split)
     print(f'Step {step} of {options.workdir}; {examples.name}, {examples.size:,} images.', flush=True)
     queries = neighbours.open_queries(names, examples, encoder, options.layer)

@@ -94,31 +94,28 @@ class Encoder:
         """What makes features [B, F] of images [B, H, W, 3] in [0, 1]; for `layer` see `features`."""
         if self.name == 'pixels':
             return lambda images: images.reshape(images.shape[0], -1)
-        model = make_task(self.config, 0, self.mesh).model
+        task = make_task(self.config, 0, self.mesh)
 
         def pooled_map(variables, images):
-            _, maps = model.apply(variables, images, method='encode', intermediates=True, unpooled_stem=True)
+            _, maps = task.model.apply(variables, images, method='encode', intermediates=True, unpooled_stem=True)
             values = pool_to(maps[PARTS[int(layer[-1]) - 1]])
             return values.reshape(len(images), -1)
 
-        encode = make_task(self.config, 0, self.mesh).encode if layer == 'h' else pooled_map
-        return functools.partial(jax.jit(encode), self.variables)
+        return functools.partial(jax.jit(task.encode if layer == 'h' else pooled_map), self.variables)
 
 
 def open_encoder(
     directory: str,
-    name: str,
     *,
     image_size: int = 0,
     crop_share: float = CENTER_CROP_PROPORTION,
     batch_size: int = 0,
     say: Callable[[str], None] = print,
 ) -> tuple[Encoder, int]:
-    """An encoder of a work directory, and the step of its checkpoint.
+    """The encoder of a work directory's newest checkpoint, and the checkpoint's step.
 
     Args:
         directory: the work directory; a `config.json` and a checkpoint's `model` are all that is needed.
-        name: 'simclr': the newest checkpoint; 'untrained': what this run started from; 'pixels': no encoder.
         image_size: pixels; 0: that of the pretraining.
         crop_share: share of an image's shorter side that the central crop keeps.
         batch_size: images encoded at a time; 0: that of the pretraining.
@@ -132,25 +129,32 @@ def open_encoder(
     checkpoints = Checkpoints(directory, say=say)
     variables, step = checkpoints.restore_model(mesh)
     checkpoints.close()
-    if name == 'untrained':
-        # The first key of the run's own, as pretraining.pretrain splits it.
-        key = jax.random.split(jax.random.key(config.seed))[0]
-        num_classes = variables['params']['probe']['bias'].shape[0] if 'probe' in variables['params'] else 0
-        variables = jax.jit(make_task(config, num_classes, mesh).init)(key)
-    batch_size = batch_size or config.batch_size
-    identity = f'{name}-{step}-{checksum(variables):08x}'
+    identity = f'simclr-{step}-{checksum(variables):08x}'
     encoder = Encoder(
-        name=name,
-        variables=None if name == 'pixels' else variables,
+        name='simclr',
+        variables=variables,
         config=config,
         image_size=image_size or config.data.image_size,
         crop_share=crop_share,
-        batch_size=max(batch_size // mesh.size, 1) * mesh.size,
+        batch_size=max((batch_size or config.batch_size) // mesh.size, 1) * mesh.size,
         mesh=mesh,
         identity=identity,
-        cache=None if name == 'pixels' else epath.Path(directory) / 'features' / identity,
+        cache=epath.Path(directory) / 'features' / identity,
     )
     return encoder, step
+
+
+def make_baseline(encoder: Encoder, name: str) -> Encoder:
+    """What an encoder is measured beside: 'pixels', or 'untrained', the parameters that its run started from."""
+    if name == 'pixels':
+        return dataclasses.replace(encoder, name=name, variables=None, identity=name, cache=None)
+    # The first key of the run's own, as pretraining.pretrain splits it.
+    key = jax.random.split(jax.random.key(encoder.config.seed))[0]
+    variables = jax.jit(make_task(encoder.config, 0, encoder.mesh).init)(key)
+    identity = f'{name}-{checksum(variables):08x}'
+    return dataclasses.replace(
+        encoder, name=name, variables=variables, identity=identity, cache=encoder.cache.parent / identity
+    )
 
 
 def read_features(path: epath.Path, examples: Examples) -> Features | None:

@@ -58,13 +58,16 @@ def evaluate_frozen(
     if protocol == 'low_shot':
         return [score for layer in config.svm.layers for score in _low_shot(encoder, dataset, layer, config)]
     layers = config.svm.layers if protocol == 'svm' else ('h',)
+    published = dataset.published(labels)
+    # All labels of a published subset are so many of the data set's.
+    drawn = labels if published is None else Labels()
     scores = []
     for layer in layers:
-        material = _material(encoder, dataset, labels, layer, config)
-        draws = config.draws if labels != Labels() and dataset.published(labels) is None else 1
+        material = _material(encoder, published or dataset, layer, config)
+        draws = 1 if drawn == Labels() else config.draws
         predictions: dict[str, list[np.ndarray]] = {}
         for draw in range(draws):
-            for detail, found in classify(protocol, _drawn(material, labels, draw), labels).items():
+            for detail, found in classify(protocol, _drawn(material, drawn, draw), labels).items():
                 predictions.setdefault(detail, []).append(found)
         metric = 'map' if protocol == 'svm' else dataset.metric
         for detail, found in predictions.items():
@@ -129,7 +132,7 @@ def _linear(material: Material) -> np.ndarray:
 
 
 def _low_shot(encoder: Encoder, dataset: Dataset, layer: str, config: ConfigDict) -> list[Score]:
-    material = _material(encoder, dataset, Labels(), layer, config)
+    material = _material(encoder, dataset, layer, config)
     bank, held_out = material.bank, material.held_out
     if held_out is None:
         fitted, held = hold_out(bank.labels, config.validation_share, config.seed)
@@ -152,8 +155,7 @@ def _low_shot(encoder: Encoder, dataset: Dataset, layer: str, config: ConfigDict
     return scores
 
 
-def _material(encoder: Encoder, dataset: Dataset, labels: Labels, layer: str, config: ConfigDict) -> Material:
-    dataset = dataset.published(labels) or dataset
+def _material(encoder: Encoder, dataset: Dataset, layer: str, config: ConfigDict) -> Material:
     validation = None if dataset.validation is None else encoder.features(dataset.validation, layer)
     return Material(
         bank=encoder.features(dataset.train, layer).labelled(),

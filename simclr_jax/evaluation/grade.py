@@ -41,7 +41,4 @@ def _statistic(metric: str, found: np.ndarray, labels: np.ndarray):
         targets = labels if labels.ndim == 2 else (labels[:, None] == np.arange(found.shape[1])).astype(np.int32)
         return metrics.mean_average_precision_of_weights(found, targets, eleven_point=metric == 'map_11_point')
     predicted = found if found.ndim == 1 else found.argmax(axis=1)
-    if metric == 'mean_per_class':
-        return functools.partial(metrics.mean_per_class, predicted, labels)
-    correct = (predicted == labels).astype(np.float64)
-    return lambda weights: float(np.average(correct, weights=weights))
+    return functools.partial(metrics.top1 if metric == 'top1' else metrics.mean_per_class, predicted, labels)

@@ -9,7 +9,7 @@ from simclr_jax import workdir
 from simclr_jax.data.spec import DataError
 from simclr_jax.evaluation import scores
 from simclr_jax.evaluation.datasets import Dataset, dataset_name, open_dataset
-from simclr_jax.evaluation.encoder import Encoder, open_encoder
+from simclr_jax.evaluation.encoder import Encoder, make_baseline, open_encoder
 from simclr_jax.evaluation.frozen import evaluate_frozen
 from simclr_jax.evaluation.scores import ENCODERS, Results, Score, amount
 from simclr_jax.evaluation.trained import evaluate_trained
@@ -38,20 +38,20 @@ def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = pr
     """
     amounts = [parse_labels(text) for text in config.labels]
     home = workdir.read_config(directory).data
-    earlier = scores.read(directory)
+    results = scores.read(directory)
     datasets = _open_all(config.datasets, home)
     for dataset in datasets:
         _check(dataset, config)
-    results = None
+    trained, step = open_encoder(
+        directory,
+        image_size=config.image_size,
+        crop_share=config.crop_share,
+        batch_size=config.batch_size,
+        say=say,
+    )
+    is_measured = False
     for name in (*config.baselines, 'simclr'):
-        encoder, step = open_encoder(
-            directory,
-            name,
-            image_size=config.image_size,
-            crop_share=config.crop_share,
-            batch_size=config.batch_size,
-            say=say,
-        )
+        encoder = trained if name == 'simclr' else make_baseline(trained, name)
         for dataset in datasets:
             if dataset.remark:
                 say(dataset.remark)
@@ -60,15 +60,14 @@ def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = pr
                     f'{ENCODERS[name]}, {dataset.description}: {protocol}{f", {amount(str(labels))}" if labels else ""}'
                 )
                 found = _measure(protocol, encoder, dataset, labels, config, directory)
-                found = Results(step, tuple(found), {dataset.name: dataset.description})
                 # Written at once: a later protocol may fail, or take days.
-                results = found.joined_to(results)
-                earlier = found.joined_to(earlier)
+                results = Results(step, tuple(found), {dataset.name: dataset.description}).joined_to(results)
+                is_measured = True
                 if jax.process_index() == 0:
-                    scores.write(directory, earlier, dataset_name('', home))
-    if results is None:
+                    scores.write(directory, results, dataset_name('', home))
+    if not is_measured:
         raise DataError(f'nothing to measure: {", ".join(config.protocols)} do not apply to what was asked')
-    return earlier
+    return results
 
 
 def _open_all(names: tuple[str, ...], home: ConfigDict) -> list[Dataset]:

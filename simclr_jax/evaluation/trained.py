@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -27,11 +26,14 @@ from simclr_jax.evaluation.datasets import Dataset
 from simclr_jax.evaluation.encoder import Encoder
 from simclr_jax.evaluation.grade import grade
 from simclr_jax.evaluation.scores import Score
+from simclr_jax.evaluators.features import Features
 from simclr_jax.labels import Labels
 from simclr_jax.log import Log
 from simclr_jax.models.classifier import Classifier, FeatureMapClassifiers
 from simclr_jax.models.heads import ProjectionHead
-from simclr_jax.step import Task
+from simclr_jax.parallel import replicated
+from simclr_jax.state import TrainState
+from simclr_jax.step import Step, make_train_step
 from simclr_jax.tasks.finetune import Finetune, init_from
 from simclr_jax.tasks.multihead import MultiHead
 from simclr_jax.tasks.pretrain import make_model
@@ -90,7 +92,7 @@ def evaluate_trained(
     if protocol == 'finetune' and settings.grid_learning_rates:
         settings = _best_of_grid(trainer, labels, name)
     learnt = dataset.learnt_with(labels, config.seed)
-    logits = _trained_logits(trainer, settings, learnt, dataset.test, name)
+    logits = _trained_logits(trainer, settings, _compile(trainer, learnt), dataset.test, name)
     found = {'': logits.values}
     if protocol == 'multihead':
         found = {f'feature{number + 1}': logits.values[:, number] for number in range(FEATURE_MAPS)}
@@ -106,52 +108,87 @@ def evaluate_trained(
 def _best_of_grid(trainer: Trainer, labels: Labels, name: str) -> ConfigDict:
     """The settings with the learning rate and weight decay that do best on validation images."""
     learnt, held_out = trainer.dataset.divided(labels, trainer.config.validation_share, trainer.config.seed)
+    programs = _compile(trainer, learnt)
     best, best_score = None, -np.inf
     for rate in trainer.settings.grid_learning_rates:
         for decay in trainer.settings.grid_weight_decays:
             settings = trainer.settings.copy_and_resolve_references()
             with settings.unlocked():
                 settings.update(learning_rate=rate, weight_decay=decay / rate)
-            logits = _trained_logits(trainer, settings, learnt, held_out, f'{name} grid', keep=False)
+            logits = _trained_logits(trainer, settings, programs, held_out, f'{name} grid', keep=False)
             score = grade(trainer.dataset.metric, [logits.values], logits.labels, None)['value']
             if score > best_score:
                 best, best_score = settings, score
     return best
 
 
-def _trained_logits(
-    trainer: Trainer, settings: ConfigDict, learnt: Examples, queries: Examples, name: str, keep: bool = True
-):
-    """Logits of the labelled `queries` after training on `learnt`, as Features."""
-    task = make_supervised_task(trainer, settings, learnt)
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The compiled part of a training, the same for every learning rate and weight decay.
+
+    Attributes:
+        learnt: images to learn from.
+        batch_size: of them at a time.
+        init: (key, pretrained, peak learning rate, weight decay) -> state.
+        step: see step.make_train_step.
+        predict: (variables, images [N, H, W, 3]) -> logits [N, K], or [N, 5, K] of the multi-head probe.
+    """
+
+    learnt: Examples
+    batch_size: int
+    init: Callable[..., TrainState]
+    step: Step
+    predict: Callable[[Any, jax.Array], jax.Array]
+
+
+def _compile(trainer: Trainer, learnt: Examples) -> Programs:
+    settings, mesh = trainer.settings, trainer.encoder.mesh
+    task = _make_task(trainer, learnt)
     batch_size = _batch_size(settings, learnt, trainer.encoder)
-    schedule = _schedule(trainer.protocol, settings, learnt.size, batch_size)
-    tx = optim.make_optimizer(
-        settings.optimizer,
-        schedule.learning_rate,
-        weight_decay=settings.weight_decay,
-        momentum=settings.momentum,
-    )
-    directory = _claim(trainer, settings, learnt, name)
-    variables = _train(trainer, task, optim.freeze(tx, task.is_frozen), learnt, batch_size, schedule, directory)
-    predict = functools.partial(jax.jit(_stacked(task)), variables)
-    logits = trainer.encoder.encode(queries, predict).labelled()
-    if not keep:
-        shutil.rmtree(directory)
-    return logits
+    make_rate = _learning_rate(trainer.protocol, settings, learnt.size, batch_size)
 
+    # Both as part of the optimiser's state: as constants each pair would be a program of its own.
+    @optax.inject_hyperparams
+    def make_optimizer(peak, weight_decay):
+        return optim.make_optimizer(
+            settings.optimizer, make_rate(peak), weight_decay=weight_decay, momentum=settings.momentum
+        )
 
-def _stacked(task: Task) -> Callable[[Any, jax.Array], jax.Array]:
+    tx = optim.freeze(make_optimizer(peak=0.0, weight_decay=0.0), task.is_frozen)
+
+    def init(key, pretrained, peak, weight_decay):
+        state = init_from(pretrained, task, tx, key)
+        settings = {'peak': jnp.float32(peak), 'weight_decay': jnp.float32(weight_decay)}
+        return state.replace(opt_state=optax.tree.set(state.opt_state, **settings))
+
     def predict(variables, images):
         logits = task.predict(variables, images)
         return jnp.stack(list(logits.values()), axis=1) if isinstance(logits, dict) else logits
 
-    return predict
+    return Programs(
+        learnt=learnt,
+        batch_size=batch_size,
+        init=jax.jit(init, out_shardings=replicated(mesh)),
+        step=make_train_step(task, tx, mesh),
+        predict=jax.jit(predict),
+    )
 
 
-def make_supervised_task(trainer: Trainer, settings: ConfigDict, learnt: Examples) -> Finetune | MultiHead:
+def _trained_logits(
+    trainer: Trainer, settings: ConfigDict, programs: Programs, queries: Examples, name: str, keep: bool = True
+) -> Features:
+    """Logits of the labelled `queries` after training with these settings."""
+    directory = _claim(trainer, settings, programs, name)
+    variables = _train(trainer, settings, programs, directory)
+    logits = trainer.encoder.encode(queries, functools.partial(programs.predict, variables)).labelled()
+    if not keep:
+        directory.rmtree()
+    return logits
+
+
+def _make_task(trainer: Trainer, learnt: Examples) -> Finetune | MultiHead:
     """The task of a protocol on an encoder."""
-    encoder = trainer.encoder
+    encoder, settings = trainer.encoder, trainer.settings
     model = make_model(encoder.config, 0)
     if trainer.protocol == 'multihead':
         classifiers = FeatureMapClassifiers(encoder=model.encoder, num_classes=learnt.num_classes, dtype=model.dtype)
@@ -192,36 +229,31 @@ def _batch_size(settings: ConfigDict, learnt: Examples, encoder: Encoder) -> int
     return max(min(settings.batch_size, learnt.size) // devices, 1) * devices
 
 
-def _schedule(protocol: str, settings: ConfigDict, num_examples: int, batch_size: int) -> loop.Schedule:
-    total = settings.steps or lengths.total_steps(num_examples, settings.epochs, batch_size)
-    peak = lengths.peak_learning_rate(settings.learning_rate, batch_size, settings.scaling)
+def _learning_rate(
+    protocol: str, settings: ConfigDict, num_examples: int, batch_size: int
+) -> Callable[[float | jax.Array], optax.Schedule]:
+    """From the peak to the schedule."""
     if protocol == 'multihead':
-        epochs = settings.milestones
-        milestones = [lengths.steps_of_epochs(epoch, num_examples, batch_size) for epoch in epochs]
-        learning_rate = optim.step_decay(peak, milestones)
-    else:
-        warmup = lengths.warmup_steps(num_examples, settings.warmup_epochs, batch_size)
-        learning_rate = optim.warmup_cosine(peak, total, min(warmup, total - 1))
-    interval = max(1, -(-total // CHECKPOINTS_A_TRAINING))
-    return loop.Schedule(
-        total_steps=total,
-        epoch_steps=num_examples / batch_size,
-        log_every=interval,
-        checkpoint_every=interval,
-        evaluate_every=0,
-        learning_rate=learning_rate,
-    )
+        milestones = [lengths.steps_of_epochs(epoch, num_examples, batch_size) for epoch in settings.milestones]
+        return functools.partial(optim.step_decay, milestones=milestones)
+    total = _total_steps(settings, num_examples, batch_size)
+    warmup = min(lengths.warmup_steps(num_examples, settings.warmup_epochs, batch_size), total - 1)
+    return functools.partial(optim.warmup_cosine, total_steps=total, warmup_steps=warmup)
 
 
-def _claim(trainer: Trainer, settings: ConfigDict, learnt: Examples, name: str) -> epath.Path:
+def _total_steps(settings: ConfigDict, num_examples: int, batch_size: int) -> int:
+    return settings.steps or lengths.total_steps(num_examples, settings.epochs, batch_size)
+
+
+def _claim(trainer: Trainer, settings: ConfigDict, programs: Programs, name: str) -> epath.Path:
     """The directory of just this training; another encoder, data set or setting has another one."""
     identity = {
         'protocol': trainer.protocol,
         'of': name,
         'encoder': trainer.encoder.identity,
-        'images': f'{learnt.name} ({learnt.size})',
+        'images': f'{programs.learnt.name} ({programs.learnt.size})',
         'image_size': trainer.encoder.image_size,
-        'devices': trainer.encoder.mesh.size,
+        'batch_size': programs.batch_size,
         'seed': trainer.config.seed,
         'settings': settings.to_dict(),
     }
@@ -234,33 +266,34 @@ def _claim(trainer: Trainer, settings: ConfigDict, learnt: Examples, name: str) 
     return directory
 
 
-def _train(
-    trainer: Trainer,
-    task: Finetune | MultiHead,
-    tx: optax.GradientTransformation,
-    learnt: Examples,
-    batch_size: int,
-    schedule: loop.Schedule,
-    directory: epath.Path,
-) -> dict[str, Any]:
+def _train(trainer: Trainer, settings: ConfigDict, programs: Programs, directory: epath.Path) -> dict[str, Any]:
     """The model's variables after training, or after the rest of it."""
-    mesh, seed = trainer.encoder.mesh, trainer.config.seed
-    init_key, step_key = jax.random.split(jax.random.key(seed))
-    log = Log(str(directory), schedule.total_steps, tensorboard=True)
-    log.say(f'{trainer.protocol}: {learnt.name}, {learnt.size:,} images, {schedule.total_steps:,} steps; {directory}')
+    mesh, learnt, batch_size = trainer.encoder.mesh, programs.learnt, programs.batch_size
+    peak = lengths.peak_learning_rate(settings.learning_rate, batch_size, settings.scaling)
+    total = _total_steps(settings, learnt.size, batch_size)
+    interval = -(-total // CHECKPOINTS_A_TRAINING)
+    init_key, step_key = jax.random.split(jax.random.key(trainer.config.seed))
+    log = Log(str(directory), total, tensorboard=True)
+    log.say(f'{trainer.protocol}: {learnt.name}, {learnt.size:,} images, {total:,} steps; {directory}')
     checkpoints = Checkpoints(str(directory), keep=1, say=log.say)
     try:
-        state = init_from(trainer.encoder.variables, task, tx, init_key, mesh)
+        state = programs.init(init_key, trainer.encoder.variables, peak, settings.weight_decay)
         if checkpoints.latest_step() is not None:
             state = checkpoints.restore(abstract(state, mesh))
             log.say(f'Resuming at step {int(state.step)}.')
         log.resume(int(state.step))
         state = loop.train(
             state,
-            task,
-            tx,
+            programs.step,
             functools.partial(_batches, trainer, learnt, batch_size),
-            schedule=schedule,
+            schedule=loop.Schedule(
+                total_steps=total,
+                epoch_steps=learnt.size / batch_size,
+                log_every=interval,
+                checkpoint_every=interval,
+                evaluate_every=0,
+                learning_rate=_learning_rate(trainer.protocol, settings, learnt.size, batch_size)(peak),
+            ),
             mesh=mesh,
             key=step_key,
             checkpoints=checkpoints,

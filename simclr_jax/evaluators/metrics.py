@@ -174,25 +174,6 @@ def confidence_interval(
     return float(low), float(high)
 
 
-def mean_confidence_interval(values, **settings) -> tuple[float, float]:
-    """`confidence_interval` of a mean over images.
-
-    Args:
-        values: [N], finite, one for each image: for `top1`, whether it is predicted right.
-        **settings: draws, level and seed of `confidence_interval`.
-
-    Returns:
-        (low, high).
-
-    Raises:
-        ValueError: values are empty or not finite, or see `confidence_interval`.
-    """
-    values = np.asarray(values, np.float64)
-    if values.ndim != 1 or not values.size or not np.isfinite(values).all():
-        raise ValueError(f'values {values.shape} must be one or more finite numbers, one for each image')
-    return confidence_interval(lambda weights: np.average(values, weights=weights), len(values), **settings)
-
-
 class _Ranking(NamedTuple):
     """Images of one class, best first, and the threshold at which each of the P positives is retrieved."""
 

@@ -21,9 +21,7 @@ COSTS = tuple(0.5**power for power in range(19, 3, -1)) + (1.0, 10.0, 100.0)
 FOLDS = 3
 # A positive example weighs as much as two negative ones.
 POSITIVE_WEIGHT = 2.0
-# Positive examples a class with few labels, and negative ones for each of them.
-LOW_SHOT = (1, 2, 4, 8, 16, 32, 64, 96)
-LOW_SHOT_SAMPLES = 5
+# With few labels, negative examples for each positive one.
 NEGATIVES_A_POSITIVE = 19
 
 _LIMITS = {'max_iterations': 1000, 'tolerance': 1e-8}
@@ -134,7 +132,7 @@ def fit_low_shot(
     held_features = check_features('validation features', validation_features)
     linear_model.check_widths(features, held_features)
     if positives < 1:
-        raise ValueError(f'positives={positives} must be at least 1; {LOW_SHOT} are usual')
+        raise ValueError(f'positives={positives} must be at least 1; 1 to 96 are usual')
     targets = _as_targets(targets, len(features), least=positives)
     held_targets = _as_targets(validation_targets, len(held_features))
     costs = np.sort(_as_costs(costs))

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from simclr_jax import losses
 from simclr_jax.models.classifier import Classifier, pretrained_into
 from simclr_jax.models.resnet import frozen_parts
-from simclr_jax.parallel import by_rows, replicated
+from simclr_jax.parallel import by_rows
 from simclr_jax.state import TrainState
 from simclr_jax.step import Task
 
@@ -32,7 +32,7 @@ class Finetune:
 
     Example:
         >>> tx = optim.freeze(tx, task.is_frozen)
-        >>> state = init_from(pretrained, task, tx, key, mesh)
+        >>> state = jax.jit(init_from, static_argnums=(1, 2), out_shardings=replicated(mesh))(pretrained, task, tx, key)
         >>> state, metrics = make_train_step(task, tx, mesh)(state, batch, key)
     """
 
@@ -95,10 +95,10 @@ def labelled_images(batch: dict[str, jax.Array], mesh: Mesh) -> tuple[jax.Array,
     return images, labels, weights
 
 
-def init_from(
-    pretrained: dict[str, Any], task: Task, tx: optax.GradientTransformation, key: jax.Array, mesh: Mesh
-) -> TrainState:
+def init_from(pretrained: dict[str, Any], task: Task, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
     """A state at step 0 with the encoder of a pretraining, and those layers of its head that the task has.
+
+    To be jitted, with the sharding of the result: it draws no fresh encoder that nobody uses then.
 
     Args:
         pretrained: variables of `SimCLR`. They are copied: the training step gives its buffers away, and
@@ -106,19 +106,12 @@ def init_from(
         task: what is learnt: `Finetune`, or `multihead.MultiHead`.
         tx: the optimiser, as a rule `optim.freeze(tx, task.is_frozen)`.
         key: of the classifier's initial values.
-        mesh: the devices.
 
     Returns:
-        The state, the same on every device.
+        The state.
 
     Raises:
         ValueError: encoder or head are not those of the pretraining; see `pretrained_into`.
     """
-
-    # The pretrained arrays are arguments: no constants of the program, and in it no fresh encoder that nobody uses.
-    def init(key, pretrained):
-        variables = jax.tree.map(jnp.copy, pretrained_into(task.init(key), pretrained))
-        return TrainState(jnp.zeros((), jnp.int32), **variables, opt_state=tx.init(variables['params']))
-
-    everywhere = replicated(mesh)
-    return jax.jit(init, out_shardings=everywhere)(key, jax.device_put(pretrained, everywhere))
+    variables = jax.tree.map(jnp.copy, pretrained_into(task.init(key), pretrained))
+    return TrainState(jnp.zeros((), jnp.int32), **variables, opt_state=tx.init(variables['params']))
