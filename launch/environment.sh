@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154
 # Sourced by the launchers, which set `root`: the virtual environment $root/.venv with the locked versions.
 
 # First Python on the PATH that is new enough; SIMCLR_PYTHON names another one.
@@ -25,12 +26,14 @@ prepare_environment() {
   if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
     return
   fi
-  local python
-  python=$(find_python)
   echo "Preparing $root/.venv (once, a minute or two) ..." >&2
-  if [ ! -x "$root/.venv/bin/python" ] && ! "$python" -m venv "$root/.venv"; then
-    echo "Could not make $root/.venv; on Debian and Ubuntu: apt install python3-venv" >&2
-    exit 2
+  if [ ! -x "$root/.venv/bin/python" ]; then
+    local python
+    python=$(find_python)
+    if ! "$python" -m venv "$root/.venv"; then
+      echo "Could not make $root/.venv; on Debian and Ubuntu: apt install python3-venv" >&2
+      exit 2
+    fi
   fi
   "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
     --constraint "$root/constraints.txt" --editable "$root${extra:+[$extra]}"

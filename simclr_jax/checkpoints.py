@@ -18,12 +18,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh
 
+from simclr_jax import processes
 from simclr_jax.parallel import replicated
 from simclr_jax.state import TrainState
 
 
 class CheckpointError(ValueError):
-    """There is no checkpoint that can be used; the message names the directory and the cure."""
+    """None can be used, or written; the message names the directory and the cure."""
 
 
 def checksum(tree: Any) -> int:
@@ -59,6 +60,7 @@ class Checkpoints:
             max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
         )
         self._say = say
+        self._has_failed = False
         self._open()
 
     def _open(self) -> None:
@@ -75,20 +77,38 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState) -> None:
-        """Saves in the background; it appears under its name when it is complete."""
+        """Saves in the background; it appears under its name when it is complete.
+
+        Raises:
+            CheckpointError: this one, or the one before it, could not be written.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
         model, train = _parts(state)
         meta = {'model': checksum(model), 'train': checksum(train)}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave(model),
-                train=ocp.args.StandardSave(train),
-                meta=ocp.args.JsonSave(meta),
-            ),
-        )
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardSave(model),
+                    train=ocp.args.StandardSave(train),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+            )
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        # Orbax raises what its threads met: of the file system, of tensorstore, of its own.
+        except (OSError, ValueError, RuntimeError) as error:
+            self._has_failed = True
+            steps = ', '.join(map(str, sorted(self._manager.all_steps()))) or 'none'
+            raise CheckpointError(
+                f'a checkpoint could not be written to {self._directory}: {_first_line(error)}. Make room, or mend '
+                f'what it says; the same command goes on from the newest whole one (there are: {steps})'
+            ) from error
 
     def restore(self, like: TrainState) -> TrainState | None:
         """The newest undamaged state; damaged newer ones are named and set aside in `damaged/`.
@@ -123,15 +143,23 @@ class Checkpoints:
         return restored['model'], restored['step']
 
     def _saved_shapes(self, step: int, mesh: Mesh) -> Any:
-        return abstract(self._manager.item_metadata(step)['model'].tree, mesh)
+        tree = self._manager.item_metadata(step)['model'].tree
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), tree)
 
     def wait(self) -> None:
-        """Returns when everything saved so far is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything saved so far is on disk.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, and lets go of the directory."""
-        self._manager.close()
+        # After a failure that was told, the manager would raise it once more.
+        with contextlib.suppress(Exception) if self._has_failed else contextlib.nullcontext():
+            self._manager.close()
 
     def _newest_undamaged(self, like: Callable[[int], dict[str, Any]], set_aside: bool) -> dict[str, Any] | None:
         steps = sorted(self._manager.all_steps(), reverse=True)
@@ -140,7 +168,7 @@ class Checkpoints:
                 try:
                     return self._restore_step(step, like(step)) | {'step': step}
                 except Exception as error:  # Orbax raises bare Exception, and others, on damaged files.
-                    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+                    reason = _first_line(error)
                 gc.collect()
             self._say(f'Checkpoint of step {step} in {self._directory} is damaged ({reason}).')
             if set_aside:
@@ -165,14 +193,16 @@ class Checkpoints:
         return {name: restored[name] for name in like}
 
     def _set_aside(self, step: int) -> None:
-        target = self._directory.parent / 'damaged'
-        target.mkdir(parents=True, exist_ok=True)
-        taken = {path.name for path in target.iterdir()}
-        name = next(name for name in (f'{step}', *(f'{step}.{n}' for n in range(1, 1000))) if name not in taken)
         self._manager.close()
-        (self._directory / str(step)).rename(target / name)
+        if processes.is_first():
+            target = self._directory.parent / 'damaged'
+            target.mkdir(parents=True, exist_ok=True)
+            taken = {path.name for path in target.iterdir()}
+            name = next(name for name in (f'{step}', *(f'{step}.{n}' for n in range(1, 1000))) if name not in taken)
+            (self._directory / str(step)).rename(target / name)
+            self._say(f'It was moved to {target / name}.')
+        processes.wait_for_all('a damaged checkpoint was set aside')
         self._open()
-        self._say(f'It was moved to {target / name}.')
 
 
 def _parts(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -180,9 +210,13 @@ def _parts(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
     return model, {'step': state.step, 'opt_state': state.opt_state}
 
 
-def abstract(tree: Any, mesh: Mesh) -> Any:
-    """Shapes and types of a tree, replicated over the mesh: what `restore` wants to be told."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), tree)
+def abstract(tree: Any) -> Any:
+    """Shapes, types and shardings of a tree of arrays: what `restore` wants to be told."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 @contextlib.contextmanager

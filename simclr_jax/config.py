@@ -23,6 +23,8 @@ def base_config() -> ConfigDict:
     config.train_epochs = 800.0  # passes over the training split
     config.train_steps = 0  # optimiser updates; 0: from train_epochs
     config.warmup_epochs = 40.0  # linear warm-up of the learning rate; not changed by train_steps
+    config.microbatch = 0  # images that go through the network at a time, the loss being the batch's; 0: all of them
+    config.sharding = 'replicated'  # of parameters and optimiser over the devices: replicated | fsdp
     config.init_from = ''  # work directory whose newest encoder and heads the run starts from
 
     config.data = data = ConfigDict()
@@ -50,6 +52,8 @@ def base_config() -> ConfigDict:
     model.sk_ratio = 0.0  # selective kernels, 0.0625 in SimCLRv2; 0: none
     model.se_ratio = 0.0  # squeeze-and-excitation, 0.25 as usual; 0: none
     model.dtype = 'float32'  # of the computation: float32 | bfloat16; parameters, statistics, loss: float32
+
+    model.remat = ()  # stages, of 1 to 4, that the backward pass computes anew, which saves memory
 
     config.head = head = ConfigDict()
     head.kind = 'nonlinear'  # nonlinear | linear | none
@@ -86,8 +90,11 @@ def base_config() -> ConfigDict:
     return config.lock()
 
 
-# What may change between two starts in one work directory: it does not change the parameters that come out.
+# What may change between two starts in one work directory: it does not change the parameters that come out, but for
+# rounding.
 FREE_FIELDS = (
+    'sharding',
+    'model.remat',
     'knn.',
     'log_every_steps',
     'checkpoint_',
@@ -99,6 +106,7 @@ FREE_FIELDS = (
 RANGES = {
     'seed': ('an integer in [0, 2^31)', lambda value: 0 <= value < 2**31),
     'batch_size': ('an integer >= 2: an image needs others to be told from', lambda value: value >= 2),
+    'microbatch': NATURAL,
     'train_epochs': POSITIVE,
     'train_steps': NATURAL,
     'warmup_epochs': AMOUNT,
@@ -110,6 +118,7 @@ RANGES = {
     'model.width': POSITIVE,
     'model.sk_ratio': SHARE,
     'model.se_ratio': SHARE,
+    'model.remat': ('stages out of 1, 2, 3, 4', lambda value: set(value) <= {1, 2, 3, 4}),
     'head.layers': COUNT,
     'head.out_dim': COUNT,
     'head.hidden_dim': NATURAL,
@@ -130,6 +139,7 @@ RANGES = {
 }
 
 CHOICES = {
+    'sharding': ('replicated', 'fsdp'),
     'data.source': ('tfds', 'folder', 'arrays', 'digits', 'fake'),
     'model.depth': (18, 34, 50, 101, 152, 200),
     'model.stem': ('auto', 'cifar', 'imagenet'),
@@ -149,6 +159,13 @@ def _check_together(config: ConfigDict) -> list[str]:
         problems.append(
             f'augment.views={config.augment.views}: contrast needs at least two views; '
             "for example ('crop flip', 'crop flip')"
+        )
+    if config.microbatch and config.batch_size % config.microbatch:
+        divisors = [size for size in range(1, config.batch_size) if config.batch_size % size == 0]
+        nearest = sorted(divisors, key=lambda size: abs(size - config.microbatch))[:2]
+        problems.append(
+            f'microbatch={config.microbatch}: must divide batch_size={config.batch_size}; nearest: '
+            + ', '.join(map(str, sorted(nearest)))
         )
     if config.data.source in ('folder', 'arrays') and not config.data.path:
         problems.append(f"data.path='': source {config.data.source} needs it; --config.data.path=DIRECTORY")

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from simclr_jax import processes
+
 
 class MetricsFile:
     """`metrics.jsonl`: one JSON object a line, 'step' and scalars; rows of one step may follow each other."""
@@ -45,7 +47,7 @@ def read_metrics(path: str) -> list[dict[str, Any]]:
 
 
 class Log:
-    """Writes scalars and pictures to every place, and shows progress.
+    """Writes scalars and pictures to every place, and shows progress; of several processes only the first does.
 
     Args:
         workdir: of the run; None writes no files.
@@ -54,10 +56,13 @@ class Log:
     """
 
     def __init__(self, workdir: str | None, total_steps: int, *, tensorboard: bool = False):
-        self._file = MetricsFile(workdir) if workdir else None
-        self._console = _Bar(total_steps) if sys.stdout.isatty() else _Lines()
         self._total_steps = total_steps
-        self._events = None
+        self._file, self._events, self._console = None, None, _Silence()
+        if not processes.is_first():
+            return
+        self._console = _Bar(total_steps) if sys.stdout.isatty() else _Lines()
+        if workdir:
+            self._file = MetricsFile(workdir)
         if workdir and tensorboard:
             from clu import metric_writers
 
@@ -115,23 +120,31 @@ def _summary(scalars: Mapping[str, float]) -> str:
         'z_std': 'std {:.3f}',
         'learning_rate': 'lr {:.4g}',
         'images_per_second': '{:.0f} images/s',
+        'flops_utilization': 'MFU {:.1%}',
         'data_wait_share': 'waiting {:.0%}',
         'memory_gib': '{:.2f} GiB',
     }
     return '  '.join(form.format(scalars[name]) for name, form in formats.items() if name in scalars)
 
 
-class _Lines:
-    """Plain lines, for files and pipes."""
+class _Silence:
+    """For processes that another one speaks for."""
 
     def say(self, text: str) -> None:
-        print(text, flush=True)
+        pass
 
     def advance(self, step: int) -> None:
         pass
 
     def close(self) -> None:
         pass
+
+
+class _Lines(_Silence):
+    """Plain lines, for files and pipes."""
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
 
 
 class _Bar:

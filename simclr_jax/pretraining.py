@@ -1,83 +1,176 @@
 """A pretraining run from its configuration: puts data, task, optimiser and loop together."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import lengths, loop, optim, parallel, workdir
+from simclr_jax import lengths, loop, optim, parallel, processes, workdir
 from simclr_jax.augment.policy import OPERATIONS, Policy, make_policy
-from simclr_jax.checkpoints import Checkpoints, abstract
+from simclr_jax.checkpoints import CheckpointError, Checkpoints, abstract
+from simclr_jax.chips import peak_flops
 from simclr_jax.config import ConfigError
 from simclr_jax.data.sources import align_classes, load_examples, without_multi_labels
-from simclr_jax.data.spec import Batch, Examples
+from simclr_jax.data.spec import Batch, DataError, Examples
 from simclr_jax.evaluators.features import features_of
 from simclr_jax.evaluators.knn import knn_accuracy
 from simclr_jax.log import Log
+from simclr_jax.meter import Schedule
+from simclr_jax.planning.flops import count_flops
+from simclr_jax.profiling import Profile
 from simclr_jax.state import TrainState
-from simclr_jax.step import init_state, make_train_step
+from simclr_jax.step import Step, abstract_state, init_state, make_train_step, state_shardings
 from simclr_jax.tasks.pretrain import Pretrain, make_task
 
+# What stops all processes of a job when one of them finds it.
+MISTAKES = (ConfigError, DataError, CheckpointError)
 
-def pretrain(config: ConfigDict, directory: str, *, allow_change: bool = False) -> TrainState:
+
+def pretrain(
+    config: ConfigDict,
+    directory: str,
+    *,
+    allow_change: bool = False,
+    profile_steps: tuple[int, int] | None = None,
+) -> TrainState:
     """Runs, or resumes, a pretraining.
 
     Args:
         config: a checked configuration (config.load_config).
         directory: the work directory, local or gs://; the README says what is in it.
         allow_change: go on in a work directory of another configuration, which is refused otherwise.
+        profile_steps: the first and the last step to record in the directory's `profile/`.
 
     Returns:
         The last state, which is also in the newest checkpoint.
 
     Raises:
         ConfigError, DataError, CheckpointError: something that the user has to change.
-        loop.NotFiniteError: the loss is no number any more.
+        meter.NotFiniteError: the loss is no number any more.
+        loop.Preempted: SIGTERM came.
     """
     mesh = parallel.make_mesh()
-    examples, eval_examples = _open_data(config, mesh)
-    # Only now, when the data is found to fit, is anything written.
-    changed = workdir.claim(directory, config, allow_change=allow_change)
-    task = make_task(config, examples.num_classes, mesh)
-    schedule = make_schedule(config, examples.size)
-    tx = optim.make_optimizer(
-        config.optimizer.name,
-        schedule.learning_rate,
-        weight_decay=config.optimizer.weight_decay,
-        momentum=config.optimizer.momentum,
-    )
+
+    def prepare():
+        examples, eval_examples = _open_data(config)
+        schedule = make_schedule(config, examples.size)
+        program = make_program(config, examples.num_classes, schedule, mesh)
+        # Only now, when data and devices are found to fit, is anything written.
+        changed = workdir.claim(directory, config, allow_change=allow_change) if processes.is_first() else []
+        return examples, eval_examples, schedule, program, changed
+
+    examples, eval_examples, schedule, program, changed = processes.together(prepare, MISTAKES)
     log = Log(directory, schedule.total_steps, tensorboard=True)
     for line in changed:
         log.say(f'Configuration changed: {line}')
     checkpoints = Checkpoints(directory, keep=config.checkpoint_keep, say=log.say)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     try:
-        state = _first_state(config, task, tx, init_key, checkpoints, log)
+        state = _first_state(config, program, init_key, checkpoints, log)
         _introduce(config, examples, eval_examples, schedule, state, log)
         return loop.train(
             state,
-            make_train_step(task, tx, mesh),
+            program.step,
             functools.partial(_train_batches, config, examples),
             schedule=schedule,
             mesh=mesh,
             key=step_key,
             checkpoints=checkpoints,
             log=log,
-            evaluate=_online_knn(config, task, examples, eval_examples, mesh),
+            evaluate=_online_knn(config, program.task, examples, eval_examples, mesh),
+            step_flops=_step_flops(config, examples.num_classes, mesh),
+            profile=Profile(profile_steps, str(epath.Path(directory) / 'profile')),
         )
     finally:
         checkpoints.close()
         log.close()
 
 
-def _open_data(config: ConfigDict, mesh: Mesh) -> tuple[Examples, Examples | None]:
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is compiled for a pretraining.
+
+    Attributes:
+        task: what is learnt.
+        tx: the optimiser.
+        shardings: where the state's arrays lie, see step.state_shardings.
+        step: see step.make_train_step.
+    """
+
+    task: Pretrain
+    tx: optax.GradientTransformation
+    shardings: TrainState
+    step: Step
+
+    def abstract_arguments(self, config: ConfigDict) -> tuple[TrainState, dict[str, jax.ShapeDtypeStruct], jax.Array]:
+        """Shapes and shardings of the step's arguments, for compiling it without any data or device memory."""
+
+        def placed(leaf, sharding):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        mesh = self.task.mesh
+        state = jax.tree.map(placed, abstract_state(self.task, self.tx), self.shardings)
+        images, size = config.batch_size, config.data.image_size
+        rows = {
+            'views': ((images, len(config.augment.views), size, size, 3), jnp.float32),
+            'label': ((images,), jnp.int32),
+            'mask': ((images,), jnp.float32),
+            'index': ((images,), jnp.int32),
+        }
+        batch = {name: jax.ShapeDtypeStruct(*row, sharding=parallel.by_rows(mesh)) for name, row in rows.items()}
+        key = jax.eval_shape(jax.random.key, 0)
+        return state, batch, placed(key, parallel.replicated(mesh))
+
+
+def make_program(config: ConfigDict, num_classes: int, schedule: Schedule, mesh: Mesh) -> Program:
+    """The training step that a configuration describes.
+
+    Args:
+        config: checked.
+        num_classes: of the probe; 0: there is none.
+        schedule: as of `make_schedule`.
+        mesh: the devices; only their number and kind matter, so that they may be those of a topology.
+
+    Raises:
+        ConfigError: batch or microbatch cannot be divided among the devices.
+    """
     problems = parallel.check_batch_size(config.batch_size, mesh.size)
+    if config.microbatch:
+        problems += parallel.check_batch_size(config.microbatch, mesh.size, 'microbatch')
     if problems:
         raise ConfigError(problems)
+    task = make_task(config, num_classes, mesh)
+    tx = optim.make_optimizer(
+        config.optimizer.name,
+        schedule.learning_rate,
+        weight_decay=config.optimizer.weight_decay,
+        momentum=config.optimizer.momentum,
+    )
+    shardings = state_shardings(task, tx, mesh, config.sharding)
+    microbatches = config.batch_size // (config.microbatch or config.batch_size)
+    step = make_train_step(task, tx, mesh, shardings=shardings, microbatches=microbatches)
+    return Program(task, tx, shardings, step)
+
+
+def _step_flops(config: ConfigDict, num_classes: int, mesh: Mesh) -> float:
+    """Operations of a step that computes nothing twice; 0 where no peak is known to set them against."""
+    if peak_flops(jax.devices()[0].device_kind) is None:
+        return 0.0
+    plain = config.copy_and_resolve_references().unlock()
+    plain.update(microbatch=0, sharding='replicated')
+    plain.model.remat = ()
+    program = make_program(plain, num_classes, make_schedule(plain, plain.batch_size), mesh)
+    return float(count_flops(jax.make_jaxpr(program.step)(*program.abstract_arguments(plain)).jaxpr))
+
+
+def _open_data(config: ConfigDict) -> tuple[Examples, Examples | None]:
     examples = without_multi_labels(load_examples(config.data, config.data.split))
     if config.batch_size > examples.size:
         raise ConfigError(
@@ -113,7 +206,7 @@ def _train_batches(config: ConfigDict, examples: Examples, start_step: int) -> I
     )
 
 
-def make_schedule(config: ConfigDict, num_examples: int) -> loop.Schedule:
+def make_schedule(config: ConfigDict, num_examples: int) -> Schedule:
     """Lengths and learning rates of a run on so many images.
 
     Raises:
@@ -128,7 +221,7 @@ def make_schedule(config: ConfigDict, num_examples: int) -> loop.Schedule:
         )
     peak = lengths.peak_learning_rate(config.optimizer.learning_rate, batch_size, config.optimizer.scaling)
     interval = functools.partial(lengths.steps_of_epochs, num_examples=num_examples, batch_size=batch_size)
-    return loop.Schedule(
+    return Schedule(
         total_steps=total,
         epoch_steps=num_examples / batch_size,
         log_every=config.log_every_steps,
@@ -138,14 +231,17 @@ def make_schedule(config: ConfigDict, num_examples: int) -> loop.Schedule:
     )
 
 
-def _first_state(config, task: Pretrain, tx, key: jax.Array, checkpoints: Checkpoints, log: Log) -> TrainState:
+def _first_state(
+    config: ConfigDict, program: Program, key: jax.Array, checkpoints: Checkpoints, log: Log
+) -> TrainState:
     """Where the run begins: 1. its own newest checkpoint; 2. init_from; 3. fresh parameters."""
-    state = init_state(task, tx, key, task.mesh)
+    mesh = program.task.mesh
+    state = init_state(program.task, program.tx, key, mesh, program.shardings)
     if checkpoints.latest_step() is not None:
-        state = checkpoints.restore(abstract(state, task.mesh))
+        state = checkpoints.restore(abstract(state))
         log.say(f'Resuming at step {int(state.step)}.')
     elif config.init_from:
-        state = _initialised_from(config.init_from, state, task.mesh, log)
+        state = jax.device_put(_initialised_from(config.init_from, state, mesh, log), program.shardings)
     log.resume(int(state.step))
     return state
 
@@ -196,7 +292,7 @@ def _online_knn(config, task: Pretrain, examples: Examples, eval_examples: Examp
     return evaluate
 
 
-def _introduce(config, examples, eval_examples, schedule: loop.Schedule, state: TrainState, log: Log) -> None:
+def _introduce(config, examples, eval_examples, schedule: Schedule, state: TrainState, log: Log) -> None:
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.params))
     devices = jax.devices()
     labels = f'{examples.num_classes} classes' if examples.num_classes else 'no labels'

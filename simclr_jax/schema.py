@@ -140,7 +140,7 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(schema: Schema, text: str) -> ConfigDict:
-    """The configuration that `to_json` wrote.
+    """The configuration that `to_json` wrote; fields that are newer than the text have their defaults.
 
     Raises:
         ConfigError: no object, or fields of another version of the program.
@@ -154,8 +154,16 @@ def from_json(schema: Schema, text: str) -> ConfigDict:
     fields = json.loads(text)
     if not isinstance(fields, dict):
         raise ConfigError([f'{text.strip():.40} is no object with the fields of a configuration'])
-    config = ConfigDict(with_tuples(fields)).lock()
+    config = ConfigDict(_with_defaults(with_tuples(fields), schema.base().to_dict())).lock()
     problems = check(schema, config)
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _with_defaults(fields: dict, defaults: dict) -> dict:
+    found = defaults | fields
+    for name, default in defaults.items():
+        if isinstance(default, dict) and isinstance(found[name], dict):
+            found[name] = _with_defaults(found[name], default)
+    return found

@@ -8,24 +8,53 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from simclr_jax import parallel
 from simclr_jax.parallel import by_rows, replicated
 from simclr_jax.state import TrainState
 
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
+
 
 class Task(Protocol):
-    """What the step needs of a task; tasks/pretrain.py has the meaning."""
+    """What the step needs of a task; tasks/pretrain.py has the meaning.
+
+    The loss is a function of the outputs of all images, so that the outputs may be made a few images at a time.
+    """
 
     def init(self, key: jax.Array) -> dict[str, Any]: ...  # noqa: D102
 
-    def loss(self, params, batch_stats, batch, key) -> tuple[jax.Array, tuple[dict, Any]]: ...  # noqa: D102
+    def outputs(self, params, batch_stats, batch: Batch, key: jax.Array) -> tuple[Any, Any]: ...  # noqa: D102
+
+    def loss(self, outputs, batch: Batch) -> tuple[jax.Array, Metrics]: ...  # noqa: D102
 
 
-Step = Callable[[TrainState, dict[str, jax.Array], jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+def state_shardings(
+    task: Task, tx: optax.GradientTransformation, mesh: Mesh, sharding: str = 'replicated'
+) -> TrainState:
+    """Where each array of a state lies, as a TrainState of shardings.
+
+    Args:
+        task, tx: whose state it is.
+        mesh: the devices.
+        sharding: 'replicated': all of it on every device; 'fsdp': parameters and the optimiser's moments divided
+            among the devices (fully sharded data parallelism), moving statistics and counters on each.
+    """
+    shapes = abstract_state(task, tx)
+    everywhere = jax.tree.map(lambda _: replicated(mesh), shapes)
+    if sharding == 'replicated':
+        return everywhere
+    divided = jax.tree.map(lambda leaf: parallel.divided(mesh, leaf.shape), shapes)
+    return everywhere.replace(params=divided.params, opt_state=divided.opt_state)
 
 
-def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array, mesh: Mesh) -> TrainState:
-    """A fresh state at step 0, the same on every device."""
+def abstract_state(task: Task, tx: optax.GradientTransformation) -> TrainState:
+    """Shapes and types of a state."""
+    return jax.eval_shape(_init(task, tx), jax.random.key(0))
 
+
+def _init(task: Task, tx: optax.GradientTransformation) -> Callable[[jax.Array], TrainState]:
     def init(key):
         variables = task.init(key)
         return TrainState(
@@ -35,28 +64,58 @@ def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array, mes
             opt_state=tx.init(variables['params']),
         )
 
-    return jax.jit(init, out_shardings=replicated(mesh))(key)
+    return init
 
 
-def make_train_step(task: Task, tx: optax.GradientTransformation, mesh: Mesh) -> Step:
+def init_state(
+    task: Task,
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    mesh: Mesh,
+    shardings: TrainState | None = None,
+) -> TrainState:
+    """A fresh state at step 0; `shardings` as of `state_shardings`, by default the same on every device."""
+    return jax.jit(_init(task, tx), out_shardings=shardings or replicated(mesh))(key)
+
+
+def make_train_step(
+    task: Task,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    shardings: TrainState | None = None,
+    microbatches: int = 1,
+) -> Step:
     """Builds `step(state, batch, key) -> (state, metrics)`, a pure function on global arrays.
 
     The state is donated. Randomness is fold_in(key, state.step): the same inputs give the same bits.
 
     Args:
-        task: gives the loss.
+        task: gives outputs and loss.
         tx: the optimiser.
-        mesh: the devices; the state is replicated, the batch's rows are divided among them.
+        mesh: the devices, among which the batch's rows are divided.
+        shardings: of the state, as of `state_shardings`; by default it is the same on every device.
+        microbatches: into so many the images are divided for the network, see `_gradients_by_microbatches`; the
+            loss is that of the whole batch at any number. Divides the images of every device.
 
     Returns:
         The jitted step; metrics are the task's and 'gradient_norm', before the update.
     """
 
-    def step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array):
+    def step(state: TrainState, batch: Batch, key: jax.Array):
         step_key = jax.random.fold_in(key, state.step)
-        (_, (metrics, batch_stats)), gradients = jax.value_and_grad(task.loss, has_aux=True)(
-            state.params, state.batch_stats, batch, step_key
-        )
+
+        def outputs(params, batch):
+            if shardings is not None:
+                params = parallel.gather(params, shardings.params)
+            return task.outputs(params, state.batch_stats, batch, step_key)
+
+        if microbatches == 1:
+            gradients, batch_stats, metrics = _gradients(task, outputs, state.params, batch)
+        else:
+            gradients, batch_stats, metrics = _gradients_by_microbatches(
+                task, outputs, state.params, batch, mesh, microbatches
+            )
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)
         new_state = TrainState(
             step=state.step + 1,
@@ -67,9 +126,53 @@ def make_train_step(task: Task, tx: optax.GradientTransformation, mesh: Mesh) ->
         return new_state, {**metrics, 'gradient_norm': optax.tree.norm(gradients)}
 
     everywhere = replicated(mesh)
+    of_state = shardings or everywhere
     return jax.jit(
         step,
-        in_shardings=(everywhere, by_rows(mesh), everywhere),
-        out_shardings=(everywhere, everywhere),
+        in_shardings=(of_state, by_rows(mesh), everywhere),
+        out_shardings=(of_state, everywhere),
         donate_argnums=0,
     )
+
+
+def _gradients(task: Task, outputs, params, batch: Batch) -> tuple[Any, Any, Metrics]:
+    """Gradients of the parameters, new batch_stats and metrics; `outputs` of (params, batch), see Task."""
+
+    def loss(params):
+        found, batch_stats = outputs(params, batch)
+        value, metrics = task.loss(found, batch)
+        return value, (batch_stats, metrics)
+
+    (_, (batch_stats, metrics)), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+    return gradients, batch_stats, metrics
+
+
+def _gradients_by_microbatches(
+    task: Task, outputs, params, batch: Batch, mesh: Mesh, microbatches: int
+) -> tuple[Any, Any, Metrics]:
+    """As `_gradients`, with the network's activations of one microbatch at a time in memory (GradCache, 2101.06983).
+
+    1. The outputs of all images, a microbatch at a time, without gradients.
+    2. The loss of the whole batch and its gradient with respect to the outputs: every image has all others of the
+       global batch as negatives.
+    3. Once more through the network, a microbatch at a time, with these gradients backwards into the parameters.
+
+    Batch norms normalise each microbatch with its own statistics (of all devices); the moving ones move by the mean
+    of these. Where the statistics of the microbatches are the same as those of the whole, so are the gradients. The
+    network runs forward twice; under a mesh gradients are summed over the devices once a microbatch.
+    """
+    parts = parallel.split_rows(batch, microbatches, mesh)
+    _, (found, moved) = jax.lax.scan(lambda _, part: (None, outputs(params, part)), None, parts)
+    batch_stats = jax.tree.map(lambda statistics: statistics.mean(0), moved)
+
+    found = parallel.join_rows(found, mesh)
+    (_, metrics), sensitivities = jax.value_and_grad(task.loss, has_aux=True)(found, batch)
+
+    def accumulate(total, part):
+        rows, sensitivity = part
+        _, pull_back = jax.vjp(lambda params: outputs(params, rows)[0], params)
+        return jax.tree.map(jnp.add, total, *pull_back(sensitivity)), None
+
+    backwards = (parts, parallel.split_rows(sensitivities, microbatches, mesh))
+    gradients, _ = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, params), backwards)
+    return gradients, batch_stats, metrics

@@ -118,9 +118,10 @@ def test_options_that_must_be_given(mistake, tmp_path):
 
 
 def test_work_directory_of_another_configuration(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        pretraining, 'pretrain', lambda config, directory, **options: workdir.claim(directory, config, **options)
-    )
+    def claim(config, directory, *, allow_change, **_):
+        return workdir.claim(directory, config, allow_change=allow_change)
+
+    monkeypatch.setattr(pretraining, 'pretrain', claim)
     train = ['train', DIGITS, f'--workdir={tmp_path}']
     assert main(train) == 0
     assert main([*train, '--config.loss.temperature=0.7']) == 2
@@ -202,7 +203,7 @@ def test_an_override_without_value_takes_no_other_option_for_it(mistake, tmp_pat
 
 
 def test_failures_and_interruptions_are_told_apart(capsys, monkeypatch, tmp_path):
-    from simclr_jax.loop import NotFiniteError
+    from simclr_jax.meter import NotFiniteError
 
     for error, words in (
         (NotFiniteError('the loss is nan at step 3'), 'the loss is nan at step 3'),

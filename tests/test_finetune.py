@@ -16,7 +16,8 @@ from simclr_jax.models.layers import BatchNorm
 from simclr_jax.models.resnet import ResNet, frozen_parts
 from simclr_jax.models.simclr import SimCLR
 from simclr_jax.step import make_train_step
-from simclr_jax.tasks.finetune import Finetune, init_from, labelled_images
+from simclr_jax.tasks.finetune import Finetune, init_from
+from simclr_jax.tasks.views import by_image, images_of, labels_of
 
 ENCODER = ResNet(18, width=1 / 16)
 HEAD = ProjectionHead(layers=3, out_dim=8)
@@ -60,6 +61,11 @@ def random_batch(seed, dtype=np.float32):
 def start_from(pretrained, task, tx, key, mesh):
     everywhere = parallel.replicated(mesh)
     return jax.jit(init_from, static_argnums=(1, 2), out_shardings=everywhere)(pretrained, task, tx, key)
+
+
+def loss_of(task, params, batch_stats, batch):
+    """Loss and metrics of the step."""
+    return task.loss(task.outputs(params, batch_stats, batch, jax.random.key(0))[0], batch)
 
 
 class Run:
@@ -239,7 +245,7 @@ def linear_loss():
         'probe': jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), probe),
     }
     statistics = {'encoder': variables['batch_stats']['encoder']}
-    loss = jax.jit(lambda batch: task.loss(params, statistics, batch, jax.random.key(0))[1][0])
+    loss = jax.jit(lambda batch: loss_of(task, params, statistics, batch)[1])
     images = random_batch(0)['views'][:, 0]
     return loss, np.float64(task.predict({'params': params, 'batch_stats': statistics}, images))
 
@@ -295,10 +301,12 @@ def test_sigmoid_cross_entropy_of_padding_and_extremes():
 
 def test_every_view_has_the_label_of_its_image():
     batch = {'views': np.arange(6.0).reshape(3, 2, 1, 1, 1), 'label': np.arange(3), 'mask': np.array([1.0, 0, 1])}
-    images, labels, weights = labelled_images(batch, parallel.make_mesh(jax.devices()[:1]))
+    images = images_of(batch, parallel.make_mesh(jax.devices()[:1]))
     np.testing.assert_array_equal(images.ravel(), np.arange(6))
-    np.testing.assert_array_equal(labels, [0, 0, 1, 1, 2, 2])
-    np.testing.assert_array_equal(weights, [1, 1, 0, 0, 1, 1])
+    np.testing.assert_array_equal(by_image(images, batch), batch['views'])
+    labels, weights = labels_of(batch)
+    np.testing.assert_array_equal(labels, [[0, 0], [1, 1], [2, 2]])
+    np.testing.assert_array_equal(weights, [[1, 1], [0, 0], [1, 1]])
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ PACKAGE = REPOSITORY / 'simclr_jax'
 # From the lowest floor up: modules, and packages with all that is in them; the longest name counts.
 FLOORS = (
     ('config', 'evaluation_config', 'schema', 'labels', 'overrides', 'lengths', 'augment.policy'),
-    ('models', 'augment', 'losses', 'measures', 'optim', 'state', 'parallel'),
-    ('tasks', 'step', 'data', 'evaluators', 'checkpoints', 'workdir', 'log'),
-    ('loop', 'pretraining', 'evaluation', 'embedding', 'report', 'interop'),
+    ('models', 'augment', 'losses', 'measures', 'optim', 'state', 'parallel', 'processes', 'chips'),
+    ('tasks', 'step', 'data', 'evaluators', 'checkpoints', 'workdir', 'log', 'profiling'),
+    ('loop', 'meter', 'pretraining', 'evaluation', 'embedding', 'planning', 'report', 'interop'),
     ('cli', '__main__'),
 )
 METHODS = ('losses', 'measures', 'optim', 'models', 'augment')

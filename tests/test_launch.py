@@ -1,4 +1,4 @@
-"""The launchers: their syntax, the Python they look for, and the environment that they make only once."""
+"""The launchers: their style, the Python they look for, and the environment that they make only once."""
 
 import os
 import pathlib
@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+from stand_ins import BASH, REPOSITORY, executable
+
 SCRIPTS = [*sorted((REPOSITORY / 'launch').rglob('*.sh')), REPOSITORY / '.ci' / 'run']
-BASH = shutil.which('bash')
-TOOLS = ('cat', 'cksum', 'tee', 'dirname')  # what the launchers need besides bash
+TOOLS = ('cat', 'cksum', 'tee', 'dirname', 'tr')  # what the launchers need besides bash
 
 OLD_PYTHON = '[ "$1" = --version ] && echo Python 3.9.1 || exit 1'
 NEW_PYTHON = f'exec {sys.executable} "$@"'
@@ -21,13 +21,6 @@ if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi
 """
 # Prints each argument in a line of its own.
 PRINTING_SIMCLR = """printf '<%s>\\n' "$@\""""
-
-
-def executable(path, body):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'#!{BASH}\n{body}\n')
-    path.chmod(0o755)
-    return path
 
 
 @pytest.fixture
@@ -61,6 +54,14 @@ def test_syntax(script):
     done = bash('-n', str(script))
     assert (done.returncode, done.stderr) == (0, '')
     assert script.read_text().startswith('#!/usr/bin/env bash') == os.access(script, os.X_OK)
+
+
+def test_shellcheck_has_nothing_to_say():
+    shellcheck = pathlib.Path(sys.executable).parent / 'shellcheck'
+    done = subprocess.run(
+        [shellcheck, '--external-sources', *SCRIPTS], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, '')
 
 
 def find_python(commands, **variables):

@@ -11,7 +11,7 @@ from simclr_jax.models.classifier import FeatureMapClassifiers
 from simclr_jax.models.resnet import PARTS, ResNet
 from simclr_jax.step import make_train_step
 from simclr_jax.tasks.multihead import MultiHead
-from test_finetune import ENCODER, SIZE, flat, start_from, trained_variables
+from test_finetune import ENCODER, SIZE, flat, loss_of, start_from, trained_variables
 
 FEATURES = ['feature1', 'feature2', 'feature3', 'feature4', 'feature5']
 IMAGES, CLASSES, STEPS = 32, 4, 60
@@ -91,7 +91,7 @@ def test_the_loss_is_the_sum_and_the_classifiers_do_not_meet(run, x64):
 
     @jax.jit
     def both(classifiers):
-        return jax.jacrev(separate, has_aux=True)(classifiers), task.loss(params, statistics, batch, jax.random.key(0))
+        return jax.jacrev(separate, has_aux=True)(classifiers), loss_of(task, params, statistics, batch)
 
     (gradients, values), (total, _) = both(classifiers)
     np.testing.assert_allclose(total, values.sum(), rtol=1e-12)

@@ -53,7 +53,7 @@ def test_another_configuration_is_accepted_where_allowed(tmp_path):
     assert workdir.claim(str(tmp_path), other, allow_change=False) == []
 
 
-@pytest.mark.parametrize('damage', [b'', b'{"seed": 0, "batch_', b'\xff\xfe\x00', b'[1, 2]', b'null', b'{"seed": 0}'])
+@pytest.mark.parametrize('damage', [b'', b'{"seed": 0, "batch_', b'\xff\xfe\x00', b'[1, 2]', b'null', b'{"sead": 0}'])
 def test_a_damaged_configuration_is_told_and_left_alone(tmp_path, damage):
     path = tmp_path / 'config.json'
     path.write_bytes(damage)

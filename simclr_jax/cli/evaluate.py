@@ -13,7 +13,6 @@ Prints the table and writes result.json, results.md and report/summary.png in th
 """
 
 import argparse
-import functools
 
 NAME = 'evaluate'
 SUMMARY = 'measure a trained encoder, or compare several'
@@ -48,14 +47,17 @@ def run(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from etils import epath
 
-    from simclr_jax import workdir
+    from simclr_jax import processes, workdir
     from simclr_jax.evaluation.run import evaluate
     from simclr_jax.evaluation_config import load_evaluation
     from simclr_jax.report import summary, table
 
     given = [(field, getattr(options, option)) for option, field in SHORT.items()]
     config = load_evaluation(options.config, [*((f, t) for f, t in given if t is not None), *options.overrides])
-    results = evaluate(config, options.workdir, say=functools.partial(print, flush=True))
+    processes.start()
+    results = evaluate(config, options.workdir, say=processes.say)
+    if not processes.is_first():
+        return 0
     text = table.of_encoders(results)
     title = f'Results of step {results.step} (%, with 95 % intervals over test images or ± deviation over draws)'
     print(f'\n{title}\n\n{text}\n', flush=True)

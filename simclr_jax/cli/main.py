@@ -10,21 +10,19 @@ import sys
 from collections.abc import Sequence
 
 import simclr_jax
-from simclr_jax.cli import embed, evaluate, train
+from simclr_jax.cli import embed, evaluate, plan, train
 
-USER_MISTAKE, FAILURE = 2, 1
+USER_MISTAKE, START_AGAIN, FAILURE = 2, 42, 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `simclr ARGUMENTS`; returns the exit code: 0 done, 2 the user's mistake, 1 anything else."""
+    """Runs `simclr ARGUMENTS`; returns the exit code: 0 done, 2 the user's mistake, 42 start again, 1 anything else."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
     rest, overrides, problems = _split_overrides(arguments)
     options = parser.parse_args(rest)
-    if overrides and options.command not in ('train', 'evaluate'):
-        problems.append(
-            f'--config.{overrides[0][0]}: only `simclr train` and `simclr evaluate` take configuration overrides'
-        )
+    if overrides and options.command not in ('train', 'evaluate', 'plan'):
+        problems.append(f'--config.{overrides[0][0]}: `simclr {options.command}` takes no configuration overrides')
     if problems:
         return _tell('\n'.join(problems), USER_MISTAKE)
     options.overrides = overrides
@@ -39,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--version', action='version', version=f'simclr_jax {simclr_jax.__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for module in (train, evaluate, embed):
+    for module in (train, evaluate, embed, plan):
         command = commands.add_parser(
             module.NAME,
             help=module.SUMMARY,
@@ -74,16 +72,41 @@ def _run(options: argparse.Namespace) -> int:
     from simclr_jax.checkpoints import CheckpointError
     from simclr_jax.config import ConfigError
     from simclr_jax.data.spec import DataError
-    from simclr_jax.loop import NotFiniteError
+    from simclr_jax.loop import Preempted
+    from simclr_jax.meter import NotFiniteError
+    from simclr_jax.processes import FailedElsewhere, LostError
 
     try:
-        return options.run(options) or 0
+        return _run_to_the_end(options)
     except (ConfigError, DataError, CheckpointError) as error:
         return _tell(str(error), USER_MISTAKE)
+    except FailedElsewhere:
+        return USER_MISTAKE
     except NotFiniteError as error:
         return _tell(str(error), FAILURE)
+    except (Preempted, LostError) as error:
+        return _tell(str(error), START_AGAIN)
     except KeyboardInterrupt:
         return _tell('interrupted; the same command goes on from the newest checkpoint', FAILURE)
+
+
+def _run_to_the_end(options: argparse.Namespace) -> int:
+    """Runs the command, and leaves with the job's other processes, or as one that has lost them."""
+    import jax
+
+    from simclr_jax import processes
+
+    try:
+        code = options.run(options) or 0
+        # The first one may still write; the others would not wait for it long.
+        processes.wait_for_all('the end')
+        return code
+    except jax.errors.JaxRuntimeError as error:
+        if not processes.tells_of_a_loss(error):
+            raise
+        _tell(f'another process of this job is gone; start all of it again ({str(error).splitlines()[0]})', START_AGAIN)
+        # There is nobody left with whom to end in order.
+        os._exit(START_AGAIN)
 
 
 def _quiet_third_parties() -> None:

@@ -3,6 +3,9 @@
   simclr train --config=configs/cifar10.py:r18 --workdir=runs/cifar10 --config.loss.temperature=0.2
 
 Every field of the configuration (simclr_jax/config.py) can be set as --config.FIELD=VALUE.
+
+Where a scheduler or environment says that there are several processes (launch/), they train together. SIGTERM saves
+and exits with 42: the same command goes on.
 """
 
 import argparse
@@ -22,13 +25,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='go on in a work directory of another configuration',
     )
+    parser.add_argument(
+        '--profile',
+        type=_steps,
+        metavar='FIRST[:LAST]',
+        help="steps, counted from 1, whose profile is written to the directory's profile/ (TensorBoard, xprof)",
+    )
+
+
+def _steps(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(':')
+    try:
+        steps = int(first), int(last or first)
+    except ValueError:
+        steps = 0, 0
+    if not 1 <= steps[0] <= steps[1]:
+        raise argparse.ArgumentTypeError(f"'{text}' must be FIRST:LAST with 1 <= FIRST <= LAST, for example 10:12")
+    return steps
 
 
 def run(options: argparse.Namespace) -> int:
     """Reads the configuration, makes sure that the directory is its own, and trains."""
+    from simclr_jax import processes
     from simclr_jax.config import load_config
     from simclr_jax.pretraining import pretrain
 
     config = load_config(options.config, options.overrides)
-    pretrain(config, options.workdir, allow_change=options.allow_config_change)
+    processes.start()
+    pretrain(config, options.workdir, allow_change=options.allow_config_change, profile_steps=options.profile)
     return 0

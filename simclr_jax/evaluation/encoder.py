@@ -14,7 +14,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import parallel, workdir
+from simclr_jax import parallel, processes, workdir
 from simclr_jax.augment.policy import CENTER_CROP_PROPORTION
 from simclr_jax.checkpoints import Checkpoints, checksum
 from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files
@@ -65,10 +65,10 @@ class Encoder:
             name = ''.join(letter if letter.isalnum() or letter in '-.' else '_' for letter in examples.name)
             path = self.cache / f'{name}.{self.image_size}px.{self.crop_share:g}.{layer}.npz'
             kept = read_features(path, examples)
-            if kept is not None:
+            if processes.all_agree(kept is not None):
                 return kept
         found = self.encode(examples, self.function(layer))
-        if path is not None and jax.process_index() == 0:
+        if path is not None and processes.is_first():
             write_features(path, found, examples)
         return found
 

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Iterator
 
-import jax
 from ml_collections import ConfigDict
 
-from simclr_jax import workdir
+from simclr_jax import processes, workdir
 from simclr_jax.data.spec import DataError
 from simclr_jax.evaluation import scores
 from simclr_jax.evaluation.datasets import Dataset, dataset_name, open_dataset
@@ -34,7 +33,8 @@ def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = pr
 
     Raises:
         ConfigError, CheckpointError, DataError: something that the user has to change.
-        loop.NotFiniteError: a training's loss is no number any more.
+        meter.NotFiniteError: a training's loss is no number any more.
+        loop.Preempted: SIGTERM came in a training.
     """
     amounts = [parse_labels(text) for text in config.labels]
     home = workdir.read_config(directory).data
@@ -63,7 +63,7 @@ def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = pr
                 # Written at once: a later protocol may fail, or take days.
                 results = Results(step, tuple(found), {dataset.name: dataset.description}).joined_to(results)
                 is_measured = True
-                if jax.process_index() == 0:
+                if processes.is_first():
                     scores.write(directory, results, dataset_name('', home))
     if not is_measured:
         raise DataError(f'nothing to measure: {", ".join(config.protocols)} do not apply to what was asked')

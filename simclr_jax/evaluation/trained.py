@@ -18,7 +18,7 @@ import optax
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import lengths, loop, optim, workdir
+from simclr_jax import lengths, loop, optim, processes, workdir
 from simclr_jax.augment.policy import default_parameters, make_policy
 from simclr_jax.checkpoints import Checkpoints, abstract
 from simclr_jax.data.spec import DataError, Examples
@@ -29,6 +29,7 @@ from simclr_jax.evaluation.scores import Score
 from simclr_jax.evaluators.features import Features
 from simclr_jax.labels import Labels
 from simclr_jax.log import Log
+from simclr_jax.meter import Schedule
 from simclr_jax.models.classifier import Classifier, FeatureMapClassifiers
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.parallel import replicated
@@ -181,7 +182,7 @@ def _trained_logits(
     directory = _claim(trainer, settings, programs, name)
     variables = _train(trainer, settings, programs, directory)
     logits = trainer.encoder.encode(queries, functools.partial(programs.predict, variables)).labelled()
-    if not keep:
+    if not keep and processes.is_first():
         directory.rmtree()
     return logits
 
@@ -261,8 +262,9 @@ def _claim(trainer: Trainer, settings: ConfigDict, programs: Programs, name: str
     plain = ''.join(letter if letter.isalnum() or letter in '.-%' else '_' for letter in name)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     directory = trainer.directory / f'{trainer.protocol}-{plain}-{digest}'
-    directory.mkdir(parents=True, exist_ok=True)
-    workdir.write_whole(directory / 'settings.json', text)
+    if processes.is_first():
+        directory.mkdir(parents=True, exist_ok=True)
+        workdir.write_whole(directory / 'settings.json', text)
     return directory
 
 
@@ -279,14 +281,14 @@ def _train(trainer: Trainer, settings: ConfigDict, programs: Programs, directory
     try:
         state = programs.init(init_key, trainer.encoder.variables, peak, settings.weight_decay)
         if checkpoints.latest_step() is not None:
-            state = checkpoints.restore(abstract(state, mesh))
+            state = checkpoints.restore(abstract(state))
             log.say(f'Resuming at step {int(state.step)}.')
         log.resume(int(state.step))
         state = loop.train(
             state,
             programs.step,
             functools.partial(_batches, trainer, learnt, batch_size),
-            schedule=loop.Schedule(
+            schedule=Schedule(
                 total_steps=total,
                 epoch_steps=learnt.size / batch_size,
                 log_every=interval,

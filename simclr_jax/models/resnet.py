@@ -155,7 +155,7 @@ class ResidualBlock(nn.Module):
     norm: Any = BatchNorm
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[N, H, W, C] -> [N, H / strides, W / strides, filters * (4 if bottleneck else 1)]."""
         shortcut = self._shortcut(x, train=train) if self.project else x
         x = self._bottleneck(x, train=train) if self.bottleneck else self._basic(x, train=train)
@@ -193,7 +193,10 @@ class ResidualBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """Residual blocks of one width; the first one changes the resolution and projects its shortcut."""
+    """Residual blocks of one width; the first one changes the resolution and projects its shortcut.
+
+    With `remat` the backward pass makes each block's activations anew from the block's input.
+    """
 
     blocks: int
     filters: int
@@ -203,12 +206,14 @@ class Stage(nn.Module):
     se_ratio: float
     dtype: Any
     norm: Any = BatchNorm
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[N, H, W, C] -> [N, H / strides, W / strides, filters * (4 if bottleneck else 1)]."""
+        make_block = nn.remat(ResidualBlock, static_argnums=(2,)) if self.remat else ResidualBlock
         for index in range(self.blocks):
-            block = ResidualBlock(
+            block = make_block(
                 filters=self.filters,
                 strides=self.strides if index == 0 else 1,
                 bottleneck=self.bottleneck,
@@ -219,7 +224,7 @@ class Stage(nn.Module):
                 norm=self.norm,
                 name=f'block{index + 1}',
             )
-            x = block(x, train=train)
+            x = block(x, train)
         return x
 
 
@@ -236,6 +241,8 @@ class ResNet(nn.Module):
         dtype: of the computation, float32 or bfloat16; parameters, statistics and the representation are
             float32 either way.
         batch_norm_momentum: what moving statistics keep of themselves in each training step.
+        remat: stages out of 1 to 4 whose blocks are computed once more in the backward pass, which needs the memory
+            of a block instead of a stage.
 
     Raises:
         ValueError: an attribute is outside of these; or the input is not floating-point [N, H, W, C].
@@ -257,6 +264,7 @@ class ResNet(nn.Module):
     se_ratio: float = 0.0
     dtype: Any = jnp.float32
     batch_norm_momentum: float = BATCH_NORM_MOMENTUM
+    remat: tuple[int, ...] = ()
 
     def __post_init__(self):
         super().__post_init__()
@@ -328,6 +336,7 @@ class ResNet(nn.Module):
                 se_ratio=self.se_ratio,
                 dtype=self.dtype,
                 norm=norm,
+                remat=index + 1 in self.remat,
                 name=name,
             )
             x = stage(x, train=train and name not in frozen)

@@ -15,9 +15,9 @@ from jax.sharding import Mesh
 from simclr_jax import losses
 from simclr_jax.models.classifier import Classifier, pretrained_into
 from simclr_jax.models.resnet import frozen_parts
-from simclr_jax.parallel import by_rows
 from simclr_jax.state import TrainState
 from simclr_jax.step import Task
+from simclr_jax.tasks.views import by_image, images_of, labels_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,49 +50,48 @@ class Finetune:
         """Whether the parameter at a path ('encoder', 'stage1', ...) must not move, for `optim.freeze`."""
         return path[0] == 'encoder' and path[1] in frozen_parts(self.train_after_block)
 
-    def loss(
+    def outputs(
         self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], key: jax.Array
-    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
-        """The supervised loss of one global batch in training mode.
+    ) -> tuple[jax.Array, Any]:
+        """Logits [B, V, K] of a batch of views in training mode, and new batch_stats.
 
         Args:
             params, batch_stats: the model's variables.
-            batch: see data/spec.py; rows of mask 0 do not count in loss and metrics. 'label' int [B], -1: none,
-                for the softmax cross-entropy; or int [B, K] in {1, 0, -1: ignored} for the mean over images of
-                the classes' summed sigmoid cross-entropies.
+            batch: see data/spec.py.
             key: unused here; the views are random already.
-
-        Returns:
-            loss [], and (metrics, new batch_stats).
         """
         del key
-        images, labels, weights = labelled_images(batch, self.mesh)
         logits, updated = self.model.apply(
             {'params': params, 'batch_stats': batch_stats},
-            images,
+            images_of(batch, self.mesh),
             train=True,
             train_after_block=self.train_after_block,
             mutable=['batch_stats'],
         )
-        if labels.ndim == 2:
-            loss = losses.sigmoid_cross_entropy(logits, labels, weights)
-            metrics = {}
-        else:
-            loss = losses.softmax_cross_entropy(logits, labels, weights)
-            metrics = {'accuracy': losses.accuracy(logits, labels, weights)}
-        return loss, ({'loss': loss, **metrics}, updated['batch_stats'])
+        return by_image(logits, batch), updated['batch_stats']
+
+    def loss(self, outputs: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The supervised loss of the global batch.
+
+        Args:
+            outputs: logits [B, V, K].
+            batch: see data/spec.py; rows of mask 0 do not count in loss and metrics. 'label' int [B], -1: none,
+                for the softmax cross-entropy; or int [B, K] in {1, 0, -1: ignored} for the mean over images of
+                the classes' summed sigmoid cross-entropies.
+
+        Returns:
+            loss [], and metrics.
+        """
+        labels, weights = labels_of(batch)
+        if labels.ndim == 3:
+            loss = losses.sigmoid_cross_entropy(outputs, labels, weights)
+            return loss, {'loss': loss}
+        loss = losses.softmax_cross_entropy(outputs, labels, weights)
+        return loss, {'loss': loss, 'accuracy': losses.accuracy(outputs, labels, weights)}
 
     def predict(self, variables: dict[str, Any], images: jax.Array) -> jax.Array:
         """Logits [N, K] of images [N, H, W, 3], in inference mode."""
         return self.model.apply(variables, images, train=False)
-
-
-def labelled_images(batch: dict[str, jax.Array], mesh: Mesh) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Images [B * V, H, W, 3], their labels [B * V] or [B * V, K] and weights [B * V] of a batch of views."""
-    views = batch['views']
-    images = jax.lax.with_sharding_constraint(views.reshape(-1, *views.shape[2:]), by_rows(mesh))
-    labels, weights = (jnp.repeat(batch[name], views.shape[1], axis=0) for name in ('label', 'mask'))
-    return images, labels, weights
 
 
 def init_from(pretrained: dict[str, Any], task: Task, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from simclr_jax import losses
 from simclr_jax.models.classifier import FeatureMapClassifiers
-from simclr_jax.tasks.finetune import labelled_images
+from simclr_jax.tasks.views import by_image, images_of, labels_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,28 +35,42 @@ class MultiHead:
         """Whether the parameter at a path must not move, for `optim.freeze`: all of the encoder."""
         return path[0] == 'encoder'
 
-    def loss(
+    def outputs(
         self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], key: jax.Array
-    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
-        """The sum of the classifiers' softmax cross-entropies over one global batch.
+    ) -> tuple[dict[str, jax.Array], Any]:
+        """Logits {'feature1': [B, V, K], ...} of a batch of views in training mode, and new batch_stats.
 
         Args:
             params, batch_stats: the model's variables.
-            batch: see data/spec.py; rows of mask 0 do not count in loss and metrics.
+            batch: see data/spec.py.
             key: unused here; the views are random already.
-
-        Returns:
-            loss [], and (metrics, new batch_stats); metrics are the loss and each classifier's accuracy,
-            'feature1_accuracy' to 'feature5_accuracy'.
         """
         del key
-        images, labels, weights = labelled_images(batch, self.mesh)
         logits, updated = self.model.apply(
-            {'params': params, 'batch_stats': batch_stats}, images, train=True, mutable=['batch_stats']
+            {'params': params, 'batch_stats': batch_stats},
+            images_of(batch, self.mesh),
+            train=True,
+            mutable=['batch_stats'],
         )
-        loss = sum(losses.softmax_cross_entropy(values, labels, weights) for values in logits.values())
-        accuracies = {f'{name}_accuracy': losses.accuracy(values, labels, weights) for name, values in logits.items()}
-        return loss, ({'loss': loss, **accuracies}, updated['batch_stats'])
+        return {name: by_image(values, batch) for name, values in logits.items()}, updated['batch_stats']
+
+    def loss(
+        self, outputs: dict[str, jax.Array], batch: dict[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The sum of the classifiers' softmax cross-entropies over the global batch.
+
+        Args:
+            outputs: each classifier's logits [B, V, K].
+            batch: see data/spec.py; rows of mask 0 do not count in loss and metrics.
+
+        Returns:
+            loss [], and metrics: the loss and each classifier's accuracy, 'feature1_accuracy' to
+            'feature5_accuracy'.
+        """
+        labels, weights = labels_of(batch)
+        loss = sum(losses.softmax_cross_entropy(logits, labels, weights) for logits in outputs.values())
+        accuracies = {f'{name}_accuracy': losses.accuracy(logits, labels, weights) for name, logits in outputs.items()}
+        return loss, {'loss': loss, **accuracies}
 
     def predict(self, variables: dict[str, Any], images: jax.Array) -> dict[str, jax.Array]:
         """Logits {'feature1': [N, K], ..., 'feature5': [N, K]} of images [N, H, H, 3], in inference mode."""

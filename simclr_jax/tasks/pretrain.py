@@ -14,7 +14,8 @@ from simclr_jax import losses, measures
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.resnet import ResNet
 from simclr_jax.models.simclr import SimCLR
-from simclr_jax.parallel import DATA_AXIS, by_rows
+from simclr_jax.parallel import DATA_AXIS
+from simclr_jax.tasks.views import by_image, images_of, labels_of
 
 # The stem without stride is for images up to this size, pixels.
 CIFAR_STEM_UP_TO = 32
@@ -43,10 +44,10 @@ class Pretrain:
         images = jnp.zeros((2, self.image_size, self.image_size, 3), jnp.float32)
         return self.model.init(key, images, train=True)
 
-    def loss(
+    def outputs(
         self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], key: jax.Array
-    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
-        """The loss of one global batch in training mode.
+    ) -> tuple[dict[str, jax.Array], Any]:
+        """What the loss is a function of, for some images in training mode.
 
         Args:
             params, batch_stats: the model's variables.
@@ -54,26 +55,37 @@ class Pretrain:
             key: unused here; the views are random already.
 
         Returns:
-            loss [], and (metrics, new batch_stats).
+            {'projection': z [B, V, D], and with a probe 'logits': [B, V, K]}, and new batch_stats.
         """
         del key
-        views = batch['views']
-        num_images, num_views = views.shape[:2]
-        images = jax.lax.with_sharding_constraint(views.reshape(-1, *views.shape[2:]), by_rows(self.mesh))
         outputs, updated = self.model.apply(
-            {'params': params, 'batch_stats': batch_stats}, images, train=True, mutable=['batch_stats']
+            {'params': params, 'batch_stats': batch_stats},
+            images_of(batch, self.mesh),
+            train=True,
+            mutable=['batch_stats'],
         )
-        z = outputs['projection'].reshape(num_images, num_views, -1)
-        loss, metrics = self._contrast(z)
+        names = ('projection', 'logits') if self.model.num_classes else ('projection',)
+        return {name: by_image(outputs[name], batch) for name in names}, updated['batch_stats']
+
+    def loss(self, outputs: dict[str, jax.Array], batch: dict[str, jax.Array]) -> tuple[jax.Array, dict]:
+        """The loss of the global batch.
+
+        Args:
+            outputs: of all its images.
+            batch: see data/spec.py.
+
+        Returns:
+            loss [], and metrics.
+        """
+        loss, metrics = self._contrast(outputs['projection'])
         total = self.loss_scale * loss
-        if self.model.num_classes:
-            labels = jnp.repeat(batch['label'], num_views)
-            weights = jnp.repeat(batch['mask'], num_views)
+        if 'logits' in outputs:
+            labels, weights = labels_of(batch)
             probe_loss = losses.softmax_cross_entropy(outputs['logits'], labels, weights)
             metrics['probe_loss'] = probe_loss
             metrics['probe_accuracy'] = losses.accuracy(outputs['logits'], labels, weights)
             total = total + probe_loss
-        return total, ({**metrics, 'loss': total}, updated['batch_stats'])
+        return total, {**metrics, 'loss': total}
 
     def _contrast(self, z: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Loss and measures of z [B, V, D] over the global batch."""
@@ -111,6 +123,7 @@ def make_model(config: ConfigDict, num_classes: int) -> SimCLR:
         sk_ratio=config.model.sk_ratio,
         se_ratio=config.model.se_ratio,
         dtype=dtype,
+        remat=config.model.remat,
     )
     head = ProjectionHead(
         kind=config.head.kind,

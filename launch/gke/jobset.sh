@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Trains on TPU slices of a GKE cluster with JobSet installed (kubectl must speak to that cluster).
+#   launch/gke/jobset.sh apply --name=NAME --topology=v5e:4x8 --image=IMAGE [OPTIONS] train --config=... --workdir=gs://...
+# Commands:
+#   image              builds the container image of this checkout and pushes it
+#   render ARGUMENTS   prints the manifest of the job simclr ARGUMENTS
+#   apply ARGUMENTS    submits it; the cluster restarts it after preemption, and never after exit codes 1 and 2
+#   xpk ARGUMENTS      prints the command that does the same with XPK on a cluster of XPK's (--cluster=NAME)
+#   status | logs | delete
+# Options (or SIMCLR_IMAGE and the like in the environment):
+#   --name=NAME --image=REGISTRY/NAME:TAG
+#   --topology=v5e:4x8         the TPU and its shape, as for `simclr plan`
+#   --slices=N                 several of them, connected by the data centre's network (default 1)
+#   --spot                     on spot nodes
+#   --restarts=N               (default 20)
+#   --namespace=NAME --service-account=NAME   (both `default`); the account must be allowed to write to the bucket
+#   --cluster=NAME [--project=PROJECT] [--zone=ZONE]   for xpk
+#   --dry-run                  only show the commands
+# shellcheck disable=SC2154  # take_options sets the variables
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." >/dev/null && pwd)
+# shellcheck source=launch/environment.sh
+source "$root/launch/environment.sh"
+# shellcheck source=launch/options.sh
+source "$root/launch/options.sh"
+# shellcheck source=launch/tpu.sh
+source "$root/launch/tpu.sh"
+
+main() {
+  no_more_options "$@"
+  local command=${1:-}
+  [ $# -eq 0 ] || shift
+  take_options name= image= topology= slices= spot restarts= namespace= service-account= cluster= project= zone= dry-run \
+    -- "$@"
+  shift "$taken"
+  no_more_options "$@"
+  : "${slices:=1}" "${restarts:=20}" "${namespace:=default}" "${service_account:=default}"
+  need_number slices "$slices"
+  need_number restarts "$restarts"
+  case $command in
+    render | apply | xpk)
+      need name image topology
+      describe_slice "$topology"
+      need_bucket "$@"
+      ;;
+    image) need image ;;
+    status | logs | delete) need name ;;
+    *) mistake "which command? image, render, apply, xpk, status, logs or delete; see $0 --help" ;;
+  esac
+  "$command" "$@"
+}
+
+image() {
+  show_or_run docker build --file="$root/launch/gke/Dockerfile" --tag="$image" "$root"
+  show_or_run docker push "$image"
+}
+
+render() {
+  local python
+  python=$(find_python)
+  "$python" "$root/launch/gke/render.py" ${spot:+--spot} name="$name" namespace="$namespace" image="$image" \
+    service_account="$service_account" accelerator="$gke_accelerator" shape="$shape" hosts="$hosts" slices="$slices" \
+    chips_per_host="$chips_per_host" restarts="$restarts" -- "$@"
+}
+
+apply() {
+  local manifest
+  manifest=$(render "$@")
+  if [ -n "$dry_run" ]; then
+    printf '%s\n' "kubectl apply --filename=- <<'MANIFEST'" "$manifest" MANIFEST
+  else
+    kubectl apply --filename=- <<<"$manifest"
+  fi
+}
+
+xpk() {
+  need cluster
+  # XPK restarts on 42 and on signals by itself.
+  quoted xpk workload create --cluster="$cluster" ${project:+"--project=$project"} ${zone:+"--zone=$zone"} \
+    --workload="$name" --tpu-type="$accelerator_type" --num-slices="$slices" --docker-image="$image" ${spot:+--spot} \
+    --max-restarts="$restarts" --command="$(quoted simclr "$@")"
+}
+
+status() {
+  show_or_run kubectl get jobset "$name" --namespace="$namespace"
+  show_or_run kubectl get pods --namespace="$namespace" --selector="jobset.sigs.k8s.io/jobset-name=$name" --output=wide
+}
+
+logs() {
+  # Process 0 of the job: first host of the first slice.
+  local labels=jobset.sigs.k8s.io/jobset-name=$name,jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0
+  show_or_run kubectl logs --namespace="$namespace" --selector="$labels" --tail=100 --follow
+}
+
+delete() {
+  show_or_run kubectl delete jobset "$name" --namespace="$namespace"
+}
+
+main "$@"

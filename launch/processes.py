@@ -1,0 +1,166 @@
+"""Runs a command as several processes of one JAX job on this machine: `launch/local.sh --processes=N`.
+
+Every process is told the coordinator's address, the number of processes and its own. Process 0 has the terminal; the
+lines of the others begin with their number. The first that ends badly decides: the rest is stopped, and its exit code
+(128 + n for signal n) is the exit code here. Needs the standard library only.
+"""
+
+import argparse
+import contextlib
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import BinaryIO
+
+# From SIGTERM to SIGKILL once one process has failed: a stopped or hung one never ends by itself.
+_GRACE_SECONDS = 10.0
+# Lines of different processes must not run into each other.
+_OUTPUT = threading.Lock()
+
+
+def main() -> int:
+    """Runs the processes; returns the exit code of the first that ends badly, 0 if none does."""
+    options = _parse_arguments()
+    job = _Job()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP for everything below it
+            signal.signal(number, lambda number, _: job.stop(number))
+    job.start(options.command, options.processes, options.devices)
+    return job.wait()
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog='launch/local.sh', description=__doc__, allow_abbrev=False)
+    parser.add_argument('--processes', type=_at_least_one, required=True, metavar='N', help='number of processes')
+    parser.add_argument('--devices', type=_at_least_one, metavar='M', help='CPU devices of each')
+    parser.add_argument('command', nargs=argparse.REMAINDER)
+    return parser.parse_args()
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} must be a whole number > 0, for example 2')
+    return int(text)
+
+
+class _Job:
+    """The processes, from start to end."""
+
+    def __init__(self):
+        self._ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._told_to_stop = False
+        self._processes: list[subprocess.Popen] = []
+        self._relays: list[threading.Thread] = []
+
+    def start(self, command: list[str], processes: int, devices: int | None) -> None:
+        address = f'127.0.0.1:{_free_port()}'
+        for index in range(processes):
+            self._start_process(index, command, _environment(address, processes, index, devices))
+        if self._told_to_stop:  # between the first and the last
+            self._send(signal.SIGTERM)
+
+    def _start_process(self, index: int, command: list[str], variables: dict[str, str]) -> None:
+        output = None if index == 0 else subprocess.PIPE
+        # In a session of its own, a process has a Ctrl-C from here once, not from the terminal as well.
+        process = subprocess.Popen(
+            command, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+        self._processes.append(process)
+        threading.Thread(target=lambda: (process.wait(), self._ended.put(index)), daemon=True).start()
+        if index:
+            for source, sink in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
+                relay = threading.Thread(target=_copy_lines, args=(source, sink.buffer, f'[{index}] '), daemon=True)
+                relay.start()
+                self._relays.append(relay)
+
+    def stop(self, number: int) -> None:
+        """Passes a signal on to every process; the second time kills them."""
+        if self._told_to_stop:
+            self._kill()
+        else:
+            # A lost terminal is a request to end like any other, and SIGTERM is the one that saves.
+            self._send(signal.SIGTERM if number == signal.SIGHUP else number)
+        self._told_to_stop = True
+
+    def wait(self) -> int:
+        """Returns the exit code of the first process that ends badly, when all have ended; 0 if none does."""
+        code, deadline, running = 0, None, len(self._processes)
+        while running:
+            try:
+                index = self._ended.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                _tell(f'{self._running()} did not stop within {_GRACE_SECONDS:.0f} s: killed')
+                self._kill()
+                deadline = None
+                continue
+            running -= 1
+            how = self._processes[index].returncode
+            if how and not code:
+                code = how if how > 0 else 128 - how
+                _tell(f'process {index} {_in_words(how)}' + ('; stopping the others' if running else ''))
+                if not self._told_to_stop:
+                    self._send(signal.SIGTERM)
+                deadline = time.monotonic() + _GRACE_SECONDS
+        for relay in self._relays:
+            relay.join(timeout=_GRACE_SECONDS)
+        return code
+
+    def _running(self) -> str:
+        indices = [str(index) for index, process in enumerate(self._processes) if process.returncode is None]
+        return ('process ' if len(indices) == 1 else 'processes ') + ', '.join(indices)
+
+    def _send(self, number: int) -> None:
+        for process in self._processes:
+            process.send_signal(number)
+
+    def _kill(self) -> None:
+        """With all their children, which would hold the output open."""
+        for process in self._processes:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+def _environment(address: str, processes: int, index: int, devices: int | None) -> dict[str, str]:
+    """The variables that a process of the job joins it by; on the CPU unless JAX_PLATFORMS says otherwise."""
+    variables = {
+        'JAX_PLATFORMS': 'cpu',
+        **os.environ,
+        'JAX_COORDINATOR_ADDRESS': address,
+        'JAX_NUM_PROCESSES': str(processes),
+        'JAX_PROCESS_ID': str(index),
+    }
+    return variables if devices is None else {**variables, 'JAX_NUM_CPU_DEVICES': str(devices)}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+def _copy_lines(source: BinaryIO, sink: BinaryIO, prefix: str) -> None:
+    for line in source:
+        with _OUTPUT:
+            sink.write(prefix.encode() + line.rstrip(b'\n') + b'\n')
+            sink.flush()
+
+
+def _in_words(returncode: int) -> str:
+    if returncode > 0:
+        return f'ended with exit code {returncode}'
+    return f'was killed by {signal.Signals(-returncode).name}'
+
+
+def _tell(message: str) -> None:
+    with _OUTPUT:
+        print(f'launch/local.sh: {message}', file=sys.stderr, flush=True)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

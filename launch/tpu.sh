@@ -1,0 +1,60 @@
+# shellcheck shell=bash disable=SC2034
+# Sourced by the launchers for TPUs: what a slice is called on Cloud TPU and on GKE.
+
+# describe_slice v5e:4x8: sets $chips, $hosts, $chips_per_host, $accelerator_type (Cloud TPU's and XPK's name), $shape,
+# $slice_flags (for gcloud), $gke_accelerator, and $runtime_version unless it has a value.
+describe_slice() {
+  local generation=${1%%:*} dimensions image
+  shape=${1#*:}
+  case $generation in
+    v4) dimensions=3 gke_accelerator=tpu-v4-podslice image=tpu-ubuntu2204-base ;;
+    v5e) dimensions=2 gke_accelerator=tpu-v5-lite-podslice image=v2-alpha-tpuv5-lite ;;
+    v5p) dimensions=3 gke_accelerator=tpu-v5p-slice image=v2-alpha-tpuv5 ;;
+    v6e) dimensions=2 gke_accelerator=tpu-v6e-slice image=v2-alpha-tpuv6e ;;
+    *) dimensions=0 ;;
+  esac
+  count_chips "$dimensions" ||
+    mistake "--topology=$1 must be a TPU and its shape in chips: v5e:4x8, v6e:16x16, v4:2x4x4, v5p:4x4x4"
+
+  chips_per_host=4
+  if [ "$dimensions" -eq 2 ] && [ "$chips" -le 8 ]; then
+    chips_per_host=$chips
+  fi
+  hosts=$((chips / chips_per_host))
+  case $generation in
+    # These two are counted in cores, two a chip; and a number of cores does not say the shape.
+    v4 | v5p) accelerator_type=$generation-$((2 * chips)) slice_flags=(--type="$generation" --topology="$shape") ;;
+    v5e) accelerator_type=v5litepod-$chips slice_flags=(--accelerator-type="$accelerator_type") ;;
+    v6e) accelerator_type=v6e-$chips slice_flags=(--accelerator-type="$accelerator_type") ;;
+  esac
+  : "${runtime_version:=$image}"
+}
+
+# count_chips DIMENSIONS: of $shape; fails where that is no shape of so many dimensions.
+count_chips() {
+  local sides side
+  IFS=x read -r -a sides <<<"$shape"
+  [ "${#sides[@]}" -eq "$1" ] || return
+  chips=1
+  for side in "${sides[@]}"; do
+    case $side in
+      '' | 0* | *[!0-9]*) return 1 ;;
+    esac
+    chips=$((chips * side))
+  done
+  # A slice of more than one host is made of whole hosts.
+  [ "$1" -eq 2 ] && [ "$chips" -le 8 ] || [ $((chips % 4)) -eq 0 ]
+}
+
+# need_bucket ARGUMENTS...: the hosts of a slice share no disk, and lose theirs when it is preempted.
+need_bucket() {
+  local argument previous=
+  for argument in "$@"; do
+    case $previous$argument in
+      --workdir=gs://* | --workdirgs://*) return ;;
+    esac
+    previous=
+    [ "$argument" != --workdir ] || previous=--workdir
+  done
+  mistake "the program needs --workdir=gs://BUCKET/DIRECTORY: a disk of a host is lost with it, and the others do not see it"
+}

@@ -1,0 +1,265 @@
+#!/usr/bin/env bash
+# Trains on Cloud TPU VMs: a slice, or several, as one queued resource that is made again after preemption.
+#   launch/tpu_vm/pod.sh run --name=NAME --zone=ZONE --topology=v5e:4x8 [OPTIONS] train --config=... --workdir=gs://...
+# Commands:
+#   run ARGUMENTS     create, install, start simclr ARGUMENTS, and see to it until it has ended. Ctrl-C ends the seeing to
+#                     only; the same command takes over again. The TPU stays: pod.sh run ... && pod.sh delete ...
+#   create            asks for the queued resource and waits for it
+#   install           ships the tracked files of this checkout and installs them
+#   start ARGUMENTS   starts simclr ARGUMENTS on all hosts
+#   status | logs | stop | delete
+# Options (or SIMCLR_ZONE and the like in the environment):
+#   --name=NAME --zone=ZONE [--project=PROJECT]
+#   --topology=v5e:4x8       the TPU and its shape, as for `simclr plan`
+#   --slices=N               several of them, connected by the data centre's network (default 1)
+#   --spot                   at the lower price, and preempted at times
+#   --runtime-version=NAME   of the image (default: the one that goes with the TPU)
+#   --restarts=N             in a row, of the program and of the whole (default 20)
+#   --poll=SECONDS           between looks at the state (default 30)
+#   --dry-run                only show the commands
+# shellcheck disable=SC2154  # take_options sets the variables
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." >/dev/null && pwd)
+# shellcheck source=launch/options.sh
+source "$root/launch/options.sh"
+# shellcheck source=launch/tpu.sh
+source "$root/launch/tpu.sh"
+worker=simclr/launch/tpu_vm/worker.sh
+
+main() {
+  no_more_options "$@"
+  local command=${1:-}
+  [ $# -eq 0 ] || shift
+  take_options name= zone= project= topology= slices= spot runtime-version= restarts= poll= archive= dry-run -- "$@"
+  options=("${@:1:taken}")
+  shift "$taken"
+  no_more_options "$@"
+  : "${slices:=1}" "${restarts:=20}" "${poll:=30}"
+  need_number slices "$slices"
+  need_number restarts "$restarts"
+  case $command in
+    run | create | once) need name zone topology && describe_slice "$topology" ;;
+    install | start | status | logs | stop | delete) need name zone ;;
+    *) mistake "which command? run, create, install, start, status, logs, stop or delete; see $0 --help" ;;
+  esac
+  case $command in
+    run | start) need_bucket "$@" ;;
+  esac
+  "$command" "$@"
+}
+
+# --- The steps ---
+
+queued_resources() {
+  show_or_run gcloud compute tpus queued-resources "$@" --zone="$zone" ${project:+"--project=$project"} --quiet
+}
+
+# on_workers LINE: a line of shell on every host of every slice.
+on_workers() {
+  queued_resources ssh "$name" --node=all --worker=all --command="$1"
+}
+
+request() {
+  local nodes=(--node-id="$name")
+  if [ "$slices" -gt 1 ]; then
+    nodes=(--node-prefix="$name" --node-count="$slices")
+  fi
+  queued_resources create "$name" "${nodes[@]}" "${slice_flags[@]}" --runtime-version="$runtime_version" ${spot:+--spot}
+}
+
+describe() {
+  queued_resources describe "$name" --format='value(state.state)'
+}
+
+create() {
+  if [ -n "$dry_run" ]; then
+    request
+    describe
+  else
+    wait_until_active
+  fi
+}
+
+# pack: the tracked files as they are in the working tree, in $archive.
+pack() {
+  archive=${TMPDIR:-/tmp}/simclr-$name.tar.gz
+  local list=(git -C "$root" ls-files -z) tar=(tar -C "$root" --null -T - -czf "$archive")
+  if [ -n "$dry_run" ]; then
+    echo "$(quoted "${list[@]}") | $(quoted "${tar[@]}")"
+  else
+    "${list[@]}" | "${tar[@]}"
+  fi
+}
+
+install() {
+  [ -n "$archive" ] || pack
+  queued_resources scp "$archive" "$name:simclr.tar.gz" --node=all --worker=all
+  on_workers "mkdir -p simclr && tar -xzf simclr.tar.gz -C simclr && $worker install"
+}
+
+start() {
+  # For the shell at the other end of the ssh.
+  on_workers "$(quoted "$worker" start "$restarts" "$@")"
+}
+
+worker_states() {
+  on_workers "if [ -e $worker ]; then $worker state; else echo simclr-worker \$(hostname) absent; fi"
+}
+
+status() {
+  describe
+  worker_states
+}
+
+logs() {
+  queued_resources ssh "$name" --node=0 --worker=0 --command='tail -n 100 -F simclr/simclr.log'
+}
+
+stop() {
+  on_workers "$worker stop"
+}
+
+delete() {
+  queued_resources delete "$name" --force
+}
+
+# --- From creation to the program's end ---
+
+run() {
+  if [ -n "$dry_run" ]; then
+    create
+    install
+    start "$@"
+    status
+    return
+  fi
+  # The first request fails at once where it is wrong; the later ones are tried again.
+  case $(resource_state) in
+    absent) request ;;
+    unknown) exit 1 ;;
+  esac
+  pack
+  exec "$root/launch/restart.sh" --restarts="$restarts" "$0" once "${options[@]}" --archive="$archive" "$@"
+}
+
+# once ARGUMENTS...: one life of the slice. 42: it or a host was lost, which a new life mends.
+once() {
+  wait_until_active || return
+  if [ "$(worker_states | grep -c ' running$')" -lt $((hosts * slices)) ]; then
+    { install && start "$@"; } || lost_or_failed || return
+  fi
+  watch
+}
+
+# lost_or_failed: after a failure on the hosts, 42 if they are gone, else 1: it would come again.
+lost_or_failed() {
+  nap
+  [ "$(resource_state)" != ACTIVE ] || return 1
+  return 42
+}
+
+wait_until_active() {
+  local state
+  while :; do
+    state=$(resource_state)
+    tell "$state"
+    case $state in
+      ACTIVE) return ;;
+      absent) request || return 42 ;;
+      SUSPENDED) delete || return 42 ;;
+      FAILED)
+        delete
+        return 42
+        ;;
+      *) nap ;;
+    esac
+  done
+}
+
+watch() {
+  local state answers verdict
+  while :; do
+    state=$(resource_state)
+    answers=
+    case $state in
+      ACTIVE) answers=$(worker_states) || true ;;
+      unknown) ;;
+      *)
+        tell "$state"
+        return 42
+        ;;
+    esac
+    verdict=$(judge "$answers")
+    tell "$verdict"
+    case $verdict in
+      finished) return ;;
+      lost) return 42 ;;
+      stopped) return 1 ;;
+      failed*)
+        # The others wait for the one that failed.
+        on_workers "tail -n 20 simclr/simclr.log; $worker stop" || true
+        return "${verdict##* }"
+        ;;
+    esac
+    nap
+  done
+}
+
+# judge ANSWERS: of the workers' states, the one that counts for all.
+judge() {
+  local code finished=0 lost=
+  while read -r code; do
+    if [ "$code" -eq 0 ]; then
+      finished=$((finished + 1))
+    elif [ "$code" -eq 42 ] || [ "$code" -gt 128 ]; then
+      lost=true
+    else
+      echo "failed with exit code $code"
+      return
+    fi
+  done < <(sed -n 's/^simclr-worker .* exited //p' <<<"$1")
+  case $1 in
+    *' stopped'*)
+      echo stopped
+      return
+      ;;
+    *' absent'*) lost=true ;;
+  esac
+  if [ -n "$lost" ]; then
+    echo lost
+  elif [ "$finished" -eq $((hosts * slices)) ]; then
+    echo finished
+  else
+    echo running
+  fi
+}
+
+# resource_state: ACTIVE, SUSPENDED and the like; absent; unknown where gcloud gives no answer.
+resource_state() {
+  local answer errors
+  errors=$(mktemp)
+  if answer=$(describe 2>"$errors"); then
+    echo "$answer"
+  elif grep -q NOT_FOUND "$errors"; then
+    echo absent
+  else
+    cat "$errors" >&2
+    echo unknown
+  fi
+  rm -f "$errors"
+}
+
+told=
+# tell NEWS: once.
+tell() {
+  [ "$1" = "$told" ] || echo "$(date '+%F %T') $name: $1" >&2
+  told=$1
+}
+
+# nap: a signal ends it, which a sleep in the foreground would hold up.
+nap() {
+  sleep "$poll" &
+  wait $!
+}
+
+main "$@"

@@ -1,0 +1,234 @@
+"""Reads the text of a compiled program (XLA's HLO): collectives, traffic of the main memory, estimates of cycles."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
+# Names for values that are there already; what they call is counted for itself.
+_NO_TRAFFIC = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'call')
+
+# '%name (parameters) -> results {', with ENTRY before the program's own.
+_COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.-]+) \(.*\{$')
+# '  ROOT %name = type opcode(operands), attributes'; a type may be a tuple with spaces in it.
+_INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.-]+) = (.+?) ([a-z][a-z0-9-]*)\((.*)$')
+# 'f32[128,64]{1,0:T(8,128)S(1)}'; the S is there for memories other than the main one.
+_ARRAY = re.compile(r'\b([a-z]+\d*\w*)\[([\d,]*)\](?:\{[^}]*?(S\(\d+\))?\})?')
+_CALLED = re.compile(r'\b(?:calls|body|true_computation|false_computation)=%?([\w.-]+)')
+_APPLIED = re.compile(r'\bto_apply=%?([\w.-]+)')
+_BRANCHES = re.compile(r'\bbranch_computations=\{([^}]*)\}')
+_CONDITION = re.compile(r'\bcondition=%?([\w.-]+)')
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CHANNEL = re.compile(r'\bchannel_id=(\d+)')
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_SOURCE = re.compile(r'\bop_name="([^"]*)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation.
+
+    Attributes:
+        name: unique in the program.
+        opcode: as 'fusion', 'all-reduce-start'.
+        result_bytes: of its value; of a tuple, the sum.
+        main_bytes: of these, in the main memory (HBM) and not on the chip.
+        arguments: what stands in its parentheses.
+        attributes: the rest of the line.
+    """
+
+    name: str
+    opcode: str
+    result_bytes: int
+    main_bytes: int
+    arguments: str
+    attributes: str
+
+    @property
+    def operands(self) -> list[str]:
+        """Names of the instructions whose values it takes."""
+        return re.findall(r'%([\w.-]+)', self.arguments)
+
+    @property
+    def cycles(self) -> int:
+        """The compiler's estimate; 0 where it has none."""
+        found = _CYCLES.search(self.attributes)
+        return int(found.group(1)) if found else 0
+
+    @property
+    def source(self) -> str:
+        """Where in the traced program it comes from."""
+        found = _SOURCE.search(self.attributes)
+        return found.group(1) if found else ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """Communication of one kind in one step.
+
+    Attributes:
+        kind: of COLLECTIVES.
+        count: how often a chip takes part.
+        bytes: of the whole arrays on a chip, summed: what is reduced, what is gathered or scattered.
+    """
+
+    kind: str
+    count: int
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Fusion:
+    """An instruction with an estimate.
+
+    Attributes:
+        name: in the compiled text.
+        source: where in the traced program it comes from.
+        cycles: of one execution.
+        times: executions in a step.
+    """
+
+    name: str
+    source: str
+    cycles: int
+    times: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Execution:
+    """An instruction that a step runs `times` times, alone or `fused` with others into one."""
+
+    instruction: Instruction
+    operands: tuple[Instruction, ...]
+    times: int
+    fused: bool
+
+    @property
+    def operand_bytes(self) -> int:
+        return sum(operand.result_bytes for operand in self.operands)
+
+
+class Hlo:
+    """The computations of a compiled program; loops count as often as the compiler knows them to run."""
+
+    def __init__(self, text: str):
+        self._computations: dict[str, dict[str, Instruction]] = {}
+        self._entry = ''
+        current: dict[str, Instruction] = {}
+        for line in text.splitlines():
+            if heading := _COMPUTATION.match(line):
+                current = self._computations.setdefault(heading.group(2), {})
+                self._entry = heading.group(2) if heading.group(1) else self._entry
+            elif found := _INSTRUCTION.match(line):
+                instruction = _read(*found.groups())
+                current[instruction.name] = instruction
+        if not self._entry:
+            raise ValueError('no ENTRY in the text of the compiled program')
+
+    def collectives(self) -> list[Collective]:
+        """By kind, in the order of COLLECTIVES; kinds that do not occur are left out.
+
+        An asynchronous collective is several instructions (start, done, steps fused into other work) with one
+        channel: it counts once.
+        """
+        seen: dict[tuple[str, str], tuple[int, int]] = {}
+        for execution in self._executed(self._entry):
+            kind = execution.instruction.opcode.removesuffix('-start')
+            if kind in COLLECTIVES:
+                channel = _CHANNEL.search(execution.instruction.attributes)
+                key = channel.group(1) if channel else execution.instruction.name
+                seen.setdefault((kind, key), (execution.times, execution.times * _collective_bytes(execution)))
+        counts = {kind: [value for (other, _), value in seen.items() if other == kind] for kind in COLLECTIVES}
+        return [
+            Collective(kind, sum(times for times, _ in values), sum(size for _, size in values))
+            for kind, values in counts.items()
+            if values
+        ]
+
+    def main_memory_traffic(self) -> int:
+        """Bytes that a step reads from the main memory or writes to it.
+
+        What is fused hands its values on; copies to the chip and back are counted once. An operand of which only a
+        part is read counts in full; what fills the tiles of an array beyond its edges does not count.
+        """
+        return sum(
+            execution.times * _traffic(execution) for execution in self._executed(self._entry) if not execution.fused
+        )
+
+    def fusions(self) -> list[Fusion]:
+        """What has an estimate of cycles, the costliest in a step first."""
+        found = [
+            Fusion(instruction.name, instruction.source, instruction.cycles, execution.times)
+            for execution in self._executed(self._entry)
+            if (instruction := execution.instruction).cycles
+        ]
+        return sorted(found, key=lambda fusion: -fusion.cycles * fusion.times)
+
+    def _executed(self, computation: str, times: int = 1, fused: bool = False) -> Iterator[_Execution]:
+        """The instructions of a computation and of all that it calls."""
+        instructions = self._computations[computation]
+        for instruction in instructions.values():
+            operands = tuple(instructions[name] for name in instruction.operands if name in instructions)
+            yield _Execution(instruction, operands, times, fused)
+            rounds = times * self._trips(instruction) if instruction.opcode == 'while' else times
+            for called in _called(instruction):
+                if called in self._computations:
+                    yield from self._executed(called, rounds, fused or instruction.opcode == 'fusion')
+
+    def _trips(self, loop: Instruction) -> int:
+        """How often a loop runs: as noted, or up to the one number that its condition holds; 1 where neither says."""
+        if noted := _TRIPS.search(loop.attributes):
+            return int(noted.group(1))
+        condition = _CONDITION.search(loop.attributes)
+        instructions = [execution.instruction for execution in self._executed(condition.group(1))]
+        constants = {each.arguments for each in instructions if each.opcode == 'constant' and each.arguments.isdigit()}
+        return int(constants.pop()) if len(constants) == 1 else 1
+
+
+def _read(name: str, kind: str, opcode: str, rest: str) -> Instruction:
+    arguments, _, attributes = rest.partition(')')
+    return Instruction(name, opcode, type_bytes(kind), type_bytes(kind, main=True), arguments, attributes)
+
+
+def type_bytes(kind: str, main: bool = False) -> int:
+    """Bytes of a type: of 'f32[128,64]{1,0:T(8,128)}' 32,768, of a tuple the sum; `main`: of main memory only."""
+    return sum(
+        _bits(dtype) * math.prod(map(int, filter(None, sides.split(',')))) // 8
+        for dtype, sides, elsewhere in _ARRAY.findall(kind)
+        if not (main and elsewhere)
+    )
+
+
+def _bits(dtype: str) -> int:
+    width = re.search(r'\d+', dtype)
+    return 8 if dtype == 'pred' else int(width.group()) if width else 0
+
+
+def _called(instruction: Instruction) -> list[str]:
+    """Computations that run when the instruction does; what a reduction applies to pairs of numbers is none."""
+    names = _CALLED.findall(instruction.attributes)
+    if instruction.opcode == 'call':
+        names += _APPLIED.findall(instruction.attributes)
+    if branches := _BRANCHES.search(instruction.attributes):
+        names += re.findall(r'[\w.-]+', branches.group(1))
+    return names
+
+
+def _collective_bytes(execution: _Execution) -> int:
+    """Bytes of the whole array of a collective: a gathered result, a scattered operand."""
+    result_bytes = execution.instruction.result_bytes
+    # What is started by these holds its operand beside its result.
+    if execution.instruction.opcode in ('all-gather-start', 'collective-permute-start'):
+        result_bytes -= execution.operand_bytes
+    return max(result_bytes, execution.operand_bytes)
+
+
+def _traffic(execution: _Execution) -> int:
+    instruction = execution.instruction
+    # A copy's other side is on the chip, or it would not be asynchronous.
+    if instruction.opcode in ('copy-done', 'slice-done'):
+        return instruction.result_bytes
+    if instruction.opcode in _NO_TRAFFIC or instruction.opcode.endswith(('-start', '-done')):
+        return 0
+    return instruction.main_bytes + sum(operand.main_bytes for operand in execution.operands)

@@ -1,0 +1,94 @@
+"""The TPU compiler on a machine without TPU: libtpu in a directory of its own, seen by the processes that compile.
+
+It stays out of the environment, where JAX would try to start a TPU with it.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+
+from simclr_jax.overrides import ConfigError
+
+# JAX itself runs on the CPU; libtpu neither asks for a machine's metadata nor minds other processes that use it; what
+# is compiled for devices that are not there cannot be read back from a cache.
+VARIABLES = {
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_ENABLE_COMPILATION_CACHE': 'false',
+    'TPU_SKIP_MDS_QUERY': '1',
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+}
+
+
+def requirement() -> str:
+    """The libtpu that the installed JAX wants, as 'libtpu==0.0.42.*'."""
+    for line in importlib.metadata.requires('jax') or ():
+        if found := re.match(r"(libtpu\S*)\s*;.*extra == ['\"]tpu['\"]", line):
+            return found.group(1)
+    raise ConfigError([f'jax {importlib.metadata.version("jax")} names no libtpu; install a release of jax'])
+
+
+def cache_directory() -> pathlib.Path:
+    """Where it is kept: $XDG_CACHE_HOME/simclr_jax, or ~/.cache/simclr_jax."""
+    base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    return pathlib.Path(base) / 'simclr_jax'
+
+
+def install(say: Callable[[str], None]) -> pathlib.Path:
+    """The directory that holds libtpu, made by pip where it is missing.
+
+    Args:
+        say: told before something is downloaded.
+
+    Raises:
+        ConfigError: pip cannot install it.
+    """
+    installed = importlib.util.find_spec('libtpu')
+    if installed:
+        return pathlib.Path(installed.origin).parent.parent
+    wanted = requirement()
+    directory = cache_directory() / re.sub(r'[^\w.]+', '-', wanted).strip('-.')
+    if directory.is_dir():
+        return directory
+    say(f'Installing {wanted}, the TPU compiler, in {directory} (once, about 700 MB) ...')
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        partial = tempfile.mkdtemp(prefix='libtpu-', dir=directory.parent)
+    except OSError as error:
+        raise ConfigError(
+            [f'{directory.parent} cannot be written ({error.strerror}); set XDG_CACHE_HOME to a directory that can']
+        ) from error
+    try:
+        _pip(wanted, partial, directory)
+        # Another process may have been faster.
+        if not directory.is_dir():
+            os.replace(partial, directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return directory
+
+
+def _pip(wanted: str, target: str, directory: pathlib.Path) -> None:
+    command = [sys.executable, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', '--no-deps']
+    done = subprocess.run([*command, '--target', target, wanted], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return
+    errors = [line for line in done.stderr.splitlines() if line.strip()] or [f'exit code {done.returncode}']
+    raise ConfigError(
+        [
+            f'{wanted}, the TPU compiler, cannot be installed by pip: {errors[-1].strip()}',
+            f"where there is a network: python -m pip install --no-deps --target '{directory}' '{wanted}'",
+        ]
+    )
+
+
+def environment(directory: pathlib.Path) -> dict[str, str]:
+    """Variables of a process that compiles for TPUs with the libtpu of that directory."""
+    path = os.pathsep.join(filter(None, [str(directory), os.environ.get('PYTHONPATH')]))
+    return {**os.environ, **VARIABLES, 'PYTHONPATH': path}

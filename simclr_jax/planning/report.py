@@ -1,0 +1,108 @@
+"""A plan as text and as plain data."""
+
+import dataclasses
+
+from simclr_jax.planning.plan import Plan
+
+GIB, MIB = 2**30, 2**20
+
+
+def as_dict(plan: Plan) -> dict:
+    """Everything in a plan, for JSON: bytes and operations a device, seconds."""
+    fields = dataclasses.asdict(plan)
+    fields['fits'] = plan.fits
+    if plan.estimate:
+        fields['images_per_second'] = plan.images_per_second
+        fields['epoch_seconds'] = plan.epoch_seconds
+        fields['hours'] = plan.hours
+    return fields
+
+
+def as_text(plan: Plan) -> str:
+    """The plan for a terminal."""
+    sections = [_headline(plan), _memory(plan)]
+    if plan.compiled.memory:
+        sections += [_work(plan), _collectives(plan), _fusions(plan)]
+    if plan.estimate:
+        sections.append(_time(plan))
+    if plan.largest_batch is not None:
+        sections.append(_largest(plan))
+    return '\n\n'.join(filter(None, sections))
+
+
+def _headline(plan: Plan) -> str:
+    compiled = plan.compiled
+    verdict = 'fits' if plan.fits else 'DOES NOT FIT'
+    return (
+        f'{plan.devices} ({compiled.num_devices} devices, {plan.num_hosts} hosts), {compiled.batch_size:,} images '
+        f'a step: {verdict}, {compiled.needed_bytes / GIB:.2f} of {plan.limit_bytes / GIB:.2f} GiB a device '
+        f'(compiled in {compiled.seconds:.0f} s).'
+    )
+
+
+def _memory(plan: Plan) -> str:
+    parts = dict(plan.compiled.arguments)
+    memory = plan.compiled.memory
+    if memory:
+        # Less than nothing where the step leaves a part of the batch alone.
+        parts['padding'] = max(0, memory.arguments - sum(parts.values()))
+        parts |= {'temporaries': memory.temporaries, 'outputs': memory.outputs, 'code': memory.code}
+    return _table('Memory a device, MiB', {name: f'{size / MIB:,.1f}' for name, size in parts.items()})
+
+
+def _work(plan: Plan) -> str:
+    compiled = plan.compiled
+    rows = {
+        'convolutions and products, TFLOP': f'{compiled.traced_flops / compiled.num_devices / 1e12:,.3f}',
+        "the compiler's count, loops once, TFLOP": f'{compiled.flops / 1e12:,.3f}',
+        'main memory read and written, GB': f'{compiled.memory_traffic / 1e9:,.2f}',
+    }
+    return _table('Work a device and step', rows)
+
+
+def _collectives(plan: Plan) -> str:
+    rows = {
+        collective.kind: f'{collective.count} times, {collective.bytes:,} bytes'
+        for collective in plan.compiled.collectives
+    }
+    return _table('Collectives a device and step', rows or {'none': ''})
+
+
+def _fusions(plan: Plan) -> str:
+    compiled = plan.compiled
+    if not compiled.cycles:
+        return ''
+    rows = {}
+    for fusion in compiled.fusions:
+        total = fusion.cycles * fusion.times
+        source = fusion.source.removeprefix('jit(step)/')
+        rows[fusion.name] = f'{total:,}  {total / compiled.cycles:5.1%}  {source}'
+    rows['all'] = f'{compiled.cycles:,}'
+    return _table('Cycles that the compiler estimates, a step', rows)
+
+
+def _time(plan: Plan) -> str:
+    seconds = plan.estimate
+    rate, hosts = plan.images_per_second, plan.num_hosts
+    rows = {
+        'compute at the peak': f'{seconds.compute * 1e3:,.1f} ms',
+        'main memory at its bandwidth': f'{seconds.memory * 1e3:,.1f} ms',
+        'interconnect at its bandwidth': f'{seconds.interconnect * 1e3:,.1f} ms',
+        "the compiler's cycles": f'{seconds.cycles * 1e3:,.1f} ms',
+        'a step': f'{seconds.step * 1e3:,.1f} ms, bound by {seconds.bound}, {seconds.utilization:.0%} of the peak',
+        'images/s': f'{rate:,.0f}; a host has to feed {rate / hosts:,.0f}',
+        'an epoch': f'{plan.epoch_seconds:,.1f} s ({plan.num_images:,} images)',
+        'the run': f'{plan.hours:,.1f} h ({plan.total_steps:,} steps)',
+    }
+    return _table('Time', rows)
+
+
+def _largest(plan: Plan) -> str:
+    rows = {f'{compiled.batch_size:,} images': f'{compiled.needed_bytes / GIB:.2f} GiB' for compiled in plan.tried}
+    answer = f'{plan.largest_batch:,} images' if plan.largest_batch else 'none of these'
+    return _table('Largest batch that fits', {**rows, 'fits': answer})
+
+
+def _table(title: str, rows: dict[str, str]) -> str:
+    width = max(map(len, rows))
+    return '\n'.join([title, *(f'  {name.ljust(width)}  {value}'.rstrip() for name, value in rows.items())])

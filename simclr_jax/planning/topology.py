@@ -1,0 +1,141 @@
+"""TPU slices: their chips, their shapes and how the chips are connected. No JAX."""
+
+import dataclasses
+import math
+import re
+
+from simclr_jax.overrides import ConfigError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One generation of TPU.
+
+    Attributes:
+        name: as in a topology, 'v5e'.
+        peak_flops: bfloat16 operations a second of a chip.
+        memory_bytes: HBM of a chip that programs can use.
+        memory_bandwidth: of HBM, bytes a second.
+        link_bandwidth: of one of a chip's links to a neighbour, bytes a second in one direction.
+        clock: cycles a second of the matrix units; the compiler's estimates are in these cycles.
+        cores: TensorCores a chip; a program sees them as one device.
+        dimensions: of the torus.
+        largest: chips of the largest slice.
+        compiler_options: of jax.experimental.topologies, besides the name.
+    """
+
+    name: str
+    peak_flops: float
+    memory_bytes: int
+    memory_bandwidth: float
+    link_bandwidth: float
+    clock: float
+    cores: int
+    dimensions: int
+    largest: int
+    compiler_options: dict[str, object] = dataclasses.field(default_factory=dict)
+
+
+# Peak, bandwidth of HBM, cores, sizes: cloud.google.com/tpu/docs/v4, v5e, v5p-training, v6e. Memory: what libtpu 0.0.42
+# says it has, a quarter of a GiB or more below the 32, 16, 95 and 32 GB on paper. Links: v5e 400, v5p 1200 and v6e 800
+# GB/s a chip over 4, 6 and 4 links in two directions; v4 from the 1.1 PB/s that 4,096 chips of 6 links reduce. Clock:
+# the peak over the 2 x 128 x 128 operations a cycle of 4 matrix units a core (v6e: of 2 with 2 x 2 x 256 x 256).
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip('v4', 275e12, int(30.75 * GIB), 1200e9, 45e9, 1.05e9, 2, 3, 4096, {'chip_config_name': 'megacore'}),
+        Chip('v5e', 197e12, int(15.75 * GIB), 819e9, 50e9, 1.5e9, 1, 2, 256),
+        Chip('v5p', 459e12, int(95.74 * GIB), 2765e9, 100e9, 1.75e9, 2, 3, 6144),
+        Chip('v6e', 918e12, int(31.25 * GIB), 1638e9, 100e9, 1.75e9, 1, 2, 256),
+    )
+}
+# The two-dimensional slices that can be had, and the three-dimensional ones of less than a cube of 4 x 4 x 4.
+PLANES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+PARTS_OF_A_CUBE = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
+# Of a slice of several hosts.
+CHIPS_PER_HOST = 4
+# Along a shorter side than this, the chips of a plane are a line and not a ring.
+RING_OF_A_PLANE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A slice: chips of one kind in a rectangle or a box.
+
+    Attributes:
+        chip: its kind.
+        shape: chips along each side.
+    """
+
+    chip: Chip
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f'{self.chip.name}:{"x".join(map(str, self.shape))}'
+
+    @property
+    def num_chips(self) -> int:
+        """Chips, each of which is one device."""
+        return math.prod(self.shape)
+
+    @property
+    def num_hosts(self) -> int:
+        """Virtual machines; 8 chips of v5e or v6e can also be had as one."""
+        return max(1, self.num_chips // CHIPS_PER_HOST)
+
+    @property
+    def compiler_options(self) -> dict[str, object]:
+        """Arguments of get_topology_desc besides the name; a single chip is no whole host."""
+        alone = {'chips_per_host_bounds': (1, 1, 1)} if self.num_chips == 1 else {}
+        return {**self.chip.compiler_options, **alone}
+
+    @property
+    def links(self) -> int:
+        """Links of the chip that has the fewest: two along a side that is a ring, one at the end of a line."""
+        if self.chip.dimensions == 2:
+            rings = [side >= RING_OF_A_PLANE for side in self.shape]
+        else:
+            rings = [all(side % 4 == 0 for side in self.shape)] * len(self.shape)
+        return sum(0 if side == 1 else 2 if ring else 1 for side, ring in zip(self.shape, rings, strict=True))
+
+    @property
+    def interconnect_bandwidth(self) -> float:
+        """Bytes a second that every chip can send to its neighbours at once; 0 for a single chip."""
+        return self.links * self.chip.link_bandwidth
+
+
+def parse_topology(text: str) -> Topology:
+    """Reads a slice as 'v5e:4x8' or 'v4:2x4x4'.
+
+    Raises:
+        ConfigError: an unknown kind of chip, or no slice that can be had.
+    """
+    name, _, sides = text.partition(':')
+    if name not in CHIPS:
+        raise ConfigError([f'--topology={text}: unknown chip {name!r}; must be one of {", ".join(CHIPS)}, as v5e:4x8'])
+    chip = CHIPS[name]
+    example = {2: '4x8', 3: '2x4x4'}[chip.dimensions]
+    if not re.fullmatch(r'\d+(x\d+)*', sides) or len(sides.split('x')) != chip.dimensions:
+        raise ConfigError(
+            [f'--topology={text}: a {name} slice has {chip.dimensions} sides, for example {name}:{example}']
+        )
+    shape = tuple(map(int, sides.split('x')))
+    if not _exists(chip, shape):
+        raise ConfigError([f'--topology={text}: there is no such slice; {name} has {_offer(chip)}'])
+    return Topology(chip, shape)
+
+
+def _exists(chip: Chip, shape: tuple[int, ...]) -> bool:
+    if chip.dimensions == 2:
+        return shape in PLANES
+    cubes = all(side % 4 == 0 and side > 0 for side in shape) and list(shape) == sorted(shape)
+    return shape in PARTS_OF_A_CUBE or (cubes and math.prod(shape) <= chip.largest)
+
+
+def _offer(chip: Chip) -> str:
+    if chip.dimensions == 2:
+        return ', '.join('x'.join(map(str, shape)) for shape in PLANES)
+    parts = ', '.join('x'.join(map(str, shape)) for shape in PARTS_OF_A_CUBE)
+    return f'{parts}, and multiples of 4 in ascending order up to {chip.largest:,} chips, as 4x4x8'

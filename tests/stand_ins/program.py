@@ -1,0 +1,57 @@
+"""In place of simclr: notes its arguments, then does what the plan says for this process and the number of this run.
+
+A number: ends with that exit code. save: waits for SIGTERM, then ends with 42. hang: outlasts SIGTERM. kill: kills
+itself. freeze: stops itself. preempt: makes the file $STAND_INS/preempt, which the stand-ins look for, then as save;
+preempt and fail: the same, but ends with 1.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+
+STATE = pathlib.Path(os.environ['STAND_INS'])
+
+
+def process_number() -> str:
+    names = ('JAX_PROCESS_ID', 'SLURM_PROCID', 'POD_NUMBER', 'HOST_NUMBER')
+    return next((os.environ[name] for name in names if name in os.environ), '0')
+
+
+def main() -> int:
+    number = process_number()
+    runs = STATE / f'runs-{number}'
+    run = len(runs.read_text()) if runs.exists() else 0
+    runs.write_text('x' * (run + 1))
+    variables = {name: value for name, value in os.environ.items() if name.startswith(('JAX_', 'SLURM_'))}
+    with open(STATE / 'runs.jsonl', 'a') as file:
+        entry = {'process': number, 'run': run, 'arguments': sys.argv[1:], 'variables': variables}
+        file.write(json.dumps(entry) + '\n')
+
+    plan = STATE / 'plan.json'
+    acts = json.loads(plan.read_text()).get(f'p{number}', [0]) if plan.exists() else [0]
+    act = acts[min(run, len(acts) - 1)]
+    print(f'process {number}, run {run}: {act}', flush=True)
+    return act if isinstance(act, int) else perform(act)
+
+
+def perform(act: str) -> int:
+    if act == 'kill':
+        os.kill(os.getpid(), signal.SIGKILL)
+    if act == 'hang':
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1 if act.endswith('fail') else 42))
+    if act == 'freeze':
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if act.startswith('preempt'):
+        (STATE / 'preempt').touch()
+    print('waiting', flush=True)
+    time.sleep(150)
+    return 99
+
+
+if __name__ == '__main__':
+    sys.exit(main())
