@@ -19,7 +19,7 @@ from simclr_jax.overrides import ConfigError
 # Seconds without a sign of life after which a process counts as lost; in which a process that has ended waits for
 # the others to end as well; and in which all must have started.
 HEARTBEAT_TIMEOUT = 20
-SHUTDOWN_TIMEOUT = 15
+SHUTDOWN_TIMEOUT = 30
 START_TIMEOUT = 300
 # Where the number of processes and the own number are found, beside an address in JAX_COORDINATOR_ADDRESS.
 COUNTS = ('JAX_NUM_PROCESSES', 'SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
@@ -139,8 +139,18 @@ def wait_for_all(reason: str) -> None:
     Args:
         reason: what for; the same in all.
     """
-    if jax.distributed.is_initialized() and jax.process_count() > 1:
+    if jax.process_count() > 1:
         multihost_utils.sync_global_devices(reason)
+
+
+def leave_together() -> None:
+    """Ends the job in order, once every process has come here; the first may take long over what it still writes.
+
+    Left to the interpreter's end, the first to reach it would give the others but SHUTDOWN_TIMEOUT.
+    """
+    if jax.distributed.is_initialized():
+        wait_for_all('the end')
+        jax.distributed.shutdown()
 
 
 def together(action: Callable[[], Result], mistakes: tuple[type[Exception], ...]) -> Result:

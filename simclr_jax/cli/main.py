@@ -72,7 +72,6 @@ def _run(options: argparse.Namespace) -> int:
     from simclr_jax.checkpoints import CheckpointError
     from simclr_jax.config import ConfigError
     from simclr_jax.data.spec import DataError
-    from simclr_jax.loop import Preempted
     from simclr_jax.meter import NotFiniteError
     from simclr_jax.processes import FailedElsewhere, LostError
 
@@ -84,7 +83,7 @@ def _run(options: argparse.Namespace) -> int:
         return USER_MISTAKE
     except NotFiniteError as error:
         return _tell(str(error), FAILURE)
-    except (Preempted, LostError) as error:
+    except LostError as error:
         return _tell(str(error), START_AGAIN)
     except KeyboardInterrupt:
         return _tell('interrupted; the same command goes on from the newest checkpoint', FAILURE)
@@ -95,11 +94,14 @@ def _run_to_the_end(options: argparse.Namespace) -> int:
     import jax
 
     from simclr_jax import processes
+    from simclr_jax.loop import Preempted
 
     try:
-        code = options.run(options) or 0
-        # The first one may still write; the others would not wait for it long.
-        processes.wait_for_all('the end')
+        try:
+            code = options.run(options) or 0
+        except Preempted as error:
+            code = _tell(str(error), START_AGAIN) if processes.is_first() else START_AGAIN
+        processes.leave_together()
         return code
     except jax.errors.JaxRuntimeError as error:
         if not processes.tells_of_a_loss(error):
