@@ -21,6 +21,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 
 # What issue and README promise: a job that has lost a process is over by then.
 BOUND_SECONDS = 60
+# Every start of every process compiles: with as little optimisation as can be.
+ENVIRONMENT = {
+    **os.environ,
+    'XLA_FLAGS': '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true',
+}
 STEPS = 40
 LONGER = [*DIGITS, f'--config.train_steps={STEPS}', '--config.checkpoint_every_steps=8', '--config.knn.every_epochs=0']
 
@@ -36,7 +41,7 @@ class Job:
             self.launcher = subprocess.Popen(
                 [*launcher, *program],
                 cwd=REPOSITORY,
-                env={**os.environ, 'XLA_FLAGS': ''},
+                env=ENVIRONMENT,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -147,7 +152,7 @@ def run_to_its_end(workdir, processes):
             *(sys.executable, '-m', 'simclr_jax', 'train', *LONGER, f'--workdir={workdir}'),
         ],
         cwd=REPOSITORY,
-        env={**os.environ, 'XLA_FLAGS': ''},
+        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

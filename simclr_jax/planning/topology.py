@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 
+from simclr_jax.chips import PEAK_FLOPS
 from simclr_jax.overrides import ConfigError
 
 GIB = 2**30
@@ -38,17 +39,18 @@ class Chip:
     compiler_options: dict[str, object] = dataclasses.field(default_factory=dict)
 
 
-# Peak, bandwidth of HBM, cores, sizes: cloud.google.com/tpu/docs/v4, v5e, v5p-training, v6e. Memory: what libtpu 0.0.42
+# Bandwidth of HBM, cores, sizes: cloud.google.com/tpu/docs/v4, v5e, v5p-training, v6e. Memory: what libtpu 0.0.42
 # says it has, a quarter of a GiB or more below the 32, 16, 95 and 32 GB on paper. Links: v5e 400, v5p 1200 and v6e 800
 # GB/s a chip over 4, 6 and 4 links in two directions; v4 from the 1.1 PB/s that 4,096 chips of 6 links reduce. Clock:
 # the peak over the 2 x 128 x 128 operations a cycle of 4 matrix units a core (v6e: of 2 with 2 x 2 x 256 x 256).
+MEGACORE = {'chip_config_name': 'megacore'}
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip('v4', 275e12, int(30.75 * GIB), 1200e9, 45e9, 1.05e9, 2, 3, 4096, {'chip_config_name': 'megacore'}),
-        Chip('v5e', 197e12, int(15.75 * GIB), 819e9, 50e9, 1.5e9, 1, 2, 256),
-        Chip('v5p', 459e12, int(95.74 * GIB), 2765e9, 100e9, 1.75e9, 2, 3, 6144),
-        Chip('v6e', 918e12, int(31.25 * GIB), 1638e9, 100e9, 1.75e9, 1, 2, 256),
+        Chip('v4', PEAK_FLOPS['TPU v4'], int(30.75 * GIB), 1200e9, 45e9, 1.05e9, 2, 3, 4096, MEGACORE),
+        Chip('v5e', PEAK_FLOPS['TPU v5 lite'], int(15.75 * GIB), 819e9, 50e9, 1.5e9, 1, 2, 256),
+        Chip('v5p', PEAK_FLOPS['TPU v5'], int(95.74 * GIB), 2765e9, 100e9, 1.75e9, 2, 3, 6144),
+        Chip('v6e', PEAK_FLOPS['TPU v6 lite'], int(31.25 * GIB), 1638e9, 100e9, 1.75e9, 1, 2, 256),
     )
 }
 # The two-dimensional slices that can be had, and the three-dimensional ones of less than a cube of 4 x 4 x 4.

@@ -1,0 +1,65 @@
+"""What the log tells of a step's time and of the devices' use, and profiles of chosen steps."""
+
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from simclr_jax import chips, meter
+from simclr_jax.meter import Meter, Schedule
+from simclr_jax.profiling import Profile
+
+
+@pytest.mark.parametrize(
+    'kind, peak',
+    [
+        ('TPU v4', 275e12),
+        ('TPU v5 lite', 197e12),
+        ('TPU v5', 459e12),
+        ('NVIDIA H100 80GB HBM3', 989e12),
+        ('NVIDIA A100-SXM4-40GB', 312e12),
+        ('Tesla V100-SXM2-16GB', 125e12),
+        ('cpu', None),
+        ('TPU v99', None),
+    ],
+)
+def test_peak_by_the_names_that_jax_gives(kind, peak):
+    assert chips.peak_flops(kind) == peak
+
+
+def test_seconds_of_a_step_are_waiting_computing_and_saving(monkeypatch):
+    monkeypatch.setattr(meter, 'peak_flops', lambda kind: 1e9)
+    schedule = Schedule(100, 10.0, 1, 10, 0, learning_rate=lambda step: 0.5)
+    clock = Meter(schedule, checkpoints=None, step_flops=1e8)
+    with clock.waiting():
+        time.sleep(0.2)
+    time.sleep(0.1)
+    with clock.saving():
+        time.sleep(0.05)
+    with clock.paused():
+        time.sleep(0.5)
+    for step in (1, 2):
+        clock.add(step, {'loss': np.float32(step), 'gradient_norm': np.float32(1)}, images=8)
+    scalars, seconds_left = clock.read()
+    assert scalars['loss'] == 1.5
+    # Sleeping takes at least as long as asked; a busy machine adds to it.
+    assert 0.1 <= scalars['data_wait_seconds'] < 0.2
+    assert 0.025 <= scalars['checkpoint_seconds'] < 0.1
+    assert 0.05 <= scalars['compute_seconds'] < 0.15
+    parts = ('data_wait_seconds', 'compute_seconds', 'checkpoint_seconds')
+    assert scalars['step_seconds'] == pytest.approx(sum(scalars[part] for part in parts))
+    assert scalars['images_per_second'] == pytest.approx(8 / scalars['step_seconds'])
+    expected = 1e8 / scalars['step_seconds'] / (1e9 * jax.device_count())
+    assert scalars['flops_utilization'] == pytest.approx(expected)
+    assert seconds_left == pytest.approx(98 * scalars['step_seconds'])
+
+
+@pytest.mark.parametrize('steps, recorded', [((2, 3), True), (None, False), ((9, 9), False)])
+def test_chosen_steps_are_profiled(tmp_path, steps, recorded):
+    work = jax.jit(lambda x: x @ x)
+    with Profile(steps, str(tmp_path)) as profile:
+        for step in range(1, 5):
+            profile.before(step)
+            work(np.ones((8, 8), np.float32)).block_until_ready()
+    assert any(tmp_path.rglob('*.xplane.pb')) == recorded
