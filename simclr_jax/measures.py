@@ -76,17 +76,19 @@ def neighbour_agreement(z: jax.Array, axis_name: str | None = None) -> jax.Array
     """
     if z.ndim != 3 or z.shape[1] < 2:
         raise ValueError(f'z has shape {z.shape}; it must be [images, views, dimensions] with at least two views')
-    images, views, _ = z.shape
+    views = z.shape[1]
     rows, everything, row = _global_rows(z, axis_name)
     if everything.shape[0] == views:
         raise ValueError(f'z has shape {z.shape}, one image; neighbour_agreement compares at least two')
     # All views with all, though only equal ones are asked for: `uniformity` and the losses need this very product,
     # and the compiler makes it, and the gather before it, once.
-    products = jnp.matmul(rows, everything.T, precision=jax.lax.Precision.HIGHEST).reshape(images, views, -1, views)
+    products = jnp.matmul(rows, everything.T, precision=jax.lax.Precision.HIGHEST)
     image = row[::views] // views
-    is_self = image[:, None] == jnp.arange(products.shape[2], dtype=jnp.int32)
+    is_self = image[:, None] == jnp.arange(products.shape[1] // views, dtype=jnp.int32)
+    # Strides, not a last dimension of `views`: a TPU would pad that one to 128.
     nearest = [
-        jax.lax.argmax(jnp.where(is_self, -jnp.inf, products[:, view, :, view]), 1, jnp.int32) for view in range(views)
+        jax.lax.argmax(jnp.where(is_self, -jnp.inf, products[view::views, view::views]), 1, jnp.int32)
+        for view in range(views)
     ]
     agrees = [one == other for one, other in itertools.combinations(nearest, 2)]
     return _global_mean(jnp.mean(jnp.stack(agrees).astype(products.dtype)), axis_name)

@@ -159,7 +159,7 @@ def _gradients_by_microbatches(
 
     Batch norms normalise each microbatch with its own statistics (of all devices); the moving ones move by the mean
     of these. Where the statistics of the microbatches are the same as those of the whole, so are the gradients. The
-    network runs forward twice; under a mesh gradients are summed over the devices once a microbatch.
+    network runs forward twice. The TPU's compiler sums the gradients over the devices once, after the last part.
     """
     parts = parallel.split_rows(batch, microbatches, mesh)
     _, (found, moved) = jax.lax.scan(lambda _, part: (None, outputs(params, part)), None, parts)
