@@ -1,6 +1,7 @@
 """launch/restart.sh: what it starts again, how often, after which pauses, and what signals do to it."""
 
 import os
+import shutil
 import signal
 import time
 
@@ -81,7 +82,9 @@ def test_a_signal_goes_to_the_program_and_its_end_is_the_end(world, program, num
 
 def test_an_interruption_reaches_the_program_as_one(world):
     program = 'trap "echo interrupted; exit 5" INT; echo ready; while :; do sleep 0.1; done'
-    with world.start(RESTART, BASH, '-c', program) as process:
+    # What runs in the background of a shell ignores it, and hands that down.
+    heeding = (shutil.which('env'), '--default-signal=INT')
+    with world.start(*heeding, RESTART, BASH, '-c', program) as process:
         assert process.stdout.readline() == 'ready\n'
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == 'interrupted\n'

@@ -80,6 +80,10 @@ class Compiled:
     fusions: tuple[Fusion, ...] = ()
     cycles: int = 0
 
+    def fits(self, limit: int) -> bool:
+        """Whether a device with so many bytes has the memory for it."""
+        return self.memory is not None and self.needed_bytes <= limit
+
 
 def compile_step(config: ConfigDict, num_classes: int, num_images: int, devices: list[jax.Device]) -> Compiled:
     """Compiles the step of `simclr train` and reads what came out.

@@ -87,7 +87,7 @@ def largest_batch(
             break
         done.append(compile_batch(candidate))
         candidate = _crossing(done, limit)
-    fitting = [compiled.batch_size for compiled in done if compiled.needed_bytes <= limit]
+    fitting = [compiled.batch_size for compiled in done if compiled.fits(limit)]
     return max(fitting, default=0), done
 
 

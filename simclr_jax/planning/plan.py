@@ -51,7 +51,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether a device has the memory for the step."""
-        return self.compiled.memory is not None and self.compiled.needed_bytes <= self.limit_bytes
+        return self.compiled.fits(self.limit_bytes)
 
     @property
     def images_per_second(self) -> float:
@@ -92,12 +92,7 @@ def make_plan(
         RuntimeError: the compiler failed.
     """
     num_devices = topology.num_chips if topology else jax.device_count()
-    # Told before the TPU compiler is fetched.
-    problems = parallel.check_batch_size(config.batch_size, num_devices)
-    if config.microbatch:
-        problems += parallel.check_batch_size(config.microbatch, num_devices, 'microbatch')
-    if problems:
-        raise ConfigError(problems)
+    _check_batch(config, num_devices)
     total_steps = make_schedule(config, num_images).total_steps
 
     def compile_batch(batch_size: int) -> Compiled:
@@ -110,7 +105,6 @@ def make_plan(
 
     compiled = compile_batch(config.batch_size)
     limit = compiled.limit_bytes or (topology.chip.memory_bytes if topology else _local_memory(jax.devices()[0]))
-    fits = compiled.memory is not None and compiled.needed_bytes <= limit
     granule = math.lcm(num_devices * ROWS, config.microbatch or 1)
     largest, tried = largest_batch(compiled, limit, granule, compile_batch) if search else (None, ())
     return Plan(
@@ -120,10 +114,19 @@ def make_plan(
         compiled=compiled,
         num_images=num_images,
         total_steps=total_steps,
-        estimate=estimate(compiled, topology) if topology and fits else None,
+        estimate=estimate(compiled, topology) if topology and compiled.fits(limit) else None,
         largest_batch=largest,
         tried=tuple(tried),
     )
+
+
+def _check_batch(config: ConfigDict, num_devices: int) -> None:
+    """What the step would refuse too, but only after the TPU compiler is fetched."""
+    problems = parallel.check_batch_size(config.batch_size, num_devices)
+    if config.microbatch:
+        problems += parallel.check_batch_size(config.microbatch, num_devices, 'microbatch')
+    if problems:
+        raise ConfigError(problems)
 
 
 def training_data(config: ConfigDict, num_images: int) -> tuple[int, int]:

@@ -9,7 +9,6 @@ import json
 import os
 import pathlib
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -118,8 +117,6 @@ class World:
             stderr=subprocess.PIPE,
             text=True,
             cwd=self.state,
-            # What runs in the background of a shell ignores it, and hands that down.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def records(self, name: str) -> list:
