@@ -110,7 +110,7 @@ def test_one_written_whole_is_read_divided(replicated, fsdp, tmp_path):
 
 
 def test_with_microbatches_too(double_precision, fsdp):
-    """Its statistics are of the parts; the first loss before any update is that of the whole network all the same."""
+    """The state stays divided, and its values finite; that they are the right ones is test_microbatch.py's."""
     run = Run('fsdp', microbatches=2)
     assert jax.tree.map(lambda x: x.sharding, run.state) == jax.tree.map(lambda x: x.sharding, fsdp.state)
     assert all(np.isfinite(row['loss']) for row in run.metrics)
