@@ -156,9 +156,13 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and lets go of the directory."""
+        """Waits, and lets go of the directory.
+
+        Raises:
+            CheckpointError: one could not be written, and this was not told before.
+        """
         # After a failure that was told, the manager would raise it once more.
-        with contextlib.suppress(Exception) if self._has_failed else contextlib.nullcontext():
+        with contextlib.suppress(Exception) if self._has_failed else self._writing():
             self._manager.close()
 
     def _newest_undamaged(self, like: Callable[[int], dict[str, Any]], set_aside: bool) -> dict[str, Any] | None:
@@ -216,7 +220,9 @@ def abstract(tree: Any) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # tensorstore says what it was doing at the beginning, and the cause at the end.
+    return line if len(line) <= 300 else f'{line[:100]} ... {line[-190:]}'
 
 
 @contextlib.contextmanager

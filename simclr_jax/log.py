@@ -1,10 +1,13 @@
 """What a run tells: a line on the console, a row in metrics.jsonl, TensorBoard where it is installed."""
 
+import contextlib
 import datetime
+import errno
 import json
 import math
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -91,14 +94,27 @@ class Log:
         if self._file:
             self._file.write(step, scalars)
         if self._events:
-            self._events.write_scalars(step, scalars)
-            self._events.flush()
+            with self._writing_events():
+                self._events.write_scalars(step, scalars)
+                self._events.flush()
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Pictures [N, H, W, 3] in [0, 1] for TensorBoard."""
         if self._events:
-            self._events.write_images(step, images)
-            self._events.flush()
+            with self._writing_events():
+                self._events.write_images(step, images)
+                self._events.flush()
+
+    @contextlib.contextmanager
+    def _writing_events(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            # TensorFlow, which may not even be installed, has errors of its own.
+            if type(error).__name__ != 'ResourceExhaustedError':
+                raise
+            self._events = None
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'tensorboard') from error
 
     def close(self) -> None:
         """Ends the progress display."""

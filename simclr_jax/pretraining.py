@@ -1,5 +1,6 @@
 """A pretraining run from its configuration: puts data, task, optimiser and loop together."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator
@@ -72,7 +73,7 @@ def pretrain(
         log.say(f'Configuration changed: {line}')
     checkpoints = Checkpoints(directory, keep=config.checkpoint_keep, say=log.say)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    try:
+    with contextlib.closing(log), contextlib.closing(checkpoints):
         state = _first_state(config, program, init_key, checkpoints, log)
         _introduce(config, examples, eval_examples, schedule, state, log)
         return loop.train(
@@ -88,9 +89,6 @@ def pretrain(
             step_flops=_step_flops(config, examples.num_classes, mesh),
             profile=Profile(profile_steps, str(epath.Path(directory) / 'profile')),
         )
-    finally:
-        checkpoints.close()
-        log.close()
 
 
 @dataclasses.dataclass(frozen=True)

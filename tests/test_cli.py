@@ -1,5 +1,6 @@
 """The program: help at once, and a message instead of a traceback for every mistake of the user's."""
 
+import os
 import pathlib
 import resource
 import subprocess
@@ -216,3 +217,15 @@ def test_failures_and_interruptions_are_told_apart(capsys, monkeypatch, tmp_path
         monkeypatch.setattr(pretraining, 'pretrain', fail)
         assert main(['train', DIGITS, f'--workdir={tmp_path}']) == 1
         assert words in capsys.readouterr().err
+
+
+def test_compiled_programs_are_kept_where_nothing_else_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    assert main(['evaluate', f'--workdir={tmp_path}/none']) == 2
+    place = pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR'])
+    assert place.parent == tmp_path / 'simclr_jax'
+    assert place.name.startswith('programs-')
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', 'gs://mine')
+    assert main(['evaluate', f'--workdir={tmp_path}/none']) == 2
+    assert os.environ['JAX_COMPILATION_CACHE_DIR'] == 'gs://mine'

@@ -179,8 +179,8 @@ def test_a_full_disk_is_told(small_disk):
     code, output = run_to_its_end(small_disk / 'run', processes=1)
     assert code == 2, output
     assert 'No space left' in output
-    # Above it stands what a thread of Orbax printed.
-    assert 'the same command goes on from the newest whole one' in output
+    assert 'Traceback' not in output
+    assert 'the same command goes on' in output
 
 
 CIFAR10 = [
@@ -218,14 +218,14 @@ def test_every_layout_is_the_same_run(tmp_path):
         found, _ = model_of(tmp_path / name)
         distance = jax.tree.map(lambda a, b: np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-6), found, model)
         report[name] = {
-            'first loss': abs(losses[0] / expected[0] - 1),
-            'losses': np.abs(losses / expected - 1).max(),
-            'variables': max(jax.tree.leaves(distance)),
+            'first loss': float(abs(losses[0] / expected[0] - 1)),
+            'losses': float(np.abs(losses / expected - 1).max()),
+            'variables': float(max(jax.tree.leaves(distance))),
         }
     print(json.dumps(report))
     for name, found in report.items():
         # A sum in another order, by a few units in the last place of float32.
         assert found['first loss'] < 1e-6, name
         # Batch norms and twenty updates amplify it.
-        assert found['losses'] < 1e-3, name
-        assert found['variables'] < 1e-2, name
+        assert found['losses'] < 1e-5, name
+        assert found['variables'] < 1e-4, name

@@ -5,14 +5,20 @@ JAX and TensorFlow are imported by the sub-commands when they run, so that --hel
 
 import argparse
 import collections
+import errno
+import logging
 import os
+import pathlib
 import sys
+import traceback
 from collections.abc import Sequence
 
 import simclr_jax
+from simclr_jax import cache
 from simclr_jax.cli import embed, evaluate, plan, train
 
 USER_MISTAKE, START_AGAIN, FAILURE = 2, 42, 1
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,6 +75,8 @@ def _split_overrides(arguments: list[str]) -> tuple[list[str], list[tuple[str, s
 
 def _run(options: argparse.Namespace) -> int:
     _quiet_third_parties()
+    # Before JAX is imported. JAX_ENABLE_COMPILATION_CACHE=false is JAX's own way not to have it.
+    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache.programs()))
     from simclr_jax.checkpoints import CheckpointError
     from simclr_jax.config import ConfigError
     from simclr_jax.data.spec import DataError
@@ -85,6 +93,11 @@ def _run(options: argparse.Namespace) -> int:
         return _tell(str(error), FAILURE)
     except LostError as error:
         return _tell(str(error), START_AGAIN)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        what = f'{error.filename}: ' if error.filename else ''
+        return _tell(f'{what}{error.strerror}. Make room; the same command goes on from what is complete', USER_MISTAKE)
     except KeyboardInterrupt:
         return _tell('interrupted; the same command goes on from the newest checkpoint', FAILURE)
 
@@ -116,10 +129,26 @@ def _quiet_third_parties() -> None:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     # oneDNN announces itself in two lines at every start, and may sum in another order from one machine to the next.
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-    from absl import logging
+    from absl import logging as absl_logging
 
-    logging.set_verbosity(logging.ERROR)
-    logging.set_stderrthreshold('error')
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    absl_logging.set_stderrthreshold('error')
+    for logger in (absl_logging.get_absl_logger(), logging.getLogger('asyncio')):
+        logger.addFilter(_is_not_told_again)
+    sys.unraisablehook = _tell_of_unraisable
+
+
+def _tell_of_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
+    """All but the threads of tensorstore, which go on writing for a save that was given up, and find nobody waiting."""
+    if str(unraisable.exc_value) != 'Event loop is closed':
+        sys.__unraisablehook__(unraisable)
+
+
+def _is_not_told_again(record: logging.LogRecord) -> bool:
+    """Of what Orbax's threads meet, they log the traceback, and then the next save or wait raises it."""
+    trace = record.exc_info[2] if record.exc_info else None
+    files = (pathlib.Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(trace))
+    return not any('orbax' in file.parts for file in files)
 
 
 def _tell(message: str, code: int) -> int:

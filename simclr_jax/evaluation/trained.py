@@ -4,6 +4,7 @@ Each training has a directory of its own in the work directory, trained/NAME/, w
 as a pretraining has them; the same evaluation again goes on where it stopped.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -278,7 +279,7 @@ def _train(trainer: Trainer, settings: ConfigDict, programs: Programs, directory
     log = Log(str(directory), total, tensorboard=True)
     log.say(f'{trainer.protocol}: {learnt.name}, {learnt.size:,} images, {total:,} steps; {directory}')
     checkpoints = Checkpoints(str(directory), keep=1, say=log.say)
-    try:
+    with contextlib.closing(log), contextlib.closing(checkpoints):
         state = programs.init(init_key, trainer.encoder.variables, peak, settings.weight_decay)
         if checkpoints.latest_step() is not None:
             state = checkpoints.restore(abstract(state))
@@ -301,9 +302,6 @@ def _train(trainer: Trainer, settings: ConfigDict, programs: Programs, directory
             checkpoints=checkpoints,
             log=log,
         )
-    finally:
-        checkpoints.close()
-        log.close()
     return {'params': state.params, 'batch_stats': state.batch_stats}
 
 

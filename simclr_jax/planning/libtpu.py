@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 
+from simclr_jax import cache
 from simclr_jax.overrides import ConfigError
 
 # JAX itself runs on the CPU; libtpu neither asks for a machine's metadata nor minds other processes that use it; what
@@ -34,12 +35,6 @@ def requirement() -> str:
     raise ConfigError([f'jax {importlib.metadata.version("jax")} names no libtpu; install a release of jax'])
 
 
-def cache_directory() -> pathlib.Path:
-    """Where it is kept: $XDG_CACHE_HOME/simclr_jax, or ~/.cache/simclr_jax."""
-    base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    return pathlib.Path(base) / 'simclr_jax'
-
-
 def install(say: Callable[[str], None]) -> pathlib.Path:
     """The directory that holds libtpu, made by pip where it is missing.
 
@@ -53,7 +48,7 @@ def install(say: Callable[[str], None]) -> pathlib.Path:
     if installed:
         return pathlib.Path(installed.origin).parent.parent
     wanted = requirement()
-    directory = cache_directory() / re.sub(r'[^\w.]+', '-', wanted).strip('-.')
+    directory = cache.directory() / re.sub(r'[^\w.]+', '-', wanted).strip('-.')
     if directory.is_dir():
         return directory
     say(f'Installing {wanted}, the TPU compiler, in {directory} (once, about 700 MB) ...')
