@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 # The one axis of the mesh: rows of the global batch lie along it.
@@ -113,3 +114,10 @@ def check_batch_size(batch_size: int, num_devices: int, field: str = 'batch_size
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows -> arrays of the global batch, rows divided among the devices."""
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(by_rows(mesh), rows), batch)
+
+
+def to_host(rows: jax.Array) -> np.ndarray:
+    """The whole of a global array, on every process; all of them have to ask for it."""
+    if rows.is_fully_addressable or rows.is_fully_replicated:
+        return np.asarray(rows)
+    return multihost_utils.process_allgather(rows, tiled=True)

@@ -69,6 +69,26 @@ ENTRY %main (q.1: f32[2,4]) -> f32[2,4] {
 }
 """
 
+# As a TPU's compiler writes them: a reduction of which a part is kept, and two that were combined from others.
+SCATTERED = """HloModule jit_step
+
+%all-reduce-scatter.7 (input.7: bf16[16,4]) -> bf16[2,4] {
+  %input.7 = bf16[16,4]{1,0} parameter(0)
+  %all-reduce.1 = bf16[16,4]{1,0} all-reduce(%input.7), channel_id=1, to_apply=%add
+  %offset = s32[] constant(0)
+  ROOT %dynamic-slice.1 = bf16[2,4]{1,0} dynamic-slice(%all-reduce.1, %offset, %offset)
+}
+
+ENTRY %main (p: bf16[16,4]) -> (bf16[2,4], bf16[16,4], bf16[4]) {
+  %p = bf16[16,4]{1,0} parameter(0)
+  %fusion.7 = bf16[2,4]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.7
+  %all-reduce.2 = bf16[16,4]{1,0} all-reduce(%p), channel_id=1, to_apply=%add
+  %row = bf16[4]{0} slice(%p), slice={[0:1], [0:4]}
+  %all-reduce.3 = bf16[4]{0} all-reduce(%row), channel_id=1, to_apply=%add
+  ROOT %tuple = (bf16[2,4]{1,0}, bf16[16,4]{1,0}, bf16[4]{0}) tuple(%fusion.7, %all-reduce.2, %all-reduce.3)
+}
+"""
+
 # S(1) is the memory on the chip: 4 KiB come from HBM, are used there, and 1 KiB goes back.
 MEMORIES = """HloModule jit_step
 
@@ -112,6 +132,13 @@ def test_loops_count_as_often_as_they_run(noted):
 def test_an_asynchronous_collective_counts_once():
     assert Hlo(ASYNCHRONOUS).collectives() == [
         Collective('all-gather', 2, 2 * 128),
+        Collective('reduce-scatter', 1, 128),
+    ]
+
+
+def test_a_reduction_kept_in_part_is_a_reduce_scatter():
+    assert Hlo(SCATTERED).collectives() == [
+        Collective('all-reduce', 2, 128 + 8),
         Collective('reduce-scatter', 1, 128),
     ]
 

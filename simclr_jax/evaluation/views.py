@@ -4,7 +4,6 @@ import itertools
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from simclr_jax import measures, parallel
@@ -85,10 +84,5 @@ def _views(encoder: Encoder, examples: Examples, seed: int, batch_size: int, num
     found = []
     for batch in itertools.islice(batches, num_batches):
         views = parallel.to_global({'views': batch['views']}, encoder.mesh)['views']
-        found.append(jax.tree.map(_on_host, project(encoder.variables, views)))
+        found.append(jax.tree.map(parallel.to_host, project(encoder.variables, views)))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
-
-
-def _on_host(rows: jax.Array) -> np.ndarray:
-    """The rows of all processes."""
-    return np.asarray(rows if jax.process_count() == 1 else multihost_utils.process_allgather(rows, tiled=True))

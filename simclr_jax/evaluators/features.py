@@ -111,9 +111,9 @@ def extract(
 
 def _on_host(features: jax.Array, batch: Batch) -> Features:
     """The features of a batch's images, of all processes."""
-    rows = (features, batch['label'], batch['index'], batch['mask'])
+    rows = (batch['label'], batch['index'], batch['mask'])
     if jax.process_count() > 1:
-        rows = tuple(multihost_utils.process_allgather(part, tiled=True) for part in rows)
-    values, labels, index, mask = map(np.asarray, rows)
+        rows = multihost_utils.process_allgather(rows, tiled=True)
+    labels, index, mask = rows
     is_image = mask > 0
-    return Features(values[is_image], labels[is_image], index[is_image])
+    return Features(parallel.to_host(features)[is_image], labels[is_image], index[is_image])

@@ -96,7 +96,7 @@ def zeros(width: int, num_classes: int) -> Weights:
 
 def predict_logits(classifier: Weights, features) -> np.ndarray:
     """Logits [N, K] of features [N, F], float32."""
-    return np.asarray(_logits(classifier, jnp.asarray(features, jnp.float32)))
+    return parallel.to_host(_logits(classifier, jnp.asarray(features, jnp.float32)))
 
 
 def objective(loss: Loss, classifier: Weights, examples: tuple, l2) -> jax.Array:

@@ -97,12 +97,22 @@ class Fusion:
 
 @dataclasses.dataclass(frozen=True)
 class _Execution:
-    """An instruction that a step runs `times` times, alone or `fused` with others into one."""
+    """An instruction of a computation that a step runs `times` times, alone or `fused` with others into one."""
 
     instruction: Instruction
     operands: tuple[Instruction, ...]
     times: int
     fused: bool
+    computation: str
+
+    @property
+    def collective(self) -> str:
+        """Of COLLECTIVES, or ''."""
+        # So a TPU's compiler calls a reduction of which each chip keeps its part: the links carry no more than that.
+        if self.fused and self.computation.startswith('all-reduce-scatter'):
+            return 'reduce-scatter' if self.instruction.opcode == 'all-reduce' else ''
+        kind = self.instruction.opcode.removesuffix('-start')
+        return kind if kind in COLLECTIVES else ''
 
     @property
     def operand_bytes(self) -> int:
@@ -130,16 +140,17 @@ class Hlo:
         """By kind, in the order of COLLECTIVES; kinds that do not occur are left out.
 
         An asynchronous collective is several instructions (start, done, steps fused into other work) with one
-        channel: it counts once.
+        channel and one size: it counts once. (Those that the compiler has combined share a channel too.)
         """
-        seen: dict[tuple[str, str], tuple[int, int]] = {}
+        seen: dict[tuple[str, str, int], tuple[int, int]] = {}
         for execution in self._executed(self._entry):
-            kind = execution.instruction.opcode.removesuffix('-start')
-            if kind in COLLECTIVES:
+            kind = execution.collective
+            if kind:
                 channel = _CHANNEL.search(execution.instruction.attributes)
                 key = channel.group(1) if channel else execution.instruction.name
-                seen.setdefault((kind, key), (execution.times, execution.times * _collective_bytes(execution)))
-        counts = {kind: [value for (other, _), value in seen.items() if other == kind] for kind in COLLECTIVES}
+                size = _collective_bytes(execution)
+                seen.setdefault((kind, key, size), (execution.times, execution.times * size))
+        counts = {kind: [value for (other, *_), value in seen.items() if other == kind] for kind in COLLECTIVES}
         return [
             Collective(kind, sum(times for times, _ in values), sum(size for _, size in values))
             for kind, values in counts.items()
@@ -170,7 +181,7 @@ class Hlo:
         instructions = self._computations[computation]
         for instruction in instructions.values():
             operands = tuple(instructions[name] for name in instruction.operands if name in instructions)
-            yield _Execution(instruction, operands, times, fused)
+            yield _Execution(instruction, operands, times, fused, computation)
             rounds = times * self._trips(instruction) if instruction.opcode == 'while' else times
             for called in _called(instruction):
                 if called in self._computations:
