@@ -34,6 +34,7 @@ def base_config() -> ConfigDict:
     data.split = 'train'  # images to pretrain on; with labels, also the bank of the kNN
     data.eval_split = 'validation'  # images to evaluate on; '': none (no online kNN)
     data.image_size = 224  # height and width of a view, pixels
+    data.feed = 'auto'  # host | hybrid | resident: where images become views, see simclr_jax/feeding.py; auto: fastest
     data.max_unreadable = 0.01  # share of files that may turn out to be no image before the run stops
     data.memory_limit_gb = 2.0  # tfds: encoded splits up to this size stay in memory, larger are streamed
     data.shuffle_buffer = 20000  # tfds, streamed: images among which the next one is drawn
@@ -68,6 +69,7 @@ def base_config() -> ConfigDict:
     loss.margin = 0.4  # of margin_triplet
     loss.normalize = True  # compare l2-normalised projections (cosine) or the raw ones
     loss.semi_hard = False  # nt_logistic and margin_triplet: semi-hard negatives only
+    loss.block_size = 0  # nt_xent: views whose logits a device has in memory at a time, say 512; 0: all of its own
     config.loss_scale = 2.0  # multiplies the paper's mean; 2 is what the reference code trains with
 
     config.optimizer = optimizer = ConfigDict()
@@ -95,6 +97,7 @@ def base_config() -> ConfigDict:
 FREE_FIELDS = (
     'sharding',
     'model.remat',
+    'loss.block_size',
     'knn.',
     'log_every_steps',
     'checkpoint_',
@@ -124,6 +127,7 @@ RANGES = {
     'head.hidden_dim': NATURAL,
     'loss.temperature': POSITIVE,
     'loss.margin': AMOUNT,
+    'loss.block_size': NATURAL,
     'loss_scale': POSITIVE,
     'optimizer.learning_rate': POSITIVE,
     'optimizer.weight_decay': AMOUNT,
@@ -140,6 +144,7 @@ RANGES = {
 
 CHOICES = {
     'sharding': ('replicated', 'fsdp'),
+    'data.feed': ('auto', 'host', 'hybrid', 'resident'),
     'data.source': ('tfds', 'folder', 'arrays', 'digits', 'fake'),
     'model.depth': (18, 34, 50, 101, 152, 200),
     'model.stem': ('auto', 'cifar', 'imagenet'),
@@ -166,6 +171,11 @@ def _check_together(config: ConfigDict) -> list[str]:
         problems.append(
             f'microbatch={config.microbatch}: must divide batch_size={config.batch_size}; nearest: '
             + ', '.join(map(str, sorted(nearest)))
+        )
+    if config.loss.block_size and config.loss.name != 'nt_xent':
+        problems.append(
+            f'loss.block_size={config.loss.block_size}: of the losses nt_xent alone is computed in blocks; '
+            f'set it to 0 for {config.loss.name}'
         )
     if config.data.source in ('folder', 'arrays') and not config.data.path:
         problems.append(f"data.path='': source {config.data.source} needs it; --config.data.path=DIRECTORY")

@@ -15,6 +15,10 @@ from simclr_jax.processes import Preemption
 from simclr_jax.profiling import Profile
 from simclr_jax.state import TrainState
 from simclr_jax.step import Step
+from simclr_jax.tasks.views import MakeViews, given_views
+
+# Images whose views are shown at the beginning of a run.
+PICTURED = 8
 
 
 class Preempted(Exception):
@@ -32,6 +36,7 @@ def train(
     checkpoints: Checkpoints,
     log: Log,
     evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+    make_views: MakeViews = given_views,
     step_flops: float = 0.0,
     profile: Profile | None = None,
 ) -> TrainState:
@@ -40,13 +45,14 @@ def train(
     Args:
         state: where to begin; it is donated to the first step.
         train_step: see step.make_train_step.
-        batches_from: step -> the host's batches from that step on.
+        batches_from: step -> batches from that step on.
         schedule: lengths and intervals.
         mesh: the devices.
         key: of the steps' randomness.
         checkpoints: where the state is saved.
         log: where metrics go.
         evaluate: online evaluation, state -> scalars.
+        make_views: the devices' part of the augmentation, for a picture of the first views.
         step_flops: operations of a step on all devices together, for their utilisation; 0: not known.
         profile: the steps to record; None: none.
 
@@ -68,12 +74,12 @@ def train(
         while step < schedule.total_steps:
             profile.before(step + 1)
             with meter.waiting():
-                host_batch = next(batches)
+                batch = parallel.to_global(next(batches), mesh)
             if step == 0:
-                log.images(0, {'views': np.concatenate(host_batch['views'][:8])})
-            state, metrics = train_step(state, parallel.to_global(host_batch, mesh), key)
+                log.images(0, {'views': _first_views(make_views, batch, key, mesh)})
+            state, metrics = train_step(state, batch, key)
             step += 1
-            meter.add(step, metrics, images=len(host_batch['mask']) * jax.process_count())
+            meter.add(step, metrics, images=len(batch['mask']))
 
             is_last = step == schedule.total_steps
             is_due = preemption.is_due(step)
@@ -98,6 +104,17 @@ def train(
                 log.say(f'step {step}/{schedule.total_steps}  {shares}')
         checkpoints.wait()
     return state
+
+
+def _first_views(make_views: MakeViews, batch: dict[str, jax.Array], key: jax.Array, mesh: Mesh) -> np.ndarray:
+    """Of the first images of the first step, [PICTURED * V, H, W, 3] in [0, 1]."""
+
+    def first(batch, key):
+        rows = jax.tree.map(lambda rows: rows[:PICTURED], batch)
+        views = make_views(rows, jax.random.fold_in(key, 0))
+        return views.reshape(-1, *views.shape[2:])
+
+    return parallel.to_host(jax.jit(first, out_shardings=parallel.replicated(mesh))(batch, key))
 
 
 def _tell_unreadable(batches: Iterator[Batch], log: Log, meter: Meter) -> None:

@@ -7,6 +7,7 @@ gradients flow back through the gather. Every loss returns `(loss, metrics)`, sc
 all members. `N` below is the number of images of the global batch.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,8 @@ import jax.numpy as jnp
 import optax
 
 NORM_FLOOR = 1e-12  # smallest squared norm that a projection is divided by
+# A TPU would round the factors to bfloat16, and a temperature of 0.1 multiplies the error by ten.
+_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:
@@ -33,7 +36,12 @@ def l2_normalize(x: jax.Array) -> jax.Array:
 
 
 def nt_xent(
-    z: jax.Array, *, temperature: float, normalize: bool = True, axis_name: str | None = None
+    z: jax.Array,
+    *,
+    temperature: float,
+    normalize: bool = True,
+    axis_name: str | None = None,
+    block_size: int | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Normalised temperature-scaled cross-entropy (SimCLR, arXiv 2002.05709, equation 1).
 
@@ -50,22 +58,32 @@ def nt_xent(
         temperature: T > 0.
         normalize: whether s is the cosine similarity; otherwise the dot product.
         axis_name: mesh axis that splits the batch, inside `jax.shard_map`; None where z is the whole batch.
+        block_size: anchors whose logits are in memory at a time, block_size x N V of them, forward and again
+            backward; None: all B V anchors'. The numbers are the same but for rounding, except that in
+            blocks the metrics have no gradient.
 
     Returns:
         The loss, and {'contrast_accuracy', 'contrast_entropy'} of view 1 looking for its image among the
         N second views: the fraction found, and the entropy of that softmax in nats.
 
     Raises:
-        ValueError: z is not [B, V >= 2, D], or the global batch is one image.
+        ValueError: z is not [B, V >= 2, D], the global batch is one image, or block_size is below 1.
     """
-    similarities = _similarities(z, normalize, axis_name)
-    positives = similarities.positives / temperature
-    logits = similarities.candidates / temperature
-    negatives = jax.nn.logsumexp(logits, axis=1, where=_negatives(similarities))
+    if block_size is None:
+        similarities = _similarities(z, normalize, axis_name)
+        positives = similarities.positives / temperature
+        logits = similarities.candidates / temperature
+        negatives = jax.nn.logsumexp(logits, axis=1, where=_negatives(similarities))
+        metrics = _contrast_metrics(logits, similarities)
+    else:
+        # Each factor of a logit carries half of the temperature, so that its gradient stays outside of the blocks.
+        z = _comparable(z, normalize) * temperature**-0.5
+        positives = _positives(z)
+        negatives, metrics = _negatives_in_blocks(z, axis_name, block_size)
     # l = log(1 + sum over the others), which keeps its digits where the positive outweighs them all; the
     # difference of a log-sum-exp of about s / T and s / T would leave rounding.
     loss = jnp.mean(jax.nn.softplus(_log_rivals(negatives, positives) - positives))
-    return _global_means(loss, _contrast_metrics(logits, similarities), axis_name)
+    return _global_means(loss, metrics, axis_name)
 
 
 def nt_logistic(
@@ -212,34 +230,54 @@ class _Similarities(NamedTuple):
 
 
 def _similarities(z: jax.Array, normalize: bool, axis_name: str | None) -> _Similarities:
-    if z.ndim != 3 or z.shape[1] < 2:
-        raise ValueError(f'z has shape {z.shape}; it must be [images, views, dimensions] with at least two views')
+    z = _comparable(z, normalize)
     images, views, dimensions = z.shape
-    z = l2_normalize(z) if normalize else _full_precision(z)
     # [images, views] -> [images * views] keeps a view on the device of its image.
     anchors = z.reshape(images * views, dimensions)
-    everything, first_image = anchors, 0
-    if axis_name is not None:
-        everything = jax.lax.all_gather(anchors, axis_name, tiled=True)
-        first_image = jax.lax.axis_index(axis_name) * images
-    # View v against view v + 1, v + 2, ... (cyclic): each ordered pair once, without a product.
-    positives = jnp.stack([jnp.sum(z * jnp.roll(z, -shift, axis=1), axis=-1) for shift in range(1, views)], axis=-1)
-    row = first_image * views + jnp.arange(images * views, dtype=jnp.int32)
     return _Similarities(
-        positives=positives.reshape(images * views, views - 1),
-        # A TPU would round the factors to bfloat16, and a temperature of 0.1 multiplies the error by ten.
-        candidates=jnp.matmul(anchors, everything.T, precision=jax.lax.Precision.HIGHEST),
-        image=row // views,
+        positives=_positives(z),
+        candidates=_matmul(anchors, _gather(anchors, axis_name).T),
+        image=jnp.repeat(_image_indices(images, axis_name), views),
         views=views,
     )
+
+
+def _comparable(z: jax.Array, normalize: bool) -> jax.Array:
+    """z in full precision, its rows of unit length if so asked."""
+    if z.ndim != 3 or z.shape[1] < 2:
+        raise ValueError(f'z has shape {z.shape}; it must be [images, views, dimensions] with at least two views')
+    return l2_normalize(z) if normalize else _full_precision(z)
+
+
+def _positives(z: jax.Array) -> jax.Array:
+    """Products of every view of z [B, V, D] with the other views of its image, [B*V, V-1]."""
+    views = z.shape[1]
+    # View v against view v + 1, v + 2, ... (cyclic): each ordered pair once, without a product of all.
+    products = [jnp.sum(z * jnp.roll(z, -shift, axis=1), axis=-1) for shift in range(1, views)]
+    return jnp.stack(products, axis=-1).reshape(-1, views - 1)
+
+
+def _gather(rows: jax.Array, axis_name: str | None) -> jax.Array:
+    """The rows of all members, in the order of the global batch."""
+    return rows if axis_name is None else jax.lax.all_gather(rows, axis_name, tiled=True)
+
+
+def _image_indices(images: int, axis_name: str | None) -> jax.Array:
+    """[B] int32, where this member's images are in the global batch."""
+    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * images
+    return first + jnp.arange(images, dtype=jnp.int32)
 
 
 def _negatives(similarities: _Similarities) -> jax.Array:
     """[A, N*V] bool: the candidates that are views of another image."""
     candidate = jnp.arange(similarities.candidates.shape[1], dtype=jnp.int32)
-    if candidate.size == similarities.views:
-        raise ValueError('a global batch of one image has no negatives; use at least two images')
+    _check_negatives(candidate.size // similarities.views)
     return similarities.image[:, None] != candidate // similarities.views
+
+
+def _check_negatives(images: int) -> None:
+    if images == 1:
+        raise ValueError('a global batch of one image has no negatives; use at least two images')
 
 
 def _log_rivals(negatives: jax.Array, positives: jax.Array) -> jax.Array:
@@ -264,23 +302,99 @@ def _semi_hard_negatives(similarities: _Similarities, negative: jax.Array) -> tu
 
 
 def _contrast_metrics(logits: jax.Array, similarities: _Similarities) -> dict[str, jax.Array]:
-    """Accuracy and entropy of first views [B] among second views [N], from all logits [A, N*V]."""
+    """Accuracy and entropy of each first view [B] among second views [N], from all logits [A, N*V]."""
     views = similarities.views
-    among_second_views = logits[::views, 1::views]
-    found = jax.lax.argmax(among_second_views, 1, jnp.int32) == similarities.image[::views]
-    probability = jax.nn.softmax(among_second_views, axis=1)
+    return _among_second_views(logits[::views, 1::views], similarities.image[::views])
+
+
+def _among_second_views(logits: jax.Array, image: jax.Array) -> dict[str, jax.Array]:
+    """Accuracy and entropy [...] of first views of the images [...], from their logits [..., N]."""
+    found = jax.lax.argmax(logits, logits.ndim - 1, jnp.int32) == image
+    probability = jax.nn.softmax(logits, axis=-1)
     # 1e-8: the reference's guard, part of the published number.
-    entropy = -jnp.sum(probability * jnp.log(probability + 1e-8), axis=1)
-    return {
-        'contrast_accuracy': jnp.mean(found.astype(logits.dtype)),
-        'contrast_entropy': jnp.mean(entropy),
-    }
+    entropy = -jnp.sum(probability * jnp.log(probability + 1e-8), axis=-1)
+    return {'contrast_accuracy': found.astype(logits.dtype), 'contrast_entropy': entropy}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _negatives_in_blocks(
+    z: jax.Array, axis_name: str | None, block_size: int
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Log-sum-exp over every anchor's negatives, [B*V], and the first views' metrics, [B] each.
+
+    Args:
+        z: [B, V, D], whose products are the logits.
+        axis_name: mesh axis that splits the batch.
+        block_size: anchors at a time.
+    """
+    return _negatives_in_blocks_forward(z, axis_name, block_size)[0]
+
+
+def _negatives_in_blocks_forward(z, axis_name, block_size):
+    if block_size < 1:
+        raise ValueError(f'block_size={block_size}: must be at least 1; None computes all logits at once')
+    views = z.shape[1]
+    candidates = _gather_views(z, axis_name)
+    images = len(candidates) // views
+    _check_negatives(images)
+
+    def of_any_view(anchor):
+        row, image = anchor
+        logits = _matmul(row, candidates.T)
+        return jax.nn.logsumexp(_without_own(logits, image, images))
+
+    def of_first_view(anchor):
+        row, image = anchor
+        logits = _matmul(row, candidates.T)
+        metrics = _among_second_views(logits[images : 2 * images], image)
+        return jax.nn.logsumexp(_without_own(logits, image, images)), metrics
+
+    image = _image_indices(len(z), axis_name)
+    first, metrics = jax.lax.map(of_first_view, (z[:, 0], image), batch_size=block_size)
+    others = [jax.lax.map(of_any_view, (z[:, view], image), batch_size=block_size) for view in range(1, views)]
+    negatives = jnp.stack([first, *others], axis=1)
+    return (negatives.reshape(-1), metrics), (z, candidates, negatives)
+
+
+def _negatives_in_blocks_backward(axis_name, block_size, residuals, gradients):
+    z, candidates, negatives = residuals
+    weights = gradients[0].reshape(negatives.shape)
+    images = len(candidates) // z.shape[1]
+    all_negatives, all_weights = _gather_views(negatives, axis_name), _gather_views(weights, axis_name)
+
+    def pull(anchor):
+        row, image, negatives, weight = anchor
+        logits = _without_own(_matmul(row, candidates.T), image, images)
+        # The logit of i and k is that of k and i: what k's sum passes to i needs no second product, nor, with
+        # several members, the sum of everyone's gradients for everyone's rows.
+        share = weight * jnp.exp(logits - negatives) + all_weights * jnp.exp(logits - all_negatives)
+        return _matmul(share, candidates)
+
+    image = jnp.repeat(_image_indices(len(z), axis_name), z.shape[1])
+    anchors = (z.reshape(-1, z.shape[2]), image, negatives.reshape(-1), weights.reshape(-1))
+    return (jax.lax.map(pull, anchors, batch_size=block_size).reshape(z.shape),)
+
+
+_negatives_in_blocks.defvjp(_negatives_in_blocks_forward, _negatives_in_blocks_backward)
+
+
+def _gather_views(x: jax.Array, axis_name: str | None) -> jax.Array:
+    """[B, V, ...] of every member -> [V*N, ...]: the second views lie side by side."""
+    return _gather(x, axis_name).swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+
+def _without_own(logits: jax.Array, image: jax.Array, images: int) -> jax.Array:
+    """An anchor's logits with all views [V*N], -inf for those of its own image."""
+    candidate = jnp.arange(logits.size, dtype=jnp.int32) % images
+    return jnp.where(candidate == image, -jnp.inf, logits)
 
 
 def _global_means(
     loss: jax.Array, metrics: dict[str, jax.Array], axis_name: str | None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    return (loss, metrics) if axis_name is None else jax.lax.pmean((loss, metrics), axis_name)
+    """The loss, and the means of the metrics, over all members."""
+    means = loss, jax.tree.map(jnp.mean, metrics)
+    return means if axis_name is None else jax.lax.pmean(means, axis_name)
 
 
 def _labelled_mean(values: jax.Array, labels: jax.Array, weights: jax.Array | None) -> jax.Array:

@@ -6,6 +6,7 @@ batch. All of them normalise z to unit length first. The effective ranks run on 
 """
 
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ def alignment(z: jax.Array, axis_name: str | None = None) -> jax.Array:
     return _global_mean(jnp.mean(jnp.stack(distances)), axis_name)
 
 
-def uniformity(z: jax.Array, axis_name: str | None = None) -> jax.Array:
+def uniformity(z: jax.Array, axis_name: str | None = None, block_size: int | None = None) -> jax.Array:
     """Logarithm of the mean Gaussian potential on the unit sphere (Wang & Isola, arXiv 2005.10242, t = 2).
 
     log mean exp(-2 |x - y|^2) over all pairs of different rows of the global batch: a row is not paired
@@ -39,6 +40,7 @@ def uniformity(z: jax.Array, axis_name: str | None = None) -> jax.Array:
     Args:
         z: [..., D], at least two rows in all.
         axis_name: mesh axis that splits the rows.
+        block_size: rows whose products with all others are in memory at a time; None: all of this member's.
 
     Returns:
         A scalar: about -4 for many rows spread over a sphere of many dimensions, 0 where all rows coincide.
@@ -49,15 +51,20 @@ def uniformity(z: jax.Array, axis_name: str | None = None) -> jax.Array:
     rows, everything, row = _global_rows(z, axis_name)
     if everything.shape[0] < 2:
         raise ValueError(f'z has shape {z.shape}, one row; uniformity compares at least two')
-    products = jnp.matmul(rows, everything.T, precision=jax.lax.Precision.HIGHEST)
     # The lengths are 1, or 0 for a row of zeros: a batch of those is collapsed, not spread.
-    lengths = [jnp.sum(jnp.square(x), axis=-1) for x in (rows, everything)]
-    potential = jnp.exp(-2 * (lengths[0][:, None] + lengths[1] - 2 * products))
-    different = row[:, None] != jnp.arange(everything.shape[0], dtype=jnp.int32)
-    return jnp.log(_global_mean(jnp.mean(potential, where=different), axis_name))
+    lengths = jnp.sum(jnp.square(everything), axis=-1)
+
+    def mean_potential(rows: jax.Array, row: jax.Array) -> jax.Array:
+        products = _products(rows, everything)
+        potential = jnp.exp(-2 * (jnp.sum(jnp.square(rows), axis=-1)[:, None] + lengths - 2 * products))
+        different = row[:, None] != jnp.arange(everything.shape[0], dtype=jnp.int32)
+        return jnp.mean(potential, axis=1, where=different)
+
+    means = _in_blocks(mean_potential, (rows, row), block_size)
+    return jnp.log(_global_mean(jnp.mean(means), axis_name))
 
 
-def neighbour_agreement(z: jax.Array, axis_name: str | None = None) -> jax.Array:
+def neighbour_agreement(z: jax.Array, axis_name: str | None = None, block_size: int | None = None) -> jax.Array:
     """Share of the images whose nearest neighbour is the same image in one view as in another.
 
     The nearest neighbour of an image in view v is the other image whose view v is the most similar to its
@@ -66,6 +73,7 @@ def neighbour_agreement(z: jax.Array, axis_name: str | None = None) -> jax.Array
     Args:
         z: [B, V, D], V >= 2 views of each of B images.
         axis_name: mesh axis that splits the images.
+        block_size: see `uniformity`.
 
     Returns:
         A scalar from 0 to 1, the mean over all pairs of views; 1 / (N - 1) is to be expected of unrelated views
@@ -80,18 +88,29 @@ def neighbour_agreement(z: jax.Array, axis_name: str | None = None) -> jax.Array
     rows, everything, row = _global_rows(z, axis_name)
     if everything.shape[0] == views:
         raise ValueError(f'z has shape {z.shape}, one image; neighbour_agreement compares at least two')
-    # All views with all, though only equal ones are asked for: `uniformity` and the losses need this very product,
-    # and the compiler makes it, and the gather before it, once.
-    products = jnp.matmul(rows, everything.T, precision=jax.lax.Precision.HIGHEST)
     image = row[::views] // views
-    is_self = image[:, None] == jnp.arange(products.shape[1] // views, dtype=jnp.int32)
+
+    def nearest(similarities: jax.Array, image: jax.Array) -> jax.Array:
+        is_self = image[:, None] == jnp.arange(similarities.shape[1], dtype=jnp.int32)
+        return jax.lax.argmax(jnp.where(is_self, -jnp.inf, similarities), 1, jnp.int32)
+
     # Strides, not a last dimension of `views`: a TPU would pad that one to 128.
-    nearest = [
-        jax.lax.argmax(jnp.where(is_self, -jnp.inf, products[view::views, view::views]), 1, jnp.int32)
-        for view in range(views)
-    ]
-    agrees = [one == other for one, other in itertools.combinations(nearest, 2)]
-    return _global_mean(jnp.mean(jnp.stack(agrees).astype(products.dtype)), axis_name)
+    if block_size is None:
+        # All views with all, though only equal ones are asked for: `uniformity` and the losses need this very product,
+        # and the compiler makes it, and the gather before it, once.
+        products = _products(rows, everything)
+        found = [nearest(products[view::views, view::views], image) for view in range(views)]
+    else:
+        found = [
+            _in_blocks(
+                lambda rows, image, others=everything[view::views]: nearest(_products(rows, others), image),
+                (rows[view::views], image),
+                block_size,
+            )
+            for view in range(views)
+        ]
+    agrees = [one == other for one, other in itertools.combinations(found, 2)]
+    return _global_mean(jnp.mean(jnp.stack(agrees).astype(rows.dtype)), axis_name)
 
 
 def standard_deviation(z: jax.Array, axis_name: str | None = None) -> jax.Array:
@@ -166,6 +185,17 @@ def _exponential_entropy(singular_values: np.ndarray) -> float:
         return 0.0
     share = positive / positive.sum()
     return float(np.exp(-np.sum(share * np.log(share))))
+
+
+def _products(rows: jax.Array, others: jax.Array) -> jax.Array:
+    return jnp.matmul(rows, others.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def _in_blocks(function: Callable[..., jax.Array], rows: tuple[jax.Array, ...], block_size: int | None) -> jax.Array:
+    """A function of rows [b, ...] that gives a value for each, of all rows, so many at a time; None: all at once."""
+    if block_size is None:
+        return function(*rows)
+    return jax.lax.map(lambda row: function(*(part[None] for part in row))[0], rows, batch_size=block_size)
 
 
 def _global_rows(z: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -111,9 +111,14 @@ def check_batch_size(batch_size: int, num_devices: int, field: str = 'batch_size
     return [f'{field}={batch_size} does not divide by {num_devices} devices; nearest: {", ".join(map(str, nearest))}']
 
 
-def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows -> arrays of the global batch, rows divided among the devices."""
-    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(by_rows(mesh), rows), batch)
+def to_global(batch: dict[str, np.ndarray | jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows -> arrays of the global batch, rows divided among the devices; global arrays stay."""
+
+    def globally(rows: np.ndarray | jax.Array) -> jax.Array:
+        is_there = isinstance(rows, jax.Array)
+        return rows if is_there else jax.make_array_from_process_local_data(by_rows(mesh), rows)
+
+    return jax.tree.map(globally, batch)
 
 
 def to_host(rows: jax.Array) -> np.ndarray:

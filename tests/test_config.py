@@ -215,6 +215,9 @@ def test_fields_that_contradict_each_other():
     one, other = problems_of('configs/digits.py', model__sk_ratio='0.0625', model__se_ratio='0.25')
     assert re.search(r'model.se_ratio=0.25.*one at most', one)
     assert 'model.depth >= 50' in other
+    (blocks,) = problems_of('configs/digits.py', loss__name='nt_logistic', loss__block_size='512')
+    assert re.search(r'loss.block_size=512.*nt_xent alone.*to 0 for nt_logistic', blocks)
+    assert 'integer >= 0' in problems_of('configs/digits.py', loss__block_size='-1')[0]
     assert 'data.path' in problems_of('configs/digits.py', data__source='arrays')[0]
     assert 'data.name' in problems_of('configs/digits.py', data__source='tfds')[0]
 
@@ -319,6 +322,7 @@ def test_what_may_change_between_two_starts():
     free = {
         'knn__k': '7',
         'knn__every_epochs': '3',
+        'loss__block_size': '64',
         'log_every_steps': '7',
         'checkpoint_every_steps': '11',
         'checkpoint_keep': '2',

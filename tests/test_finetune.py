@@ -304,7 +304,7 @@ def test_every_view_has_the_label_of_its_image():
     images = images_of(batch, parallel.make_mesh(jax.devices()[:1]))
     np.testing.assert_array_equal(images.ravel(), np.arange(6))
     np.testing.assert_array_equal(by_image(images, batch), batch['views'])
-    labels, weights = labels_of(batch)
+    labels, weights = labels_of(batch, batch['views'].shape[1])
     np.testing.assert_array_equal(labels, [[0, 0], [1, 1], [2, 2]])
     np.testing.assert_array_equal(weights, [[1, 1], [0, 0], [1, 1]])
 

@@ -15,7 +15,7 @@ FLOORS = (
     ('config', 'evaluation_config', 'schema', 'labels', 'overrides', 'lengths', 'cache', 'augment.policy'),
     ('models', 'augment', 'losses', 'measures', 'optim', 'state', 'parallel', 'processes', 'chips'),
     ('tasks', 'step', 'data', 'evaluators', 'checkpoints', 'workdir', 'log', 'profiling'),
-    ('loop', 'meter', 'pretraining', 'evaluation', 'embedding', 'planning', 'report', 'interop'),
+    ('loop', 'meter', 'feeding', 'program', 'pretraining', 'evaluation', 'embedding', 'planning', 'report', 'interop'),
     ('cli', '__main__'),
 )
 METHODS = ('losses', 'measures', 'optim', 'models', 'augment')

@@ -166,3 +166,22 @@ def test_rounding_of_a_collapsed_gram_matrix_is_no_rank():
     gram = measures.gram(z.astype(np.float32))
     np.testing.assert_allclose(measures.effective_rank_from_gram(gram), 1, rtol=1e-6)
     assert measures.effective_rank_from_gram(np.zeros((4, 4))) == 0
+
+
+@pytest.mark.parametrize('name', ['uniformity', 'neighbour_agreement'])
+@pytest.mark.parametrize('block_size', [1, 5, 64])
+def test_in_blocks_they_are_the_same(name, block_size, z):
+    measure = getattr(measures, name)
+    z = jnp.asarray(z.reshape(-1, 2, z.shape[-1]), jnp.float32)
+    np.testing.assert_allclose(measure(z, block_size=block_size), measure(z), rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['uniformity', 'neighbour_agreement'])
+def test_in_blocks_they_take_less_memory(name):
+    z = jax.ShapeDtypeStruct((1024, 2, 16), jnp.float32)
+    measure = getattr(measures, name)
+    whole, blocks = (
+        jax.jit(functools.partial(measure, block_size=size)).lower(z).compile().memory_analysis().temp_size_in_bytes
+        for size in (None, 32)
+    )
+    assert blocks < 0.1 * whole

@@ -229,3 +229,31 @@ def test_every_layout_is_the_same_run(tmp_path):
         # Batch norms and twenty updates amplify it.
         assert found['losses'] < 1e-5, name
         assert found['variables'] < 1e-4, name
+
+
+def test_two_processes_evaluate_as_one(undisturbed, tmp_path):
+    """On frozen features, with their intervals; the measures too."""
+    scores = []
+    for processes, devices in ((1, 1), (2, 2)):
+        workdir = tmp_path / f'{processes}x{devices}'
+        shutil.copytree(undisturbed, workdir)
+        done = subprocess.run(
+            [
+                *(sys.executable, 'launch/processes.py', f'--processes={processes}', f'--devices={devices}'),
+                *(sys.executable, '-m', 'simclr_jax', 'evaluate', f'--workdir={workdir}'),
+                *('--protocols=knn,linear,svm,measures', '--labels=5,all'),
+            ],
+            cwd=REPOSITORY,
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+        assert done.stdout.count('Wrote result.json') == 1
+        scores.append(json.loads((workdir / 'result.json').read_text())['scores'])
+    assert len(scores[0]) == len(scores[1]) >= 10
+    for one, two in zip(*scores, strict=True):
+        # An image on the border between two classes may fall on either side.
+        assert two['value'] == pytest.approx(one['value'], abs=2 / 360, rel=1e-3), (one, two)

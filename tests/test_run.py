@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from conftest import REPOSITORY, SHARED
 from runs import DIGITS, assert_same_bits, model_of, rows_of
-from simclr_jax import loop, parallel, pretraining
+from simclr_jax import feeding, loop, parallel, pretraining
 from simclr_jax.cli.main import main
 from simclr_jax.config import load_config
 from simclr_jax.evaluation.encoder import make_baseline, open_encoder
@@ -116,13 +116,13 @@ class TestMistakes:
 
     def test_a_loss_that_is_no_number_stops_the_run(self, tmp_path, capsys, monkeypatch):
         """From step 7 on the images are no numbers; step 8 would be saved."""
-        train_batches = pretraining._train_batches
+        train_batches = feeding.train_batches
 
-        def spoilt(config, examples, start_step):
-            for step, batch in enumerate(train_batches(config, examples, start_step), start=start_step + 1):
+        def spoilt(*arguments):
+            for step, batch in enumerate(train_batches(*arguments), start=arguments[-1] + 1):
                 yield batch | {'views': batch['views'] * np.float32(np.nan if step >= 7 else 1)}
 
-        monkeypatch.setattr(pretraining, '_train_batches', spoilt)
+        monkeypatch.setattr(feeding, 'train_batches', spoilt)
         assert train(tmp_path / 'run') == 1
         message = capsys.readouterr().err
         assert re.search(r'(loss|gradient_norm) is nan at step 7; stopped', message)

@@ -199,11 +199,35 @@ class Policy:
         size: height and width of the views, pixels.
         shared: operations applied once, before the branches split (Figure 5: one crop for both branches).
         views: one tuple of operations a view; an empty one leaves the view as `shared` made it.
+        applied: where this is the second part of another policy, each view's operations in the first part: a
+            repeated operation counts from them, so that it draws what it draws in the whole policy.
     """
 
     size: int
     shared: tuple[Operation, ...]
     views: tuple[tuple[Operation, ...], ...]
+    applied: tuple[tuple[Operation, ...], ...] = ()
+
+    def split(self) -> tuple['Policy', 'Policy']:
+        """Parts a whole policy into what needs whole images and what does with views of the final size.
+
+        The first part is all of `shared` and each view's operations up to its last crop; it makes one image of
+        `size` a view. The second is the rest of each view.
+
+        Raises:
+            ValueError: the policy is a second part itself.
+        """
+        if self.applied:
+            raise ValueError('a second part cannot be split again; split the whole policy')
+        parts = [_split_after_last_crop(view) for view in self.views]
+        first, rest = (tuple(part) for part in zip(*parts, strict=True))
+        return Policy(self.size, self.shared, first), Policy(self.size, (), rest, applied=first)
+
+
+def _split_after_last_crop(operations: tuple[Operation, ...]) -> tuple[tuple[Operation, ...], tuple[Operation, ...]]:
+    crops = [place for place, operation in enumerate(operations, start=1) if isinstance(operation, RandomCrop)]
+    place = crops[-1] if crops else 0
+    return operations[:place], operations[place:]
 
 
 def default_parameters() -> dict[str, dict[str, Any]]:

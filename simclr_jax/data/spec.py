@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 # One batch: {
-#   'views': float32 [B, V, H, W, 3] in [0, 1]   the views of one image stand next to each other
+#   'views': float32 [B, V, H, W, 3] in [0, 1]   the views of one image stand next to each other; uint8 where the
+#                                                devices go on with the augmentation
+#   'images': uint8 [B, H, W, 3]                 in place of views, where the devices make them from the beginning
 #   'label': int32 [B], or [B, K] of several     -1: none
 #   'mask':  float32 [B]                         0: padding, not an image
 #   'index': int64 [B]                           which image of the split; -1: padding

@@ -12,7 +12,7 @@ from simclr_jax.evaluation.datasets import Dataset
 from simclr_jax.evaluation.encoder import Encoder
 from simclr_jax.evaluation.scores import Score
 from simclr_jax.evaluators.agreement import neighbourhood_agreement
-from simclr_jax.pretraining import training_policy
+from simclr_jax.feeding import training_policy
 from simclr_jax.tasks.pretrain import make_task
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from simclr_jax import parallel
 from simclr_jax.planning.flops import count_flops
 from simclr_jax.planning.hlo import Collective, Fusion, Hlo
-from simclr_jax.pretraining import make_program, make_schedule
+from simclr_jax.program import make_program, make_schedule
 from simclr_jax.state import TrainState
 
 # Of the instructions with an estimate, as many as a reader wants to see.
@@ -99,7 +99,10 @@ def compile_step(config: ConfigDict, num_classes: int, num_images: int, devices:
         RuntimeError: the compiler failed for another reason than memory.
     """
     schedule = make_schedule(config, num_images)
-    program = make_program(config, num_classes, schedule, parallel.make_mesh(devices))
+    feed = config.data.feed
+    if feed == 'auto':
+        feed = 'host' if devices[0].platform == 'cpu' else 'hybrid'
+    program = make_program(config, num_classes, schedule, parallel.make_mesh(devices), feed)
     state, batch, key = program.abstract_arguments(config)
     started = time.perf_counter()
     traced = program.step.trace(state, batch, key)

@@ -54,7 +54,7 @@ def draw(directory: str, results: Results) -> pathlib.Path:
 def _draw_views(axes, directory: str) -> None:
     """Images of the training split above two of their views."""
     from simclr_jax.data.pipeline import TrainBatches
-    from simclr_jax.pretraining import training_policy
+    from simclr_jax.feeding import training_policy
 
     config = workdir.read_config(directory)
     examples = load_examples(config.data, config.data.split)

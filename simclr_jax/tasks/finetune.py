@@ -82,7 +82,7 @@ class Finetune:
         Returns:
             loss [], and metrics.
         """
-        labels, weights = labels_of(batch)
+        labels, weights = labels_of(batch, batch['views'].shape[1])
         if labels.ndim == 3:
             loss = losses.sigmoid_cross_entropy(outputs, labels, weights)
             return loss, {'loss': loss}

@@ -67,7 +67,7 @@ class MultiHead:
             loss [], and metrics: the loss and each classifier's accuracy, 'feature1_accuracy' to
             'feature5_accuracy'.
         """
-        labels, weights = labels_of(batch)
+        labels, weights = labels_of(batch, batch['views'].shape[1])
         loss = sum(losses.softmax_cross_entropy(logits, labels, weights) for logits in outputs.values())
         accuracies = {f'{name}_accuracy': losses.accuracy(logits, labels, weights) for name, logits in outputs.items()}
         return loss, {'loss': loss, **accuracies}

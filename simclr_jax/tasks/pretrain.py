@@ -15,7 +15,7 @@ from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.resnet import ResNet
 from simclr_jax.models.simclr import SimCLR
 from simclr_jax.parallel import DATA_AXIS
-from simclr_jax.tasks.views import by_image, images_of, labels_of
+from simclr_jax.tasks.views import MakeViews, by_image, given_views, images_of, labels_of
 
 # The stem without stride is for images up to this size, pixels.
 CIFAR_STEM_UP_TO = 32
@@ -31,6 +31,8 @@ class Pretrain:
         loss_scale: multiplies the contrastive loss.
         image_size: of the views, pixels.
         mesh: the devices.
+        block_size: views whose products with all others are in memory at a time, for the measures; None: all.
+        make_views: (batch, key) -> views [B, V, H, W, 3], float; the batch's own if the host has made them.
     """
 
     model: SimCLR
@@ -38,6 +40,8 @@ class Pretrain:
     loss_scale: float
     image_size: int
     mesh: Mesh
+    block_size: int | None = None
+    make_views: MakeViews = given_views
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         """Fresh variables, {'params': ..., 'batch_stats': ...}."""
@@ -51,13 +55,13 @@ class Pretrain:
 
         Args:
             params, batch_stats: the model's variables.
-            batch: see data/spec.py; 'views' [B, V, H, W, 3], rows divided among the devices.
-            key: unused here; the views are random already.
+            batch: see data/spec.py, rows divided among the devices.
+            key: of the augmentation, with the images' indices: in which part of a batch an image comes does not matter.
 
         Returns:
             {'projection': z [B, V, D], and with a probe 'logits': [B, V, K]}, and new batch_stats.
         """
-        del key
+        batch = {**batch, 'views': self.make_views(batch, key)}
         outputs, updated = self.model.apply(
             {'params': params, 'batch_stats': batch_stats},
             images_of(batch, self.mesh),
@@ -80,7 +84,7 @@ class Pretrain:
         loss, metrics = self._contrast(outputs['projection'])
         total = self.loss_scale * loss
         if 'logits' in outputs:
-            labels, weights = labels_of(batch)
+            labels, weights = labels_of(batch, outputs['logits'].shape[1])
             probe_loss = losses.softmax_cross_entropy(outputs['logits'], labels, weights)
             metrics['probe_loss'] = probe_loss
             metrics['probe_accuracy'] = losses.accuracy(outputs['logits'], labels, weights)
@@ -97,8 +101,8 @@ class Pretrain:
                 **metrics,
                 'contrast_loss': loss,
                 'alignment': measures.alignment(fixed, axis_name=DATA_AXIS),
-                'uniformity': measures.uniformity(fixed, axis_name=DATA_AXIS),
-                'neighbour_agreement': measures.neighbour_agreement(fixed, axis_name=DATA_AXIS),
+                'uniformity': measures.uniformity(fixed, DATA_AXIS, self.block_size),
+                'neighbour_agreement': measures.neighbour_agreement(fixed, DATA_AXIS, self.block_size),
                 'z_std': measures.standard_deviation(fixed, axis_name=DATA_AXIS),
                 'z_gram': measures.gram(fixed, axis_name=DATA_AXIS),
             }
@@ -135,11 +139,18 @@ def make_model(config: ConfigDict, num_classes: int) -> SimCLR:
     return SimCLR(encoder=encoder, head=head, num_classes=num_classes if config.probe else 0, dtype=dtype)
 
 
-def make_task(config: ConfigDict, num_classes: int, mesh: Mesh) -> Pretrain:
-    """The pretraining task that a configuration describes, on data with so many classes (0: none)."""
-    loss = config.loss
+def make_task(config: ConfigDict, num_classes: int, mesh: Mesh, make_views: MakeViews = given_views) -> Pretrain:
+    """The pretraining task that a configuration describes, on data with so many classes (0: none).
+
+    Args:
+        config: of the pretraining.
+        num_classes: of the probe.
+        mesh: the devices.
+        make_views: see Pretrain.
+    """
+    loss, block_size = config.loss, config.loss.block_size or None
     if loss.name == 'nt_xent':
-        contrast = functools.partial(losses.nt_xent, temperature=loss.temperature)
+        contrast = functools.partial(losses.nt_xent, temperature=loss.temperature, block_size=block_size)
     elif loss.name == 'nt_logistic':
         contrast = functools.partial(losses.nt_logistic, temperature=loss.temperature, semi_hard=loss.semi_hard)
     else:
@@ -150,4 +161,6 @@ def make_task(config: ConfigDict, num_classes: int, mesh: Mesh) -> Pretrain:
         loss_scale=config.loss_scale,
         image_size=config.data.image_size,
         mesh=mesh,
+        block_size=block_size,
+        make_views=make_views,
     )

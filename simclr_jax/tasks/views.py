@@ -1,10 +1,21 @@
 """From a batch of views to images for a network, and back. No row changes its device."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from simclr_jax.parallel import by_rows
+
+# (batch, key) -> views [B, V, H, W, C] float: what the devices do of the augmentation.
+MakeViews = Callable[[dict[str, jax.Array], jax.Array], jax.Array]
+
+
+def given_views(batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+    """Those that the host has made."""
+    del key
+    return batch['views']
 
 
 def images_of(batch: dict[str, jax.Array], mesh: Mesh) -> jax.Array:
@@ -18,8 +29,7 @@ def by_image(values: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
     return values.reshape(*batch['views'].shape[:2], *values.shape[1:])
 
 
-def labels_of(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Labels [B, V], or [B, V, K] where an image has several, and weights [B, V] of the views of a batch."""
-    num_views = batch['views'].shape[1]
+def labels_of(batch: dict[str, jax.Array], num_views: int) -> tuple[jax.Array, jax.Array]:
+    """Labels [B, V], or [B, V, K] where an image has several, and weights [B, V] of the V views of a batch."""
     labels, weights = (jnp.repeat(batch[name][:, None], num_views, axis=1) for name in ('label', 'mask'))
     return labels, weights

@@ -1,0 +1,102 @@
+"""How images become views and where (config.data.feed).
+
+host:     the CPUs do all of it; the devices get floats.
+hybrid:   the CPUs decode, crop and resize; colour, flip and blur are the devices', within the step. Bytes travel.
+resident: the whole data set is in the devices' memory, and everything happens there.
+auto:     host on CPUs; elsewhere resident for images of one size that take up to RESIDENT_BYTES, hybrid for others.
+
+The same distributions everywhere, by draws of their own: a run that goes on with another feed is another run from
+there, but no worse.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from simclr_jax.augment.policy import OPERATIONS, Policy, make_policy
+from simclr_jax.data.spec import Batch, DataError, Decoded, Examples
+from simclr_jax.tasks.views import MakeViews, given_views
+
+# Of all devices together. A limit of each would let the feed depend on their number.
+RESIDENT_BYTES = 2 * 2**30
+
+
+def training_policy(config: ConfigDict) -> Policy:
+    """The augmentation that a configuration describes."""
+    return make_policy(
+        config.data.image_size,
+        shared=config.augment.shared,
+        views=config.augment.views,
+        parameters={name: config.augment[name].to_dict() for name in OPERATIONS},
+    )
+
+
+def choose(config: ConfigDict, examples: Examples, platform: str) -> tuple[str, Examples]:
+    """The feed that a configuration means for these images, and the images as that wants them.
+
+    Args:
+        config: of the pretraining.
+        examples: to train on.
+        platform: of the devices, 'cpu', 'gpu' or 'tpu'.
+
+    Raises:
+        DataError: data.feed=resident, but the images are of several sizes, or not in memory.
+    """
+    feed = config.data.feed
+    if feed == 'auto' and platform == 'cpu':
+        return 'host', examples
+    if feed in ('host', 'hybrid'):
+        return feed, examples
+    from simclr_jax.data.pipeline import decode_all
+
+    try:
+        images = decode_all(examples, most_bytes=RESIDENT_BYTES if feed == 'auto' else None)
+    except DataError:
+        if feed == 'auto':
+            return 'hybrid', examples
+        raise
+    return 'resident', dataclasses.replace(examples, content=Decoded(images))
+
+
+def make_views(feed: str, policy: Policy) -> MakeViews:
+    """What the devices do of the augmentation: a function for `tasks.pretrain.Pretrain`.
+
+    Args:
+        feed: host, hybrid or resident.
+        policy: the whole augmentation.
+    """
+    if feed == 'host':
+        return given_views
+    from simclr_jax.augment import device
+
+    source, rest = ('views', policy.split()[1]) if feed == 'hybrid' else ('images', policy)
+
+    def views_of(batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+        # By the image, not by its place: microbatches and any number of devices draw the same.
+        keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(batch['index'])
+        return device.augment(batch[source], keys, rest)
+
+    return views_of
+
+
+def train_batches(feed: str, config: ConfigDict, examples: Examples, mesh: Mesh, start_step: int) -> Iterator[Batch]:
+    """Endless batches from a step on: this process's rows, or global arrays where the feed is resident."""
+    order = {'batch_size': config.batch_size, 'seed': config.seed, 'start_step': start_step}
+    if feed == 'resident':
+        from simclr_jax.data.resident import ResidentBatches
+
+        return ResidentBatches(examples.content.images, examples.labels, mesh, **order)
+    from simclr_jax.data.pipeline import Share, TrainBatches
+
+    policy = training_policy(config)
+    return TrainBatches(
+        examples,
+        policy if feed == 'host' else policy.split()[0],
+        share=Share(jax.process_index(), jax.process_count()),
+        max_unreadable=config.data.max_unreadable,
+        as_bytes=feed == 'hybrid',
+        **order,
+    )

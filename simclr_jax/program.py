@@ -1,0 +1,130 @@
+"""What is compiled for a pretraining, and its lengths: from the configuration, without any data."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from simclr_jax import feeding, lengths, optim, parallel
+from simclr_jax.chips import peak_flops
+from simclr_jax.config import ConfigError
+from simclr_jax.meter import Schedule
+from simclr_jax.planning.flops import count_flops
+from simclr_jax.state import TrainState
+from simclr_jax.step import Step, abstract_state, make_train_step, state_shardings
+from simclr_jax.tasks.pretrain import Pretrain, make_task
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is compiled for a pretraining.
+
+    Attributes:
+        task: what is learnt.
+        tx: the optimiser.
+        shardings: where the state's arrays lie, see step.state_shardings.
+        step: see step.make_train_step.
+        feed: host, hybrid or resident.
+    """
+
+    task: Pretrain
+    tx: optax.GradientTransformation
+    shardings: TrainState
+    step: Step
+    feed: str
+
+    def abstract_arguments(self, config: ConfigDict) -> tuple[TrainState, dict[str, jax.ShapeDtypeStruct], jax.Array]:
+        """Shapes and shardings of the step's arguments, for compiling it without any data or device memory."""
+
+        def placed(leaf, sharding):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        mesh = self.task.mesh
+        state = jax.tree.map(placed, abstract_state(self.task, self.tx), self.shardings)
+        images, size = config.batch_size, config.data.image_size
+        views = images, len(config.augment.views), size, size, 3
+        rows = {
+            **{
+                'host': {'views': (views, jnp.float32)},
+                'hybrid': {'views': (views, jnp.uint8)},
+                # How large they are, the data would say.
+                'resident': {'images': ((images, size, size, 3), jnp.uint8)},
+            }[self.feed],
+            'label': ((images,), jnp.int32),
+            'mask': ((images,), jnp.float32),
+            'index': ((images,), jnp.int32),
+        }
+        batch = {name: jax.ShapeDtypeStruct(*row, sharding=parallel.by_rows(mesh)) for name, row in rows.items()}
+        key = jax.eval_shape(jax.random.key, 0)
+        return state, batch, placed(key, parallel.replicated(mesh))
+
+
+def make_program(config: ConfigDict, num_classes: int, schedule: Schedule, mesh: Mesh, feed: str = 'host') -> Program:
+    """The training step that a configuration describes.
+
+    Args:
+        config: checked.
+        num_classes: of the probe; 0: there is none.
+        schedule: as of `make_schedule`.
+        mesh: the devices; only their number and kind matter, so that they may be those of a topology.
+        feed: host, hybrid or resident, see `feeding`.
+
+    Raises:
+        ConfigError: batch or microbatch cannot be divided among the devices.
+    """
+    problems = parallel.check_batch_size(config.batch_size, mesh.size)
+    if config.microbatch:
+        problems += parallel.check_batch_size(config.microbatch, mesh.size, 'microbatch')
+    if problems:
+        raise ConfigError(problems)
+    task = make_task(config, num_classes, mesh, feeding.make_views(feed, feeding.training_policy(config)))
+    tx = optim.make_optimizer(
+        config.optimizer.name,
+        schedule.learning_rate,
+        weight_decay=config.optimizer.weight_decay,
+        momentum=config.optimizer.momentum,
+    )
+    shardings = state_shardings(task, tx, mesh, config.sharding)
+    microbatches = config.batch_size // (config.microbatch or config.batch_size)
+    step = make_train_step(task, tx, mesh, shardings=shardings, microbatches=microbatches)
+    return Program(task, tx, shardings, step, feed)
+
+
+def make_schedule(config: ConfigDict, num_examples: int) -> Schedule:
+    """Lengths and learning rates of a run on so many images.
+
+    Raises:
+        ConfigError: the warm-up leaves no step for training.
+    """
+    batch_size, epochs = config.batch_size, config.train_epochs
+    total = config.train_steps or lengths.total_steps(num_examples, epochs, batch_size)
+    warmup = lengths.warmup_steps(num_examples, config.warmup_epochs, batch_size)
+    if warmup >= total and not config.train_steps:
+        raise ConfigError(
+            [f'warmup_epochs={config.warmup_epochs}: must be below train_epochs={epochs}, all of it is warm-up']
+        )
+    peak = lengths.peak_learning_rate(config.optimizer.learning_rate, batch_size, config.optimizer.scaling)
+    interval = functools.partial(lengths.steps_of_epochs, num_examples=num_examples, batch_size=batch_size)
+    return Schedule(
+        total_steps=total,
+        epoch_steps=num_examples / batch_size,
+        log_every=config.log_every_steps,
+        checkpoint_every=config.checkpoint_every_steps or interval(config.checkpoint_every_epochs),
+        evaluate_every=interval(config.knn.every_epochs) if config.knn.every_epochs else 0,
+        learning_rate=optim.warmup_cosine(peak, total, warmup),
+    )
+
+
+def step_flops(config: ConfigDict, num_classes: int, mesh: Mesh) -> float:
+    """Operations of a step that computes nothing twice; 0 where no peak is known to set them against."""
+    if peak_flops(jax.devices()[0].device_kind) is None:
+        return 0.0
+    plain = config.copy_and_resolve_references().unlock()
+    plain.update(microbatch=0, sharding='replicated')
+    plain.model.remat = ()
+    program = make_program(plain, num_classes, make_schedule(plain, plain.batch_size), mesh)
+    return float(count_flops(jax.make_jaxpr(program.step)(*program.abstract_arguments(plain)).jaxpr))
