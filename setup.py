@@ -44,7 +44,6 @@ setup(
     extras_require={
         'tpu': ['jax[tpu]'],
         'cuda': ['jax[cuda13]'],
-        'aot': ['libtpu'],
         'test': [
             *('pytest>=8', 'pytest-timeout>=2.3', 'pytest-xdist>=3.6', 'ruff>=0.12'),
             *('nbclient>=0.10', 'nbformat>=5.10', 'ipykernel>=6.29'),

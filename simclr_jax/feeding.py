@@ -10,6 +10,7 @@ there, but no worse.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import jax
@@ -17,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax.augment.policy import OPERATIONS, Policy, make_policy
-from simclr_jax.data.spec import Batch, DataError, Decoded, Examples
+from simclr_jax.data.spec import Batch, DataError, Decoded, Encoded, Examples
 from simclr_jax.tasks.views import MakeViews, given_views
 
 # Of all devices together. A limit of each would let the feed depend on their number.
@@ -50,15 +51,26 @@ def choose(config: ConfigDict, examples: Examples, platform: str) -> tuple[str, 
         return 'host', examples
     if feed in ('host', 'hybrid'):
         return feed, examples
-    from simclr_jax.data.pipeline import decode_all
-
     try:
-        images = decode_all(examples, most_bytes=RESIDENT_BYTES if feed == 'auto' else None)
+        return 'resident', _in_memory(examples, RESIDENT_BYTES if feed == 'auto' else math.inf)
     except DataError:
         if feed == 'auto':
             return 'hybrid', examples
         raise
-    return 'resident', dataclasses.replace(examples, content=Decoded(images))
+
+
+def _in_memory(examples: Examples, most_bytes: float) -> Examples:
+    """The images decoded; a DataError if that takes more bytes, or they are of several sizes."""
+    content = examples.content
+    if isinstance(content, Encoded):
+        from simclr_jax.data.pipeline import decode_all
+
+        content = Decoded(decode_all(examples, most_bytes))
+    if not isinstance(content, Decoded):
+        raise DataError(f'{examples.name} is too large to be in memory as a whole; choose data.feed=hybrid')
+    if content.images.nbytes > most_bytes:
+        raise DataError(f'{examples.name} takes {content.images.nbytes:,} bytes, more than {most_bytes:,}')
+    return dataclasses.replace(examples, content=content)
 
 
 def make_views(feed: str, policy: Policy) -> MakeViews:

@@ -175,25 +175,21 @@ def images_at(examples: Examples, indices: Sequence[int]) -> Iterator[tuple[int,
         yield int(index), image
 
 
-def decode_all(examples: Examples, most_bytes: int | None = None) -> np.ndarray:
-    """All images of a split in memory, uint8 [N, H, W, 3].
+def decode_all(examples: Examples, most_bytes: float) -> np.ndarray:
+    """All images of a split whose files are in memory, uint8 [N, H, W, 3].
 
     Args:
         examples: the split.
-        most_bytes: that they may take; None: as many as they need.
+        most_bytes: that they may take.
 
     Raises:
-        DataError: they are of several sizes, take more, or are not in memory already.
+        DataError: they are of several sizes, or take more.
     """
-    if isinstance(examples.content, Decoded):
-        _check_size(examples, examples.content.images[0], most_bytes)
-        return examples.content.images
-    if not isinstance(examples.content, Encoded):
-        raise DataError(f'{examples.name} is too large to be in memory as a whole; choose data.feed=hybrid')
     dataset = tf.data.Dataset.range(examples.size).map(_image_reader(examples), num_parallel_calls=tf.data.AUTOTUNE)
     decoded = dataset.as_numpy_iterator()
     first = next(decoded)
-    _check_size(examples, first, most_bytes)
+    if examples.size * first.nbytes > most_bytes:
+        raise DataError(f'{examples.name} takes {examples.size * first.nbytes:,} bytes, more than {most_bytes:,}')
     images = np.empty((examples.size, *first.shape), np.uint8)
     for index, image in enumerate(itertools.chain([first], decoded)):
         if image.shape != first.shape:
@@ -203,11 +199,6 @@ def decode_all(examples: Examples, most_bytes: int | None = None) -> np.ndarray:
             )
         images[index] = image
     return images
-
-
-def _check_size(examples: Examples, image: np.ndarray, most_bytes: int | None) -> None:
-    if most_bytes is not None and examples.size * image.nbytes > most_bytes:
-        raise DataError(f'{examples.name} takes {examples.size * image.nbytes:,} bytes, more than {most_bytes:,}')
 
 
 def _batches(dataset: tf.data.Dataset, rows: int) -> Iterator[Batch]:
