@@ -234,6 +234,7 @@ def draw(image, policy):
     return np.concatenate(batches).astype(np.float64).swapaxes(0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('strength, implementation', CASES)
 def test_whole_pipeline_has_the_references_statistics(statistics, image, strength, implementation):
     """Crop, flip, jitter and drop, and the same with blur, as the host's test: 4 standard errors."""
@@ -246,6 +247,7 @@ def test_whole_pipeline_has_the_references_statistics(statistics, image, strengt
     assert too_far(quantities(blurred, image), expected['with_blur'], statistics['draws']) == {}
 
 
+@pytest.mark.slow
 def test_color_distortion_has_the_references_statistics(statistics, image):
     resized = np.asarray(center_crop(image[None], 32))[0]
     (views,) = draw(resized, make_policy(32, views=('jitter drop',)))
@@ -290,6 +292,7 @@ def test_blur_draws_sigma_uniformly_for_each_image():
     assert scipy.stats.kstest(sigma, scipy.stats.uniform(0.1, 1.9).cdf).pvalue > 0.01
 
 
+@pytest.mark.slow
 def test_noise_is_normal_and_its_strength_is_drawn_for_each_image():
     noise = make_policy(32, views=('noise',), parameters={'noise': {'std': (0.02, 0.1)}})
     values = np.asarray(augment(np.full((500, 32, 32, 3), 0.5, np.float32), keys_of(500), noise))[:, 0] - 0.5
@@ -324,6 +327,7 @@ def test_a_key_decides_the_pixels(small):
         assert np.all(np.abs(first - different).max(axis=(1, 2, 3, 4)) > 0.05)
 
 
+@pytest.mark.slow
 def test_an_images_views_depend_on_its_key_alone(small):
     """Not on its place, nor on the others, nor on how many they are."""
     everything = make_policy(32, views=('crop flip jitter drop blur', 'crop cutout noise rotate sobel'))
@@ -349,6 +353,7 @@ def test_devices_need_not_talk_and_make_the_views_of_one(small):
     close(views, augment(images, keys_of(16), everything), 1e-6)
 
 
+@pytest.mark.slow
 def test_bytes_and_floats_give_the_same_views(small):
     policy = make_policy(24, views=('crop flip drop', 'jitter', ''))
     close(augment(small, keys_of(8), policy), augment((small / 255.0).astype(np.float32), keys_of(8), policy))
@@ -370,6 +375,7 @@ def test_one_branch_with_a_shared_crop(faint):
     assert np.abs(plain - np.asarray(augment(faint, keys_of(8), make_policy(32, views=('',))))[:, 0]).max() > 0.05
 
 
+@pytest.mark.slow
 def test_an_operation_does_not_change_anothers_draw(small):
     """Crop and cutout fall at the same places whatever stands between them or in the other views."""
     crop, gray_mask = (
@@ -396,6 +402,7 @@ def test_every_transformation_and_ordered_pair_can_be_made(first):
         assert (views.shape, views.dtype) == ((4, 2, 32, 32, 3), jnp.float32), second
 
 
+@pytest.mark.slow
 def test_operations_before_the_crop_see_the_whole_image(small):
     policy = make_policy(32, views=('blur sobel crop', 'jitter noise cutout crop'), parameters=ALWAYS)
     views = np.asarray(augment(small, keys_of(8), policy))
@@ -417,6 +424,7 @@ def test_the_first_part_ends_with_the_last_crop():
         rest.split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'shared, views',
     [

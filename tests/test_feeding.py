@@ -124,6 +124,7 @@ class TestResident:
         assert {shard.data.shape[0] for shard in batches._images.addressable_shards} == {26}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('feed', ['hybrid', 'resident'])
 def test_views_do_not_depend_on_devices_or_parts(config, examples, feed):
     (batch, one), (_, eight) = (next(batches_of(feed, config, examples, count)) for count in (1, 8))
@@ -177,6 +178,7 @@ def test_a_run_learns_and_resumes_to_the_same_bits(feed, tmp_path, monkeypatch):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_the_step_makes_the_views_by_image(config, examples):
     """What the network sees in a microbatch is what it sees of these images in the whole batch."""
     feed = 'resident'
@@ -187,6 +189,6 @@ def test_the_step_makes_the_views_by_image(config, examples):
     variables = ready.init(jax.random.key(0))
     arguments = variables['params'], variables['batch_stats']
     key = jax.random.fold_in(jax.random.key(5), 0)
-    expected, _ = ready.outputs(*arguments, {**batch, 'views': views}, key)
-    found, _ = made.outputs(*arguments, batch, key)
+    expected, _ = jax.jit(ready.outputs)(*arguments, {**batch, 'views': views}, key)
+    found, _ = jax.jit(made.outputs)(*arguments, batch, key)
     np.testing.assert_allclose(found['projection'], expected['projection'], atol=1e-4)

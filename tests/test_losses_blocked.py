@@ -80,6 +80,7 @@ def test_gradients_equal_finite_differences(x64, devices):
     np.testing.assert_allclose(np.vdot(jax.jit(jax.grad(loss))(z), direction), slope, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_temperature_has_its_gradient(x64):
     z = jnp.asarray(random_views(5, 2, 4), jnp.float64)
 
@@ -89,6 +90,7 @@ def test_the_temperature_has_its_gradient(x64):
     np.testing.assert_allclose(slope(3), slope(None), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('temperature', [1e-3, 1e3])
 def test_extreme_temperatures(temperature):
     """Logits of a thousand are rounded to 1e-4 in float32, and so is what is relative in their exponentials."""
@@ -97,6 +99,7 @@ def test_extreme_temperatures(temperature):
     assert_same(found, value_and_gradient(nt_xent(temperature=temperature))(z), 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('block_size', [3, 16])
 def test_rows_of_zeros_stay_finite(block_size):
     z = random_views(8, 2, 8) * np.array([0, 1] * 4, np.float32)[:, None, None]
@@ -127,6 +130,7 @@ def test_perfect_views_leave_the_negatives_alone():
     assert metrics['contrast_accuracy'] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
 def test_half_precision_is_computed_in_float32(dtype):
     z = jnp.asarray(random_views(4, 2, 8)).astype(dtype)
