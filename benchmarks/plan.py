@@ -102,7 +102,7 @@ def write(plans):
                 'memory a chip, GiB',
                 'TFLOP',
                 'HBM, GB',
-                *KINDS[:1],
+                'all-reduce',
                 'step, ms',
                 'images/s',
             ],

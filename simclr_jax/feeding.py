@@ -47,16 +47,20 @@ def choose(config: ConfigDict, examples: Examples, platform: str) -> tuple[str, 
         DataError: data.feed=resident, but the images are of several sizes, or not in memory.
     """
     feed = config.data.feed
-    if feed == 'auto' and platform == 'cpu':
-        return 'host', examples
-    if feed in ('host', 'hybrid'):
-        return feed, examples
+    otherwise = without_data(feed, platform)
+    if feed in ('host', 'hybrid') or otherwise == 'host':
+        return otherwise, examples
     try:
         return 'resident', _in_memory(examples, RESIDENT_BYTES if feed == 'auto' else math.inf)
     except DataError:
         if feed == 'auto':
-            return 'hybrid', examples
+            return otherwise, examples
         raise
+
+
+def without_data(feed: str, platform: str) -> str:
+    """What `data.feed` means on a platform for images of which nothing is known: never 'auto'."""
+    return feed if feed != 'auto' else 'host' if platform == 'cpu' else 'hybrid'
 
 
 def _in_memory(examples: Examples, most_bytes: float) -> Examples:

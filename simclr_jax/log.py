@@ -89,6 +89,12 @@ class Log:
         self._console.advance(step)
         self._console.say(line)
 
+    def evaluation(self, step: int, shares: Mapping[str, float]) -> None:
+        """What an online evaluation found, shares of one, with its line on the console."""
+        self.scalars(step, shares)
+        found = '  '.join(f'{name} {value:.2%}' for name, value in shares.items())
+        self.say(f'step {step}/{self._total_steps}  {found}')
+
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """A row of metrics."""
         if self._file:

@@ -99,9 +99,7 @@ def train(
             if evaluate and schedule.evaluate_every and (is_last or step % schedule.evaluate_every == 0):
                 with meter.paused():
                     scalars = evaluate(state)
-                log.scalars(step, scalars)
-                shares = '  '.join(f'{name} {value:.2%}' for name, value in scalars.items())
-                log.say(f'step {step}/{schedule.total_steps}  {shares}')
+                log.evaluation(step, scalars)
         checkpoints.wait()
     return state
 

@@ -60,3 +60,10 @@ def x64():
     """Runs a test in double precision."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope='session')
+def photographs():
+    """Two photographs of another shape than their views': uint8 [2, 224, 300, 3]."""
+    load = pytest.importorskip('sklearn.datasets').load_sample_image
+    return np.stack([load('flower.jpg')[100:324, 100:400], load('china.jpg')[100:324, 200:500]])

@@ -1,5 +1,6 @@
 """The program: help at once, and a message instead of a traceback for every mistake of the user's."""
 
+import errno
 import os
 import pathlib
 import resource
@@ -229,3 +230,12 @@ def test_compiled_programs_are_kept_where_nothing_else_is_said(tmp_path, monkeyp
     monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', 'gs://mine')
     assert main(['evaluate', f'--workdir={tmp_path}/none']) == 2
     assert os.environ['JAX_COMPILATION_CACHE_DIR'] == 'gs://mine'
+
+
+def test_a_full_disk_is_told(monkeypatch, mistake, tmp_path):
+    def train(*arguments, **options):
+        raise OSError(errno.ENOSPC, 'No space left on device', 'metrics.jsonl')
+
+    monkeypatch.setattr(pretraining, 'pretrain', train)
+    told = mistake('train', DIGITS, f'--workdir={tmp_path}/run')
+    assert 'metrics.jsonl: No space left on device. Make room; the same command goes on' in told

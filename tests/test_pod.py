@@ -137,19 +137,19 @@ def test_an_unreadable_newest_checkpoint_is_set_aside(undisturbed, tmp_path):
 def test_a_directory_that_cannot_be_written_is_a_mistake_told_once(tmp_path):
     (tmp_path / 'file').write_text('no directory')
     start = time.monotonic()
-    code, output = run_to_its_end(tmp_path / 'file' / 'run', processes=2)
+    code, output = run_to_its_end('train', *LONGER, f'--workdir={tmp_path}/file/run', processes=2)
     assert time.monotonic() - start < BOUND_SECONDS
     assert code == 2, output
     assert output.count('cannot be used') == 1
     assert 'Traceback' not in output
 
 
-def run_to_its_end(workdir, processes):
-    """As Job, for a work directory beside which nothing can be written."""
+def run_to_its_end(*arguments, processes, devices=1):
+    """Exit code and output of simclr; as Job, without a file beside the work directory."""
     done = subprocess.run(
         [
-            *(sys.executable, 'launch/processes.py', f'--processes={processes}', '--devices=1'),
-            *(sys.executable, '-m', 'simclr_jax', 'train', *LONGER, f'--workdir={workdir}'),
+            *(sys.executable, 'launch/processes.py', f'--processes={processes}', f'--devices={devices}'),
+            *(sys.executable, '-m', 'simclr_jax', *arguments),
         ],
         cwd=REPOSITORY,
         env=ENVIRONMENT,
@@ -176,7 +176,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_is_told(small_disk):
-    code, output = run_to_its_end(small_disk / 'run', processes=1)
+    code, output = run_to_its_end('train', *LONGER, f'--workdir={small_disk}/run', processes=1)
     assert code == 2, output
     assert 'No space left' in output
     assert 'Traceback' not in output
@@ -237,21 +237,12 @@ def test_two_processes_evaluate_as_one(undisturbed, tmp_path):
     for processes, devices in ((1, 1), (2, 2)):
         workdir = tmp_path / f'{processes}x{devices}'
         shutil.copytree(undisturbed, workdir)
-        done = subprocess.run(
-            [
-                *(sys.executable, 'launch/processes.py', f'--processes={processes}', f'--devices={devices}'),
-                *(sys.executable, '-m', 'simclr_jax', 'evaluate', f'--workdir={workdir}'),
-                *('--protocols=knn,linear,svm,measures', '--labels=5,all'),
-            ],
-            cwd=REPOSITORY,
-            env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
+        protocols = '--protocols=knn,linear,svm,measures', '--labels=5,all'
+        code, output = run_to_its_end(
+            'evaluate', f'--workdir={workdir}', *protocols, processes=processes, devices=devices
         )
-        assert done.returncode == 0, done.stdout
-        assert done.stdout.count('Wrote result.json') == 1
+        assert code == 0, output
+        assert output.count('Wrote result.json') == 1
         scores.append(json.loads((workdir / 'result.json').read_text())['scores'])
     assert len(scores[0]) == len(scores[1]) >= 10
     for one, two in zip(*scores, strict=True):

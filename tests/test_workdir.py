@@ -1,5 +1,6 @@
 """The work directory: whose it is, files that are whole or not there, metrics without a future."""
 
+import errno
 import json
 import math
 
@@ -114,6 +115,25 @@ def test_a_resumed_run_forgets_rows_after_its_checkpoint(tmp_path):
         {'step': 21, 'loss': 1.0},
     ]
     assert [file.name for file in tmp_path.iterdir()] == ['metrics.jsonl']
+
+
+class FullDisk:
+    """TensorBoard's writer, for which no room is left."""
+
+    class ResourceExhaustedError(Exception):
+        """As TensorFlow calls it."""
+
+    def write_scalars(self, step, scalars):
+        raise self.ResourceExhaustedError('Could not flush events file.')
+
+
+def test_a_disk_that_events_fill_is_an_error_of_the_system(tmp_path):
+    log = Log(str(tmp_path), total_steps=100)
+    log._events = FullDisk()
+    with pytest.raises(OSError, match='No space left on device') as error:
+        log.scalars(1, {'loss': 1.0})
+    assert error.value.errno == errno.ENOSPC
+    log.close()
 
 
 def test_a_last_line_cut_short_is_dropped_though_no_row_is_too_new(tmp_path):

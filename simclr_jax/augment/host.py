@@ -5,13 +5,12 @@ machine. Images are [H, W, 3] with values in [0, 1]. Only data pipelines import 
 """
 
 import functools
-import itertools
 
 import tensorflow as tf
 
 from simclr_jax.augment.policy import (
     CENTER_CROP_PROPORTION,
-    OPERATIONS,
+    JITTER_ORDERS,
     SMALL_IMAGE_SIZE,
     Blur,
     ColorDrop,
@@ -24,13 +23,8 @@ from simclr_jax.augment.policy import (
     RandomCrop,
     Rotate,
     Sobel,
+    operation_number,
 )
-
-# All orders of brightness (0), contrast (1), saturation (2) and hue (3).
-JITTER_ORDERS = tuple(itertools.permutations(range(4)))
-
-# A repeated operation draws anew; the stride leaves room for operations that are still to be invented.
-_REPETITION_STRIDE = 100
 
 
 def to_unit_range(image: tf.Tensor) -> tf.Tensor:
@@ -234,9 +228,8 @@ def operation_seed(seed: tf.Tensor, branch: int, operation: type, repetition: in
         operation: the operation's class.
         repetition: how many operations of this class come before it in its branch.
     """
-    number = list(OPERATIONS.values()).index(operation) + _REPETITION_STRIDE * repetition
     branch_seed = tf.random.experimental.stateless_fold_in(seed, branch)
-    return tf.random.experimental.stateless_fold_in(branch_seed, number)
+    return tf.random.experimental.stateless_fold_in(branch_seed, operation_number(operation, repetition))
 
 
 @tf.autograph.experimental.do_not_convert
@@ -310,21 +303,7 @@ def _change(image: tf.Tensor, operation: Operation, draws: list[tf.Tensor], seed
 
 def _jitter_parameters(operation: ColorJitter, draws: list[tf.Tensor]) -> tuple[tf.Tensor, ...]:
     order = tf.gather(JITTER_ORDERS, tf.cast(len(JITTER_ORDERS) * draws[0], tf.int32))
-    brightness, contrast, saturation, hue = (
-        operation.strength * amount
-        for amount in (operation.brightness, operation.contrast, operation.saturation, operation.hue)
-    )
-    if operation.brightness_mode == 'multiply':
-        brightness_range = max(0.0, 1.0 - brightness), 1.0 + brightness
-    else:
-        brightness_range = -brightness, brightness
-    return (
-        order,
-        _between(*brightness_range, draws[1]),
-        _between(max(0.0, 1.0 - contrast), 1.0 + contrast, draws[2]),
-        _between(max(0.0, 1.0 - saturation), 1.0 + saturation, draws[3]),
-        _between(-hue, hue, draws[4]),
-    )
+    return order, *(_between(*bounds, draw) for bounds, draw in zip(operation.ranges, draws[1:], strict=True))
 
 
 def _between(low: float, high: float, draw: tf.Tensor) -> tf.Tensor:

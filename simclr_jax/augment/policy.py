@@ -8,6 +8,7 @@ implementations are made. Nothing here depends on TensorFlow or JAX.
 
 import dataclasses
 import difflib
+import itertools
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,13 @@ from typing import Any, NamedTuple
 # Evaluation crops the centre, this share of the tighter side, of images larger than SMALL_IMAGE_SIZE.
 CENTER_CROP_PROPORTION = 0.875
 SMALL_IMAGE_SIZE = 32
+
+
+# All orders of brightness (0), contrast (1), saturation (2) and hue (3).
+JITTER_ORDERS = tuple(itertools.permutations(range(4)))
+
+# A repeated operation draws anew; the stride leaves room for operations that are still to be invented.
+_REPETITION_STRIDE = 100
 
 
 class Rule(NamedTuple):
@@ -105,6 +113,24 @@ class ColorJitter:
     hue: float = _parameter(0.2, HUE)
     brightness_mode: str = _parameter('multiply', BRIGHTNESS_MODE)
 
+    @property
+    def ranges(self) -> tuple[tuple[float, float], ...]:
+        """(low, high) of what is drawn for brightness, contrast, saturation and hue."""
+        brightness, contrast, saturation, hue = (
+            self.strength * amount for amount in (self.brightness, self.contrast, self.saturation, self.hue)
+        )
+        is_offset = self.brightness_mode == 'add'
+        return (
+            (-brightness, brightness) if is_offset else _factors(brightness),
+            _factors(contrast),
+            _factors(saturation),
+            (-hue, hue),
+        )
+
+
+def _factors(amount: float) -> tuple[float, float]:
+    return max(0.0, 1.0 - amount), 1.0 + amount
+
 
 @dataclasses.dataclass(frozen=True)
 class ColorDrop:
@@ -183,6 +209,17 @@ OPERATIONS: dict[str, type] = {
     'noise': Noise,
     'sobel': Sobel,
 }
+
+
+def operation_number(kind: type, repetition: int) -> int:
+    """What tells the draws of an operation from those of others in its branch: no other's presence changes it.
+
+    Args:
+        kind: the operation's class.
+        repetition: how many operations of this class come before it in its branch.
+    """
+    return list(OPERATIONS.values()).index(kind) + _REPETITION_STRIDE * repetition
+
 
 # SimCLR's own augmentation (appendix A); its CIFAR-10 recipe leaves the blur out.
 SIMCLR_VIEW = 'crop flip jitter drop blur'

@@ -1,0 +1,49 @@
+"""Seconds from the command to the first logged step, in a new work directory, without and with compiled programs.
+
+python benchmarks/start.py --repeats 5 -- --config=configs/cifar10.py:cpu --config.data.path=TFDS_DATA_DIR
+
+Everything after `--` goes to `simclr train`. The first run finds an empty cache, the others what it has compiled.
+Prints one JSON line.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+
+def main():
+    """Times the runs one after another."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--repeats', type=int, default=5, help='with compiled programs')
+    parser.add_argument('arguments', nargs='+', help='of simclr train')
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as cache:
+        first, *later = (seconds_to_first_step(options.arguments, cache) for _ in range(1 + options.repeats))
+    figures = {'seconds': round(float(np.median(later)), 1), 'all': [round(seconds, 1) for seconds in later]}
+    print(json.dumps(figures | {'seconds_without_compiled_programs': round(first, 1)}))
+
+
+def seconds_to_first_step(arguments, cache):
+    """Of one run, which then ends."""
+    variables = {name: value for name, value in os.environ.items() if name != 'JAX_COMPILATION_CACHE_DIR'}
+    with tempfile.TemporaryDirectory() as folder:
+        short = '--config.train_steps=1', '--config.log_every_steps=1', '--config.knn.every_epochs=0'
+        command = [sys.executable, '-m', 'simclr_jax', 'train', *arguments, *short, f'--workdir={folder}/run']
+        start = time.perf_counter()
+        with subprocess.Popen(
+            command, env={**variables, 'XDG_CACHE_HOME': cache}, stdout=subprocess.PIPE, text=True
+        ) as process:
+            for line in process.stdout:
+                if line.startswith('step 1/1'):
+                    return time.perf_counter() - start
+    raise SystemExit('the run ended before its first step')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,153 @@
+"""Crops on the devices: random boxes, and resizing as two matrix products an image."""
+
+import jax
+import jax.numpy as jnp
+
+from simclr_jax.augment.policy import RandomCrop
+
+# TensorFlow reads Keys' kernel from a table of this many steps a pixel.
+_KERNEL_STEPS = 1024
+
+# Float32 products: accelerators round the factors to fewer bits unless asked.
+_PRECISION = jax.lax.Precision.HIGHEST
+
+
+def to_unit_range(images: jax.Array) -> jax.Array:
+    """uint8 in 0..255 becomes float32 in [0, 1]; other images become float32 as they are."""
+    floats = images.astype(jnp.float32)
+    return floats / 255.0 if images.dtype == jnp.uint8 else floats
+
+
+def resize(images: jax.Array, height: int, width: int, method: str = 'bicubic') -> jax.Array:
+    """Resizes without antialiasing, as `tf.image.resize` does; bicubic results may leave [0, 1] a little.
+
+    Args:
+        images: [B, H, W, 3] uint8 or float.
+        height, width: of the result, pixels.
+        method: 'bicubic' (Keys' a = -0.5) or 'bilinear'.
+
+    Returns:
+        float32 [B, height, width, 3].
+    """
+    count, old_height, old_width, _ = images.shape
+    if (old_height, old_width) == (height, width):
+        return to_unit_range(images)
+    origin = jnp.zeros([count], jnp.int32)
+    rows = _resize_weights(origin, jnp.full_like(origin, old_height), old_height, height, method)
+    columns = _resize_weights(origin, jnp.full_like(origin, old_width), old_width, width, method)
+    return separable(to_unit_range(images), rows, columns)
+
+
+def crop_and_resize(images: jax.Array, boxes: jax.Array, size: int) -> jax.Array:
+    """Cuts a box out of each image and resizes it (bicubic), as two matrix products an image.
+
+    Args:
+        images: [B, H, W, 3] uint8 or float.
+        boxes: int32 [B, 4], each (offset_y, offset_x, height, width) within the image.
+        size: height and width of the result, pixels.
+
+    Returns:
+        float32 [B, size, size, 3]; pixels outside of the box have no influence.
+    """
+    rows = _resize_weights(boxes[:, 0], boxes[:, 2], images.shape[1], size, 'bicubic')
+    columns = _resize_weights(boxes[:, 1], boxes[:, 3], images.shape[2], size, 'bicubic')
+    return separable(to_unit_range(images), rows, columns)
+
+
+def _resize_weights(offset: jax.Array, extent: jax.Array, length: int, size: int, method: str) -> jax.Array:
+    """What each of `length` pixels contributes to each of `size`: float32 [B, size, length], rows sum to 1.
+
+    Pixel centres lie at halves; taps outside of the window have no weight and the others are scaled to sum to 1
+    (TensorFlow's ResizeBicubic with half_pixel_centers; for bilinear that is the same as repeating the border).
+    """
+    scale = extent.astype(jnp.float32) / size
+    location = (jnp.arange(size, dtype=jnp.float32) + 0.5) * scale[:, None] - 0.5
+    if method == 'bicubic':
+        whole = jnp.floor(location)
+        location = whole + jnp.round((location - whole) * _KERNEL_STEPS) / _KERNEL_STEPS
+    pixel = jnp.arange(length, dtype=jnp.int32) - offset[:, None]
+    distance = jnp.abs(pixel.astype(jnp.float32)[:, None, :] - location[:, :, None])
+    kernel = _keys_kernel(distance) if method == 'bicubic' else jnp.maximum(1.0 - distance, 0.0)
+    is_inside = (pixel >= 0) & (pixel < extent[:, None])
+    weights = jnp.where(is_inside[:, None, :], kernel, 0.0)
+    return weights / weights.sum(axis=2, keepdims=True)
+
+
+def _keys_kernel(distance: jax.Array) -> jax.Array:
+    """Keys' cubic convolution kernel, a = -0.5 (IEEE Transactions on ASSP 29, 1981), of distances >= 0."""
+    near = (1.5 * distance - 2.5) * distance * distance + 1.0
+    far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
+    return jnp.where(distance < 1.0, near, jnp.where(distance < 2.0, far, 0.0))
+
+
+def separable(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """rows [B, Y, H] and columns [B, X, W] applied to images [B, H, W, 3]: [B, Y, X, 3]."""
+    images = jnp.einsum('byh,bhwc->bywc', rows, images, precision=_PRECISION)
+    return jnp.einsum('bxw,bywc->byxc', columns, images, precision=_PRECISION)
+
+
+def sample_crop_boxes(keys: jax.Array, height: int, width: int, crop: RandomCrop) -> jax.Array:
+    """Draws a random crop for each image: TensorFlow's sample_distorted_bounding_box, all attempts at once.
+
+    An attempt draws the aspect, then the height, uniformly; the width follows. The first attempt that fits is
+    taken. All `crop.attempts` are drawn, two numbers each, so that the distribution is exact for any parameters.
+
+    Args:
+        keys: [B], one an image.
+        height, width: of the images, pixels.
+        crop: ranges of area and aspect.
+
+    Returns:
+        int32 [B, 4]: offset_y, offset_x, height, width; the whole image where no attempt fits.
+    """
+    draws = uniform(keys, 2 * crop.attempts + 2)
+    aspect_draws, height_draws, place_draws = jnp.split(draws, [crop.attempts, 2 * crop.attempts], axis=1)
+    box_height, box_width, fits = _box_sizes(aspect_draws, height_draws, height, width, crop)
+    is_chosen = fits & (jnp.cumsum(fits, axis=1, dtype=jnp.int32) == 1)
+
+    def first(sizes: jax.Array, otherwise: int) -> jax.Array:
+        return jnp.where(fits.any(axis=1), jnp.where(is_chosen, sizes, 0.0).sum(axis=1), otherwise)
+
+    extent = jnp.stack([first(box_height, height), first(box_width, width)], axis=1)
+    # TensorFlow never draws the last offset.
+    room = jnp.array([height, width], jnp.float32) - extent
+    offset = jnp.floor(place_draws * room)
+    return jnp.concatenate([offset, extent], axis=1).astype(jnp.int32)
+
+
+def _box_sizes(
+    aspect_draws: jax.Array, height_draws: jax.Array, image_height: int, image_width: int, crop: RandomCrop
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Heights and widths, whole numbers as float32, of boxes from uniform draws, and which of them fit."""
+    aspect = between(*crop.aspect, aspect_draws)
+    image_area = float(image_height * image_width)
+    low_area, high_area = (jnp.float32(share) * image_area for share in crop.area)
+    lowest, highest = jnp.round(jnp.sqrt(low_area / aspect)), jnp.round(jnp.sqrt(high_area / aspect))
+    # The highest that is not too wide once rounded.
+    narrow = jnp.floor((image_width + 0.5) / aspect)
+    narrow = jnp.where(jnp.round(narrow * aspect) > image_width, narrow - 1.0, narrow)
+    highest = jnp.where(jnp.round(highest * aspect) > image_width, narrow, highest)
+    highest = jnp.minimum(highest, float(image_height))
+    lowest = jnp.minimum(lowest, highest)
+    height = lowest + jnp.floor(height_draws * (highest - lowest + 1.0))
+
+    def area(height: jax.Array) -> jax.Array:
+        return height * jnp.round(height * aspect)
+
+    # One row more or less makes up for the rounding.
+    height = jnp.where(area(height) < low_area, height + 1.0, height)
+    height = jnp.where(area(height) > high_area, height - 1.0, height)
+    width = jnp.round(height * aspect)
+    fits = (area(height) >= low_area) & (area(height) <= high_area)
+    fits &= (width <= image_width) & (height <= image_height) & (width > 0.0) & (height > 0.0)
+    return height, width, fits & (area(height) / image_area >= crop.min_object_covered)
+
+
+def between(low: float, high: float, draw: jax.Array) -> jax.Array:
+    """A draw from [0, 1) as one from [low, high)."""
+    return low + (high - low) * draw
+
+
+def uniform(keys: jax.Array, count: int) -> jax.Array:
+    """float32 [B, count] in [0, 1), each key's own."""
+    return jax.vmap(lambda key: jax.random.uniform(key, [count], jnp.float32))(keys)
