@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from simclr_jax.models.heads import ProjectionHead
-from simclr_jax.models.layers import BatchNorm, conv, dense
+from simclr_jax.models.layers import BatchNorm, Conv, dense
 from simclr_jax.models.resnet import ResidualBlock, ResNet, _mean_pool_2x2
 from simclr_jax.models.simclr import SimCLR
 
@@ -243,7 +243,7 @@ def test_blocks_start_as_their_shortcuts(bottleneck, sk_ratio, se_ratio):
 
 def test_initial_kernels():
     # Standard deviations of 65,536 draws and more: their standard error is 0.3 % at most.
-    layer = conv(128, 3, name='conv', dtype=jnp.float32)
+    layer = Conv(128, 3, name='conv', dtype=jnp.float32)
     params = layer.init(jax.random.key(0), jnp.zeros((1, 4, 4, 64)))['params']
     assert np.std(params['kernel']) == pytest.approx(1 / np.sqrt(3 * 3 * 64), rel=0.02)
     # Truncated at two standard deviations of the untruncated distribution.

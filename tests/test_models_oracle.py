@@ -16,7 +16,7 @@ import pytest
 
 from reference_names import parameter_paths, reference_variables
 from simclr_jax.models.heads import ProjectionHead
-from simclr_jax.models.layers import conv
+from simclr_jax.models.layers import Conv
 from simclr_jax.models.resnet import ResNet, Stage, Stem
 from simclr_jax.models.simclr import SimCLR
 
@@ -39,25 +39,26 @@ def model_of(config):
 
 
 def convolution_as_product(next_method, args, kwargs, context):
-    """Computes nn.Conv as one matrix product: XLA's float64 convolutions on CPU are ten times slower."""
+    """Computes Conv as one matrix product: XLA's float64 convolutions on CPU are ten times slower."""
     module = context.module
-    if not isinstance(module, nn.Conv):
+    if not isinstance(module, Conv):
         return next_method(*args, **kwargs)
     kernel = module.get_variable('params', 'kernel')
-    (height, width), stride = module.kernel_size, module.strides[0]
-    x = jnp.pad(args[0], ((0, 0), *module.padding, (0, 0)))
-    rows, columns = ((x.shape[i] - size) // stride + 1 for i, size in ((1, height), (2, width)))
+    size, stride = module.kernel_size, module.strides
+    border = (size - 1) // 2, size // 2
+    x = jnp.pad(args[0], ((0, 0), border, border, (0, 0)))
+    rows, columns = ((x.shape[axis] - size) // stride + 1 for axis in (1, 2))
     shifted = [
         x[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]
-        for i in range(height)
-        for j in range(width)
+        for i in range(size)
+        for j in range(size)
     ]
     y = jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
     return y + module.get_variable('params', 'bias') if module.use_bias else y
 
 
 def is_stored_map(module, method_name):
-    stem_convolution = isinstance(module, nn.Conv) and isinstance(module.parent, Stem)
+    stem_convolution = isinstance(module, Conv) and isinstance(module.parent, Stem)
     return method_name == '__call__' and (stem_convolution or isinstance(module, Stem | Stage))
 
 
@@ -234,7 +235,7 @@ def test_float32_outputs_and_statistics(reference):
 @pytest.mark.parametrize('size, kernel_size, strides', [(8, 1, 2), (8, 3, 1), (8, 3, 2), (7, 3, 2)])
 def test_the_product_is_the_convolution(size, kernel_size, strides):
     # What the float64 comparison above computes with; values and gradients, a few float32 roundings apart.
-    layer = conv(4, kernel_size, strides, name='conv', dtype=jnp.float32)
+    layer = Conv(4, kernel_size, strides, name='conv', dtype=jnp.float32)
     keys = jax.random.split(jax.random.key(0), 3)
     images = jax.random.normal(keys[0], (2, size, size, 3))
     variables = layer.init(keys[1], images)

@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from simclr_jax.models.convolution import convolve
+
 BATCH_NORM_MOMENTUM = 0.9
 BATCH_NORM_EPSILON = 1e-5
 # Of a standard normal that is cut off at -2 and 2.
@@ -42,26 +44,36 @@ def _small_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Arr
     return 0.01 * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
 
 
-def conv(
-    features: int, kernel_size: int, strides: int = 1, *, name: str, dtype: Any, use_bias: bool = False
-) -> nn.Conv:
+class Conv(nn.Module):
     """A square convolution whose padding does not depend on the size of the image.
 
     The kernel_size - 1 rows and columns of padding are laid around the image, the smaller half before it, at
     every stride; 'SAME' with stride 2 would shift with the parity of the size.
+
+    Attributes:
+        features: D, output channels.
+        kernel_size: of rows and columns.
+        strides: of rows and columns.
+        use_bias: whether an offset is learned.
+        dtype: of the computation.
     """
-    padding = ((kernel_size - 1) // 2, kernel_size // 2)
-    return nn.Conv(
-        features,
-        (kernel_size, kernel_size),
-        (strides, strides),
-        padding=(padding, padding),
-        use_bias=use_bias,
-        kernel_init=_fan_in_normal,
-        dtype=dtype,
-        promote_dtype=_to_compute_dtype,
-        name=name,
-    )
+
+    features: int
+    kernel_size: int
+    strides: int = 1
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, H, W, C] -> [N, ceil(H / strides), ceil(W / strides), D]."""
+        size = self.kernel_size
+        kernel = self.param('kernel', _fan_in_normal, (size, size, x.shape[-1], self.features), jnp.float32)
+        bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32) if self.use_bias else None
+        x, kernel, bias = _to_compute_dtype(x, kernel, bias, dtype=self.dtype)
+        padding = (size - 1) // 2, size // 2
+        y = convolve(x, kernel, self.strides, (padding, padding))
+        return y if bias is None else y + bias
 
 
 def dense(

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.models.layers import BATCH_NORM_MOMENTUM, BatchNorm, at_least_float32, conv
+from simclr_jax.models.layers import BATCH_NORM_MOMENTUM, BatchNorm, Conv, at_least_float32
 
 STEMS = ('cifar', 'imagenet')
 # What an encoder consists of, from the image up.
@@ -60,15 +60,15 @@ class Stem(nn.Module):
         """[N, H, W, C] -> [N, H, W, 64 * width] for 'cifar', [N, H/4, W/4, 64 * width] otherwise."""
         narrow, wide = scaled_width(32, self.width), scaled_width(64, self.width)
         if self.kind == 'resnet_d':
-            x = conv(narrow, 3, 2, name='conv1', dtype=self.dtype)(x)
+            x = Conv(narrow, 3, 2, name='conv1', dtype=self.dtype)(x)
             x = nn.relu(self.norm(name='bn1')(x, train=train))
-            x = conv(narrow, 3, name='conv2', dtype=self.dtype)(x)
+            x = Conv(narrow, 3, name='conv2', dtype=self.dtype)(x)
             x = nn.relu(self.norm(name='bn2')(x, train=train))
-            x = conv(wide, 3, name='conv3', dtype=self.dtype)(x)
+            x = Conv(wide, 3, name='conv3', dtype=self.dtype)(x)
             x = nn.relu(self.norm(name='bn3')(x, train=train))
         else:
             kernel_size, strides = (3, 1) if self.kind == 'cifar' else (7, 2)
-            x = conv(wide, kernel_size, strides, name='conv', dtype=self.dtype)(x)
+            x = Conv(wide, kernel_size, strides, name='conv', dtype=self.dtype)(x)
             x = nn.relu(self.norm(name='bn')(x, train=train))
         return self.pool(x) if pool else x
 
@@ -92,14 +92,14 @@ class SelectiveKernel(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[N, H, W, C] -> [N, H / strides, W / strides, features]."""
-        x = conv(2 * self.features, 3, self.strides, name='conv', dtype=self.dtype)(x)
+        x = Conv(2 * self.features, 3, self.strides, name='conv', dtype=self.dtype)(x)
         x = nn.relu(self.norm(name='bn')(x, train=train))
         streams = x.reshape(*x.shape[:-1], 2, self.features)
 
         context = streams.sum(3).mean((1, 2), keepdims=True)
-        context = conv(max(int(self.features * self.ratio), 32), 1, name='reduce', dtype=self.dtype)(context)
+        context = Conv(max(int(self.features * self.ratio), 32), 1, name='reduce', dtype=self.dtype)(context)
         context = nn.relu(self.norm(name='reduce_bn')(context, train=train))
-        context = conv(2 * self.features, 1, name='expand', dtype=self.dtype)(context)
+        context = Conv(2 * self.features, 1, name='expand', dtype=self.dtype)(context)
         attention = nn.softmax(context.reshape(-1, 1, 1, 2, self.features), axis=3)
         return (attention * streams).sum(3)
 
@@ -114,8 +114,8 @@ class SqueezeExcitation(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, H, W, C] -> [N, H, W, C]."""
         gate = x.mean((1, 2), keepdims=True)
-        gate = nn.relu(conv(self.hidden, 1, name='reduce', dtype=self.dtype, use_bias=True)(gate))
-        gate = conv(x.shape[-1], 1, name='expand', dtype=self.dtype, use_bias=True)(gate)
+        gate = nn.relu(Conv(self.hidden, 1, name='reduce', dtype=self.dtype, use_bias=True)(gate))
+        gate = Conv(x.shape[-1], 1, name='expand', dtype=self.dtype, use_bias=True)(gate)
         return x * nn.sigmoid(gate)
 
 
@@ -170,25 +170,25 @@ class ResidualBlock(nn.Module):
             # ResNet-D: pool, so that the 1x1 convolution does not skip three quarters of its input.
             x, strides = _mean_pool_2x2(x, strides), 1
         features = self.filters * (4 if self.bottleneck else 1)
-        x = conv(features, 1, strides, name='shortcut_conv', dtype=self.dtype)(x)
+        x = Conv(features, 1, strides, name='shortcut_conv', dtype=self.dtype)(x)
         return self.norm(name='shortcut_bn')(x, train=train)
 
     def _basic(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = conv(self.filters, 3, self.strides, name='conv1', dtype=self.dtype)(x)
+        x = Conv(self.filters, 3, self.strides, name='conv1', dtype=self.dtype)(x)
         x = nn.relu(self.norm(name='bn1')(x, train=train))
-        x = conv(self.filters, 3, name='conv2', dtype=self.dtype)(x)
+        x = Conv(self.filters, 3, name='conv2', dtype=self.dtype)(x)
         return self.norm(zero_scale=True, name='bn2')(x, train=train)
 
     def _bottleneck(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = conv(self.filters, 1, name='conv1', dtype=self.dtype)(x)
+        x = Conv(self.filters, 1, name='conv1', dtype=self.dtype)(x)
         x = nn.relu(self.norm(name='bn1')(x, train=train))
         if self.sk_ratio > 0:
             kernels = SelectiveKernel(self.filters, self.strides, self.sk_ratio, self.dtype, self.norm, name='sk')
             x = kernels(x, train=train)
         else:
-            x = conv(self.filters, 3, self.strides, name='conv2', dtype=self.dtype)(x)
+            x = Conv(self.filters, 3, self.strides, name='conv2', dtype=self.dtype)(x)
             x = nn.relu(self.norm(name='bn2')(x, train=train))
-        x = conv(4 * self.filters, 1, name='conv3', dtype=self.dtype)(x)
+        x = Conv(4 * self.filters, 1, name='conv3', dtype=self.dtype)(x)
         return self.norm(zero_scale=True, name='bn3')(x, train=train)
 
 

@@ -1,0 +1,141 @@
+"""Convolutions, computed on CPUs in another way than on accelerators.
+
+XLA's CPU backend is near the processor's limit in matrix products, and up to 25 times away from it in the gradients of
+convolutions. There, in float32,
+
+- 1x1 convolutions are matrix products;
+- 3x3 convolutions of stride 1 and their gradients take a quarter of the multiplications (models/winograd.py);
+- of all others the gradient of the kernel is a product with the patches.
+
+Accelerators, and CPUs in other precisions, run `jax.lax.conv_general_dilated` and its own gradients.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from simclr_jax.models import winograd
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    """Convolution of images with a kernel, without bias.
+
+    Args:
+        x: [N, H, W, C].
+        kernel: [K, K, C, D], of the same dtype.
+        stride: of rows and columns.
+        padding: rows of zeros (before, after), columns of zeros (before, after).
+
+    Returns:
+        [N, H', W', D].
+    """
+    return _convolution(stride, padding)(x, kernel)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Method:
+    """How a convolution of (x, kernel) is computed, and its transposes in both."""
+
+    forward: Callable[[jax.Array, jax.Array], jax.Array]
+    # Of (x, kernel, dy); of x only shape and dtype matter to the first, of the kernel to the second.
+    image_gradient: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    kernel_gradient: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Residuals:
+    x: jax.Array
+    kernel: jax.Array
+    # Nobody asks for the gradient of a network's input.
+    wants_images: bool = dataclasses.field(metadata={'static': True})
+
+
+@functools.cache
+def _convolution(stride: int, padding: Padding) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The differentiable function of (x, kernel)."""
+    plain = _plain(stride, padding)
+
+    def choose(name: str, *arrays: jax.Array) -> jax.Array:
+        x, kernel = arrays[:2]
+        on_cpu = getattr(_on_cpu(x.dtype, kernel.shape, stride, padding), name)
+        return jax.lax.platform_dependent(*arrays, cpu=on_cpu, default=getattr(plain, name))
+
+    @jax.custom_vjp
+    def convolve(x, kernel):
+        return choose('forward', x, kernel)
+
+    def forward(x, kernel):
+        return convolve(x.value, kernel.value), _Residuals(x.value, kernel.value, x.perturbed)
+
+    def backward(residuals, dy):
+        arguments = residuals.x, residuals.kernel, dy
+        images = choose('image_gradient', *arguments) if residuals.wants_images else None
+        return images, choose('kernel_gradient', *arguments)
+
+    convolve.defvjp(forward, backward, symbolic_zeros=True)
+    return convolve
+
+
+def _on_cpu(dtype: jnp.dtype, kernel: tuple[int, ...], stride: int, padding: Padding) -> _Method:
+    if dtype != jnp.float32:
+        return _plain(stride, padding)
+    if kernel[0] == 1:
+        return _from_forward(functools.partial(_pointwise, stride))
+    if kernel[0] == 3 and stride == 1 and min(kernel[2:]) >= 32:
+        return _WINOGRAD
+    return dataclasses.replace(
+        _plain(stride, padding), kernel_gradient=functools.partial(_kernel_gradient_by_patches, stride, padding)
+    )
+
+
+def _from_forward(forward: Callable[[jax.Array, jax.Array], jax.Array]) -> _Method:
+    """A method whose transposes are XLA's."""
+
+    def image_gradient(x, kernel, dy):
+        return jax.linear_transpose(lambda x: forward(x, kernel), x)(dy)[0]
+
+    def kernel_gradient(x, kernel, dy):
+        return jax.linear_transpose(lambda kernel: forward(x, kernel), kernel)(dy)[0]
+
+    return _Method(forward, image_gradient, kernel_gradient)
+
+
+def _plain(stride: int, padding: Padding) -> _Method:
+    def forward(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+        )
+
+    return _from_forward(forward)
+
+
+def _pointwise(stride: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    x = x[:, ::stride, ::stride]
+    return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
+
+
+_WINOGRAD = _Method(
+    winograd.convolve,
+    lambda x, kernel, dy: winograd.image_gradient(kernel, dy),
+    lambda x, kernel, dy: winograd.kernel_gradient(x, dy),
+)
+
+
+def _kernel_gradient_by_patches(
+    stride: int, padding: Padding, x: jax.Array, kernel: jax.Array, dy: jax.Array
+) -> jax.Array:
+    size, (rows, columns) = len(kernel), dy.shape[1:3]
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    taps = [
+        x[:, i : i + stride * rows - stride + 1 : stride, j : j + stride * columns - stride + 1 : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
+    dy = dy.reshape(-1, dy.shape[-1])
+    return jnp.stack([tap.reshape(-1, tap.shape[-1]).T @ dy for tap in taps]).reshape(kernel.shape)

@@ -1,0 +1,112 @@
+"""Convolutions: any formulation against XLA's own in float64; programs for accelerators are XLA's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simclr_jax.models import winograd
+from simclr_jax.models.convolution import convolve
+
+# [N, H, C, D, kernel size, stride]: Winograd's tiles full, cut and larger than the image; strided; 1x1; a stem.
+SHAPES = [
+    (4, 16, 32, 48, 3, 1),
+    (2, 7, 40, 32, 3, 1),
+    (3, 2, 32, 32, 3, 1),
+    (2, 9, 8, 12, 3, 1),
+    (2, 9, 16, 24, 3, 2),
+    (2, 8, 16, 24, 3, 2),
+    (2, 7, 16, 24, 1, 2),
+    (2, 6, 16, 24, 1, 1),
+    (2, 32, 3, 16, 7, 2),
+]
+
+
+def _padding(size: int):
+    return (((size - 1) // 2, size // 2),) * 2
+
+
+def _plain(x, kernel, stride, padding):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+
+
+def _drawn(shape):
+    images, side, channels, features, size, stride = shape
+    random = np.random.default_rng(0)
+    x = random.normal(size=(images, side, side, channels))
+    kernel = random.normal(size=(size, size, channels, features))
+    dy = random.normal(size=(images, -(-side // stride), -(-side // stride), features))
+    return x, kernel, dy
+
+
+def _with_gradients(function, x, kernel, dy, shape):
+    """The images, and the gradients in images and kernel."""
+
+    @jax.jit
+    def run(x, kernel, dy):
+        y, pull_back = jax.vjp(lambda x, kernel: function(x, kernel, shape[5], _padding(shape[4])), x, kernel)
+        return y, *pull_back(dy)
+
+    return run(x, kernel, dy)
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_values_and_gradients_are_those_of_xla_in_float64(shape):
+    x, kernel, dy = _drawn(shape)
+    with jax.enable_x64(True):
+        expected = _with_gradients(_plain, x, kernel, dy, shape)
+    found = _with_gradients(convolve, *(jnp.asarray(array, jnp.float32) for array in (x, kernel, dy)), shape)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == jnp.float32
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-6 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize('shape', [SHAPES[0], SHAPES[4], SHAPES[6]])
+def test_double_precision_is_xlas_own(shape):
+    with jax.enable_x64(True):
+        found = _with_gradients(convolve, *_drawn(shape), shape)
+        expected = _with_gradients(_plain, *_drawn(shape), shape)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_winograds_transforms_compute_every_convolution_exactly():
+    """The bilinear identity behind the algorithm, on all pairs of unit vectors: y_i = sum_r w_r d_(i+r)."""
+    exact = np.einsum('ij,jr,jk->irk', winograd.OUTPUT, winograd.KERNEL, winograd.IMAGE)
+    expected = np.array([[[float(k == i + r) for k in range(6)] for r in range(3)] for i in range(4)])
+    np.testing.assert_allclose(exact, expected, atol=1e-14)
+
+
+def _lowered(function, shape, platform: str, wants_images: bool) -> str:
+    x, kernel, dy = (jnp.asarray(array, jnp.float32) for array in _drawn(shape))
+
+    def loss(x, kernel):
+        return (dy * function(x, kernel, shape[5], _padding(shape[4]))).sum()
+
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1) if wants_images else 1))
+    return gradients.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize('wants_images', [False, True])
+@pytest.mark.parametrize('platform', ['tpu', 'cuda'])
+@pytest.mark.parametrize('shape', [SHAPES[0], SHAPES[4], SHAPES[6]])
+def test_accelerators_run_the_same_convolutions(shape, platform, wants_images):
+    def convolutions(function):
+        text = _lowered(function, shape, platform, wants_images)
+        assert 'dot_general' not in text
+        return sorted(line.split('(', 1)[1] for line in text.splitlines() if 'stablehlo.convolution' in line)
+
+    def without_arguments(lines):
+        return sorted(line.split(')', 1)[1] for line in lines)
+
+    ours, plain = convolutions(convolve), convolutions(_plain)
+    # The value itself is not asked for; XLA leaves it out.
+    assert set(without_arguments(plain)) <= set(without_arguments(ours))
+    assert len(ours) <= len(plain) + 1
+
+
+def test_nobody_computes_the_gradient_of_a_networks_input():
+    with_images, without = (_lowered(convolve, SHAPES[4], 'tpu', wants_images) for wants_images in (True, False))
+    assert with_images.count('stablehlo.convolution') == without.count('stablehlo.convolution') + 1
