@@ -1,11 +1,16 @@
-"""Seconds of one training step on images that are ready: the median of several, as one JSON line.
+"""Seconds of one training step on images that are ready, as one JSON line: the median of several.
 
 python benchmarks/train_step.py --config=configs/cifar10.py:cpu
-python benchmarks/train_step.py --config=configs/cifar10.py:r18 --batch-size=128
+python benchmarks/train_step.py --config=configs/cifar10.py:r18 --batch-size=128 --steps=3 --repeats=5 \
+  --peer='PYTHON peer_step.py --arch resnet18_cifar --batch 128'
+
+Each repeat of the second is a few steps here and then the peer, which prints a JSON line with seconds_per_step.
 """
 
 import argparse
 import json
+import shlex
+import subprocess
 import time
 
 import jax
@@ -23,7 +28,9 @@ def main():
     parser.add_argument('--config', required=True)
     parser.add_argument('--batch-size', type=int, help='images; by default the configuration says')
     parser.add_argument('--classes', type=int, default=10, help='of the probe')
-    parser.add_argument('--steps', type=int, default=7)
+    parser.add_argument('--steps', type=int, default=7, help='in each repeat')
+    parser.add_argument('--repeats', type=int, default=1)
+    parser.add_argument('--peer', help='a command to compare with in each repeat')
     options = parser.parse_args()
     config = load_config(options.config)
     images, size = options.batch_size or config.batch_size, config.data.image_size
@@ -42,22 +49,38 @@ def main():
     batch = parallel.to_global(batch, mesh)
     step = make_train_step(task, tx, mesh)
 
-    seconds = []
-    for _ in range(options.steps + 1):
+    def run():
+        nonlocal state
         start = time.perf_counter()
         state, _ = jax.block_until_ready(step(state, batch, key))
-        seconds.append(time.perf_counter() - start)
-    median = float(np.median(seconds[1:]))
+        return time.perf_counter() - start
+
+    first = run()
+    ours, ratios = [], []
+    for _ in range(options.repeats):
+        ours.append(float(np.median([run() for _ in range(options.steps)])))
+        if options.peer:
+            ratios.append(_seconds_of_peer(options.peer) / ours[-1])
+    median = float(np.median(ours))
     figures = {
         'config': options.config,
         'devices': f'{mesh.size} x {jax.devices()[0].device_kind}',
         'batch_size': images,
         'image_size': size,
-        'first_step_seconds': round(seconds[0], 2),
+        'first_step_seconds': round(first, 2),
         'seconds_per_step': round(median, 4),
         'images_per_second': round(images / median, 1),
     }
+    if ratios:
+        figures['peer_seconds_over_ours'] = sorted(round(ratio, 2) for ratio in ratios)
+        figures['median_over_ours'] = round(float(np.median(ratios)), 2)
     print(json.dumps(figures))
+
+
+def _seconds_of_peer(command: str) -> float:
+    """What the last line that it prints says of a step."""
+    printed = subprocess.run(shlex.split(command), check=True, capture_output=True, text=True).stdout
+    return json.loads(printed.strip().splitlines()[-1])['seconds_per_step']
 
 
 if __name__ == '__main__':

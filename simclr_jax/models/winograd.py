@@ -60,7 +60,8 @@ def image_gradient(kernel: jax.Array, dy: jax.Array) -> jax.Array:
 def _along(matrix: np.ndarray, parts: Sequence[jax.Array]) -> jax.Array:
     """matrix [m, k] @ the k parts, along a new first axis."""
     x = jnp.stack(parts)
-    return (matrix.astype(x.dtype) @ x.reshape(len(x), -1)).reshape(-1, *x.shape[1:])
+    # The images' axis stays one of its own: merged with others it could not be divided among devices.
+    return jnp.tensordot(matrix.astype(x.dtype), x, 1)
 
 
 def _on_both_axes(matrix: np.ndarray, x: jax.Array) -> jax.Array:
