@@ -89,22 +89,32 @@ def _lowered(function, shape, platform: str, wants_images: bool) -> str:
     return gradients.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
 
 
+def _convolutions(text: str) -> list[str]:
+    """The shapes of a program's convolutions."""
+    return sorted(line.split('->', 1)[1] for line in text.splitlines() if 'stablehlo.convolution' in line)
+
+
 @pytest.mark.parametrize('wants_images', [False, True])
 @pytest.mark.parametrize('platform', ['tpu', 'cuda'])
 @pytest.mark.parametrize('shape', [SHAPES[0], SHAPES[4], SHAPES[6]])
 def test_accelerators_run_the_same_convolutions(shape, platform, wants_images):
-    def convolutions(function):
-        text = _lowered(function, shape, platform, wants_images)
-        assert 'dot_general' not in text
-        return sorted(line.split('(', 1)[1] for line in text.splitlines() if 'stablehlo.convolution' in line)
+    ours, plain = (_lowered(function, shape, platform, wants_images) for function in (convolve, _plain))
+    assert 'dot_general' not in ours
+    assert _convolutions(ours) == _convolutions(plain)
 
-    def without_arguments(lines):
-        return sorted(line.split(')', 1)[1] for line in lines)
 
-    ours, plain = convolutions(convolve), convolutions(_plain)
-    # The value itself is not asked for; XLA leaves it out.
-    assert set(without_arguments(plain)) <= set(without_arguments(ours))
-    assert len(ours) <= len(plain) + 1
+@pytest.mark.parametrize(('shape', 'left'), [(SHAPES[0], 0), (SHAPES[6], 0), (SHAPES[4], 1)])
+def test_cpus_run_products(shape, left):
+    """Both gradients by Winograd and for 1x1; of strided ones that in the images stays a convolution."""
+    text = _lowered(convolve, shape, 'cpu', wants_images=True)
+    assert 'dot_general' in text
+    assert len(_convolutions(text)) == left
+
+
+@pytest.mark.parametrize(('size', 'padding'), [(1, ((1, 1), (1, 1))), (3, ((0, 0), (0, 0))), (3, ((1, 0), (0, 1)))])
+def test_any_padding(size, padding):
+    x, kernel, _ = (jnp.asarray(array, jnp.float32) for array in _drawn((2, 9, 32, 32, size, 1)))
+    np.testing.assert_allclose(convolve(x, kernel, 1, padding), _plain(x, kernel, 1, padding), rtol=0, atol=1e-3)
 
 
 def test_nobody_computes_the_gradient_of_a_networks_input():

@@ -21,6 +21,9 @@ from simclr_jax.models import winograd
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
+# With fewer, the transforms take as long as the multiplications that they save.
+WINOGRAD_CHANNELS = 32
+
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     """Convolution of images with a kernel, without bias.
@@ -85,9 +88,10 @@ def _convolution(stride: int, padding: Padding) -> Callable[[jax.Array, jax.Arra
 def _on_cpu(dtype: jnp.dtype, kernel: tuple[int, ...], stride: int, padding: Padding) -> _Method:
     if dtype != jnp.float32:
         return _plain(stride, padding)
-    if kernel[0] == 1:
+    border = padding[0][0] if len({*padding[0], *padding[1]}) == 1 else None
+    if kernel[0] == 1 and border == 0:
         return _from_forward(functools.partial(_pointwise, stride))
-    if kernel[0] == 3 and stride == 1 and min(kernel[2:]) >= 32:
+    if kernel[0] == 3 and border == 1 and stride == 1 and min(kernel[2:]) >= WINOGRAD_CHANNELS:
         return _WINOGRAD
     return dataclasses.replace(
         _plain(stride, padding), kernel_gradient=functools.partial(_kernel_gradient_by_patches, stride, padding)
