@@ -85,6 +85,7 @@ def base_config() -> ConfigDict:
     knn.temperature = 0.07  # of the votes' weights exp(similarity / temperature)
     knn.bank_images = 50000  # images of the training split used as bank by the online kNN, the first so many
 
+    config.steps_per_dispatch = 0  # data.feed=resident: updates that the devices make on one order; 0: up to 10
     config.log_every_steps = 50  # one line and one row of metrics
     config.checkpoint_every_steps = 0  # 0: from checkpoint_every_epochs
     config.checkpoint_every_epochs = 10.0  # where checkpoint_every_steps is 0
@@ -99,6 +100,7 @@ FREE_FIELDS = (
     'model.remat',
     'loss.block_size',
     'knn.',
+    'steps_per_dispatch',
     'log_every_steps',
     'checkpoint_',
     'data.eval_split',
@@ -136,6 +138,7 @@ RANGES = {
     'knn.k': ('integers >= 1', lambda value: bool(value) and all(type(k) is int and k >= 1 for k in value)),
     'knn.temperature': POSITIVE,
     'knn.bank_images': COUNT,
+    'steps_per_dispatch': NATURAL,
     'log_every_steps': COUNT,
     'checkpoint_every_steps': NATURAL,
     'checkpoint_every_epochs': POSITIVE,

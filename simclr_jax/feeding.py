@@ -18,11 +18,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax.augment.policy import OPERATIONS, Policy, make_policy
+from simclr_jax.config import ConfigError
 from simclr_jax.data.spec import Batch, DataError, Decoded, Encoded, Examples
+from simclr_jax.meter import Schedule
 from simclr_jax.tasks.views import MakeViews, given_views
 
 # Of all devices together. A limit of each would let the feed depend on their number.
 RESIDENT_BYTES = 2 * 2**30
+# Enough for the host's part to be small, few enough for a SIGTERM to be heard.
+STEPS_PER_DISPATCH = 10
 
 
 def training_policy(config: ConfigDict) -> Policy:
@@ -98,13 +102,45 @@ def make_views(feed: str, policy: Policy) -> MakeViews:
     return views_of
 
 
-def train_batches(feed: str, config: ConfigDict, examples: Examples, mesh: Mesh, start_step: int) -> Iterator[Batch]:
-    """Endless batches from a step on: this process's rows, or global arrays where the feed is resident."""
+def steps_per_dispatch(feed: str, config: ConfigDict, num_examples: int) -> int:
+    """The most steps that the devices make at one order of the host, which only resident images allow.
+
+    Args:
+        feed: host, hybrid or resident.
+        config: its steps_per_dispatch, or 0 for STEPS_PER_DISPATCH, if the log wants to hear so rarely, and the
+            batches together are no more than the data set.
+        num_examples: images of the data set.
+
+    Raises:
+        ConfigError: several are wanted with another feed.
+    """
+    wanted = config.steps_per_dispatch
+    if feed == 'resident':
+        fitting = min(STEPS_PER_DISPATCH, config.log_every_steps, num_examples // config.batch_size)
+        return wanted or max(fitting, 1)
+    if wanted > 1:
+        raise ConfigError(
+            [
+                f'steps_per_dispatch={wanted}: only resident images allow several, and the feed is {feed}; '
+                'choose data.feed=resident, or steps_per_dispatch=1'
+            ]
+        )
+    return 1
+
+
+def train_batches(
+    feed: str, config: ConfigDict, examples: Examples, mesh: Mesh, schedule: Schedule, start_step: int
+) -> Iterator[Batch]:
+    """Endless batches from a step on: this process's rows, or global arrays where the feed is resident.
+
+    Those are stacked if `schedule.steps_per_dispatch` is above 1, see step.several_steps.
+    """
     order = {'batch_size': config.batch_size, 'seed': config.seed, 'start_step': start_step}
     if feed == 'resident':
         from simclr_jax.data.resident import ResidentBatches
 
-        return ResidentBatches(examples.content.images, examples.labels, mesh, **order)
+        several = {'most': schedule.steps_per_dispatch, 'steps_from': schedule.steps_from}
+        return ResidentBatches(examples.content.images, examples.labels, mesh, **order, **several)
     from simclr_jax.data.pipeline import Share, TrainBatches
 
     policy = training_policy(config)

@@ -14,7 +14,7 @@ from simclr_jax.meter import Meter, Schedule
 from simclr_jax.processes import Preemption
 from simclr_jax.profiling import Profile
 from simclr_jax.state import TrainState
-from simclr_jax.step import Step
+from simclr_jax.step import Step, batch_at
 from simclr_jax.tasks.views import MakeViews, given_views
 
 # Images whose views are shown at the beginning of a run.
@@ -44,8 +44,8 @@ def train(
 
     Args:
         state: where to begin; it is donated to the first step.
-        train_step: see step.make_train_step.
-        batches_from: step -> batches from that step on.
+        train_step: see step.make_train_step; of several steps where the schedule has more than one a dispatch.
+        batches_from: step -> batches from that step on; stacked for `schedule.steps_from` steps there.
         schedule: lengths and intervals.
         mesh: the devices.
         key: of the steps' randomness.
@@ -60,7 +60,7 @@ def train(
         The last state, which is saved.
 
     Raises:
-        NotFiniteError: at most meter.STEPS_IN_FLIGHT steps after the loss stopped being a number.
+        NotFiniteError: at most meter.STEPS_IN_FLIGHT orders after the loss stopped being a number.
         Preempted: SIGTERM came; the state is saved.
     """
     step = int(state.step)
@@ -72,17 +72,19 @@ def train(
     profile = profile or Profile()
     with Preemption() as preemption, profile:
         while step < schedule.total_steps:
-            profile.before(step + 1)
+            count = schedule.steps_from(step)
+            profile.before(step + 1, count)
             with meter.waiting():
                 batch = parallel.to_global(next(batches), mesh)
             if step == 0:
-                log.images(0, {'views': _first_views(make_views, batch, key, mesh)})
+                first = batch_at(batch, 0) if schedule.steps_per_dispatch > 1 else batch
+                log.images(0, {'views': _first_views(make_views, first, key, mesh)})
             state, metrics = train_step(state, batch, key)
-            step += 1
-            meter.add(step, metrics, images=len(batch['mask']))
+            step += count
+            meter.add(step, metrics, images=count * batch['mask'].shape[-1], count=count)
 
             is_last = step == schedule.total_steps
-            is_due = preemption.is_due(step)
+            is_due = preemption.is_due()
             is_saved = is_last or is_due or step % schedule.checkpoint_every == 0
             meter.check_finite(all_steps=is_saved)
             if is_last or step % schedule.log_every == 0:

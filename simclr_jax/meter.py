@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import math
 import time
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -32,6 +33,8 @@ class Schedule:
         log_every, checkpoint_every: intervals; both also happen at the end.
         evaluate_every: interval of the online evaluation, which also happens at the end; 0: never.
         learning_rate: of the update after so many.
+        steps_per_dispatch: the most steps that the devices make at one order; above 1, batches and metrics are
+            stacked, see step.several_steps.
     """
 
     total_steps: int
@@ -40,6 +43,13 @@ class Schedule:
     checkpoint_every: int
     evaluate_every: int
     learning_rate: optax.Schedule
+    steps_per_dispatch: int = 1
+
+    def steps_from(self, step: int) -> int:
+        """How many steps to make at once after so many: none of them but the last has anything to follow it."""
+        every = [self.log_every, self.checkpoint_every] + ([self.evaluate_every] if self.evaluate_every else [])
+        following = [self.total_steps, *((step // interval + 1) * interval for interval in every)]
+        return min(self.steps_per_dispatch, min(following) - step)
 
 
 class Meter:
@@ -73,45 +83,57 @@ class Meter:
         """Time of this block is not training."""
         return _Stopwatch(self, '_paused')
 
-    def add(self, step: int, metrics: dict[str, jax.Array], images: int) -> None:
-        """Metrics of a step, which may still be on their way, and the number of its images."""
+    def add(self, step: int, metrics: dict[str, jax.Array], images: int, count: int = 1) -> None:
+        """Metrics of a step, or stacked those of `count` steps up to that; they may still be on their way.
+
+        Args:
+            step: the last one.
+            metrics: of the step, or [n, ...] each with the first `count` filled.
+            images: of all these steps.
+            count: steps.
+        """
         self._step = step
-        self._metrics.append(metrics)
-        self._unchecked.append((step, metrics))
+        self._metrics.append((metrics, count))
+        self._unchecked.append((step, metrics, count))
         self._images += images
 
     def check_finite(self, all_steps: bool) -> None:
         """Raises NotFiniteError if the loss or gradient of a step so far is no number.
 
         Args:
-            all_steps: wait for the last ones too.
+            all_steps: wait for the last orders too.
         """
         while len(self._unchecked) > (0 if all_steps else STEPS_IN_FLIGHT):
-            step, metrics = self._unchecked.popleft()
-            for name in ('loss', 'gradient_norm'):
-                value = float(metrics[name])
-                if not math.isfinite(value):
-                    self._checkpoints.wait()
-                    latest = self._checkpoints.latest_step()
-                    last = f'the last good checkpoint is of step {latest}' if latest is not None else 'none was saved'
-                    raise NotFiniteError(
-                        f'{name} is {value} at step {step}; stopped, and {last}. A lower '
-                        'optimizer.learning_rate or a longer warm-up (warmup_epochs) usually helps'
-                    )
+            last, metrics, count = self._unchecked.popleft()
+            values = {name: np.atleast_1d(metrics[name])[:count] for name in ('loss', 'gradient_norm')}
+            for n in range(count):
+                for name, rows in values.items():
+                    if not math.isfinite(rows[n]):
+                        self._stop(name, rows[n], last - count + 1 + n)
+
+    def _stop(self, name: str, value: float, step: int) -> NoReturn:
+        self._checkpoints.wait()
+        latest = self._checkpoints.latest_step()
+        last = f'the last good checkpoint is of step {latest}' if latest is not None else 'none was saved'
+        raise NotFiniteError(
+            f'{name} is {value} at step {step}; stopped, and {last}. A lower '
+            'optimizer.learning_rate or a longer warm-up (warmup_epochs) usually helps'
+        )
 
     def read(self) -> tuple[dict[str, float], float]:
         """Means since the last call with times, rate and memory, and an estimate of the seconds left."""
         self.check_finite(all_steps=True)
-        rows = jax.device_get(self._metrics)
-        gram = rows[-1].pop('z_gram', None)
+        rows = _rows_of_steps(jax.device_get(self._metrics))
+        gram = rows.pop('z_gram', None)
         scalars = {'epoch': self._step / self._schedule.epoch_steps}
-        scalars |= {name: float(np.mean([row[name] for row in rows])) for name in rows[-1]}
+        scalars |= {name: float(np.mean(values)) for name, values in rows.items()}
         if gram is not None:
-            scalars['effective_rank'] = measures.effective_rank_from_gram(gram)
+            scalars['effective_rank'] = measures.effective_rank_from_gram(gram[-1])
         scalars['learning_rate'] = float(self._schedule.learning_rate(self._step - 1))
         seconds = time.perf_counter() - self._start - self._paused
-        scalars |= self._times(seconds, len(rows)) | {'memory_gib': _memory_gib()}
-        seconds_left = seconds / len(rows) * (self._schedule.total_steps - self._step)
+        steps = sum(count for _, count in self._metrics)
+        scalars |= self._times(seconds, steps) | {'memory_gib': _memory_gib()}
+        seconds_left = seconds / steps * (self._schedule.total_steps - self._step)
         self._begin_interval()
         return scalars, seconds_left
 
@@ -129,6 +151,18 @@ class Meter:
         if peak and self._step_flops:
             times['flops_utilization'] = self._step_flops * steps / seconds / (peak * jax.device_count())
         return times
+
+
+def _rows_of_steps(orders: list[tuple[dict[str, np.ndarray], int]]) -> dict[str, list[np.ndarray]]:
+    """Metrics of all steps: a list by the step for each name."""
+
+    def rows(name: str):
+        for metrics, count in orders:
+            values = metrics[name]
+            # The loss of a single step is a scalar.
+            yield from values[:count] if np.ndim(metrics['loss']) else [values]
+
+    return {name: list(rows(name)) for name in orders[-1][0]}
 
 
 class _Stopwatch:

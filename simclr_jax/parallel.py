@@ -31,6 +31,11 @@ def by_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
+def stacked_by_rows(mesh: Mesh) -> NamedSharding:
+    """Arrays with rows of several steps or parts, [n, B, ...]: the second dimension divided among the devices."""
+    return NamedSharding(mesh, PartitionSpec(None, DATA_AXIS))
+
+
 def divided(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     """A parameter's largest dimension that can be, divided among the devices; small ones are on each.
 
@@ -86,7 +91,7 @@ def split_rows(tree: Any, parts: int, mesh: Mesh) -> Any:
     def split(rows: jax.Array) -> jax.Array:
         rest = rows.shape[1:]
         rows = rows.reshape(mesh.size, parts, -1, *rest).swapaxes(0, 1).reshape(parts, -1, *rest)
-        return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, PartitionSpec(None, DATA_AXIS)))
+        return jax.lax.with_sharding_constraint(rows, stacked_by_rows(mesh))
 
     return jax.tree.map(split, tree)
 

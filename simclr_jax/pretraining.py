@@ -1,6 +1,7 @@
 """A pretraining run from its configuration: puts data, task, optimiser and loop together."""
 
 import contextlib
+import dataclasses
 import functools
 
 import jax
@@ -56,8 +57,9 @@ def pretrain(
 
     def prepare():
         examples, eval_examples = _open_data(config)
-        schedule = make_schedule(config, examples.size)
         feed, examples = feeding.choose(config, examples, jax.devices()[0].platform)
+        at_once = feeding.steps_per_dispatch(feed, config, examples.size)
+        schedule = dataclasses.replace(make_schedule(config, examples.size), steps_per_dispatch=at_once)
         program = make_program(config, examples.num_classes, schedule, mesh, feed)
         # Only now, when data and devices are found to fit, is anything written.
         changed = workdir.claim(directory, config, allow_change=allow_change) if processes.is_first() else []
@@ -74,8 +76,8 @@ def pretrain(
         _introduce(config, examples, eval_examples, schedule, program.feed, state, log)
         return loop.train(
             state,
-            program.step,
-            functools.partial(feeding.train_batches, program.feed, config, examples, mesh),
+            program.run,
+            functools.partial(feeding.train_batches, program.feed, config, examples, mesh, schedule),
             schedule=schedule,
             mesh=mesh,
             key=step_key,

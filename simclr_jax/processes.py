@@ -195,16 +195,16 @@ def _of_all(statement: bool) -> np.ndarray:
 class Preemption:
     """Notices SIGTERM, which machines and schedulers send before they take themselves away.
 
-    Where the job has several processes it is noticed by JAX's preemption service, which also makes them agree on the
-    step: any one of them may have been told.
+    Where the job has several processes it is noticed by JAX's preemption service, which also makes them agree when
+    to stop: any one of them may have been told.
 
     Example:
         >>> with Preemption() as preemption:
-        ...     if preemption.is_due(step): save()
+        ...     if preemption.is_due(): save()
     """
 
     def __init__(self):
-        self._told = False
+        self._told, self._asked = False, 0
 
     def __enter__(self) -> 'Preemption':
         if jax.process_count() == 1:
@@ -218,8 +218,10 @@ class Preemption:
     def _tell(self, *_) -> None:
         self._told = True
 
-    def is_due(self, step: int) -> bool:
-        """Whether to save at this step and end; every process must ask after every step."""
+    def is_due(self) -> bool:
+        """Whether to save now and end; all processes must ask equally often, after the same steps."""
         if jax.process_count() == 1:
             return self._told
-        return multihost_utils.reached_preemption_sync_point(step)
+        # The processes agree on a question to come, and recognise it by its number.
+        self._asked += 1
+        return multihost_utils.reached_preemption_sync_point(self._asked)

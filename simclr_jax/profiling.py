@@ -15,13 +15,13 @@ class Profile:
         self._steps, self._directory = steps, directory
         self._is_recording = False
 
-    def before(self, step: int) -> None:
-        """To be called before every step."""
+    def before(self, step: int, count: int = 1) -> None:
+        """To be called before every step, or before `count` steps from that on that are made at once."""
         if self._steps is None:
             return
         if self._is_recording and step > self._steps[1]:
             self._stop()
-        elif not self._is_recording and step == self._steps[0]:
+        elif not self._is_recording and step <= self._steps[0] < step + count:
             jax.profiler.start_trace(self._directory)
             self._is_recording = True
 

@@ -15,7 +15,7 @@ from simclr_jax.config import ConfigError
 from simclr_jax.meter import Schedule
 from simclr_jax.planning.flops import count_flops
 from simclr_jax.state import TrainState
-from simclr_jax.step import Step, abstract_state, make_train_step, state_shardings
+from simclr_jax.step import Step, abstract_state, make_train_step, several_steps, state_shardings
 from simclr_jax.tasks.pretrain import Pretrain, make_task
 
 
@@ -28,6 +28,7 @@ class Program:
         tx: the optimiser.
         shardings: where the state's arrays lie, see step.state_shardings.
         step: see step.make_train_step.
+        run: what a run calls: the step, or several at once (step.several_steps) where the schedule says so.
         feed: host, hybrid or resident.
     """
 
@@ -35,6 +36,7 @@ class Program:
     tx: optax.GradientTransformation
     shardings: TrainState
     step: Step
+    run: Step
     feed: str
 
     def abstract_arguments(self, config: ConfigDict) -> tuple[TrainState, dict[str, jax.ShapeDtypeStruct], jax.Array]:
@@ -91,7 +93,8 @@ def make_program(config: ConfigDict, num_classes: int, schedule: Schedule, mesh:
     shardings = state_shardings(task, tx, mesh, config.sharding)
     microbatches = config.batch_size // (config.microbatch or config.batch_size)
     step = make_train_step(task, tx, mesh, shardings=shardings, microbatches=microbatches)
-    return Program(task, tx, shardings, step, feed)
+    run = several_steps(step, mesh, shardings) if schedule.steps_per_dispatch > 1 else step
+    return Program(task, tx, shardings, step, run, feed)
 
 
 def make_schedule(config: ConfigDict, num_examples: int) -> Schedule:

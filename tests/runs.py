@@ -39,4 +39,8 @@ def model_of(workdir):
 
 
 def assert_same_bits(found, expected):
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.view(np.uint8), b.view(np.uint8)), found, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(np.atleast_1d(a).view(np.uint8), np.atleast_1d(b).view(np.uint8)),
+        found,
+        expected,
+    )

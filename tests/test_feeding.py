@@ -13,14 +13,16 @@ from PIL import Image
 from runs import DIGITS, assert_same_bits, model_of, rows_of
 from simclr_jax import feeding, parallel
 from simclr_jax.cli.main import main
-from simclr_jax.config import base_config
+from simclr_jax.config import ConfigError, base_config
 from simclr_jax.data.resident import ResidentBatches
 from simclr_jax.data.sources import load_examples
 from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files
+from simclr_jax.meter import Schedule
 from simclr_jax.tasks.pretrain import make_task
 
 FEEDS = ('host', 'hybrid', 'resident')
 SIZE, BATCH = 16, 64
+ONE_BY_ONE = Schedule(100, 10.0, 50, 50, 0, learning_rate=lambda step: 0.5)
 
 
 def png(height, width):
@@ -48,7 +50,9 @@ def batches_of(feed, config, examples, num_devices=1, start_step=0):
     """Endless (global batch, views)."""
     mesh = parallel.make_mesh(jax.devices()[:num_devices])
     views_of = jax.jit(feeding.make_views(feed, feeding.training_policy(config)))
-    for step, batch in enumerate(feeding.train_batches(feed, config, examples, mesh, start_step), start=start_step):
+    for step, batch in enumerate(
+        feeding.train_batches(feed, config, examples, mesh, ONE_BY_ONE, start_step), start=start_step
+    ):
         batch = parallel.to_global(batch, mesh)
         yield batch, views_of(batch, jax.random.fold_in(jax.random.key(5), step))
 
@@ -89,6 +93,35 @@ class TestChoice:
         monkeypatch.setattr(feeding, 'RESIDENT_BYTES', 47)
         examples = Examples('some', 1, Decoded(np.zeros((1, 4, 4, 3), np.uint8)), np.zeros(1, np.int32), ('a',))
         assert feeding.choose(config, examples, 'gpu') == ('hybrid', examples)
+
+
+class TestStepsPerDispatch:
+    @pytest.mark.parametrize(
+        'feed, wanted, images, expected',
+        [
+            ('host', 0, 10_000, 1),
+            ('hybrid', 1, 10_000, 1),
+            ('resident', 0, 10_000, feeding.STEPS_PER_DISPATCH),
+            ('resident', 0, 3 * BATCH + 1, 3),
+            ('resident', 1, 10_000, 1),
+            ('resident', 40, 10_000, 40),
+        ],
+    )
+    def test_several_where_images_are_resident(self, config, feed, wanted, images, expected):
+        config = config.copy_and_resolve_references()
+        config.steps_per_dispatch = wanted
+        assert feeding.steps_per_dispatch(feed, config, images) == expected
+
+    def test_not_more_than_the_log_wants(self, config):
+        config = config.copy_and_resolve_references()
+        config.log_every_steps = 2
+        assert feeding.steps_per_dispatch('resident', config, 10_000) == 2
+
+    def test_others_are_refused(self, config):
+        config = config.copy_and_resolve_references()
+        config.steps_per_dispatch = 5
+        with pytest.raises(ConfigError, match=r'steps_per_dispatch=5: .*the feed is host; choose data.feed=resident'):
+            feeding.steps_per_dispatch('host', config, 10_000)
 
 
 class TestResident:
@@ -155,7 +188,9 @@ def test_all_feeds_make_the_same_views_on_average(config, examples):
 def test_bytes_round_what_floats_say(config, examples):
     config = config.copy_and_resolve_references()
     config.augment.views = ('crop', 'crop')
-    host, hybrid = (next(feeding.train_batches(f, config, examples, None, 0))['views'] for f in ('host', 'hybrid'))
+    host, hybrid = (
+        next(feeding.train_batches(f, config, examples, None, ONE_BY_ONE, 0))['views'] for f in ('host', 'hybrid')
+    )
     assert hybrid.dtype == np.uint8
     np.testing.assert_allclose(hybrid / 255.0, host, atol=0.5 / 255 + 1e-6)
 
@@ -165,14 +200,15 @@ def test_bytes_round_what_floats_say(config, examples):
 def test_a_run_learns_and_resumes_to_the_same_bits(feed, tmp_path, monkeypatch):
     monkeypatch.setattr(parallel, 'make_mesh', functools.partial(parallel.make_mesh, jax.devices()[:2]))
 
-    def train(workdir):
+    def train(workdir, *more):
         options = [f'--config.data.feed={feed}', '--config.knn.every_epochs=0', f'--workdir={workdir}']
-        assert main(['train', *DIGITS, *options]) == 0
+        assert main(['train', *DIGITS, *options, *more]) == 0
 
     train(tmp_path / 'whole')
     shutil.copytree(tmp_path / 'whole', tmp_path / 'parts')
     shutil.rmtree(tmp_path / 'parts' / 'checkpoints' / '12')
-    train(tmp_path / 'parts')
+    # Other orders of several steps than before.
+    train(tmp_path / 'parts', '--config.log_every_steps=3')
     assert_same_bits(model_of(tmp_path / 'parts')[0], model_of(tmp_path / 'whole')[0])
     losses = [row['loss'] for row in rows_of(tmp_path / 'whole') if 'loss' in row]
     assert losses[-1] < losses[0]

@@ -1,5 +1,6 @@
 """What the log tells of a step's time and of the devices' use, and profiles of chosen steps."""
 
+import math
 import time
 
 import jax
@@ -7,8 +8,12 @@ import numpy as np
 import pytest
 
 from simclr_jax import chips, meter
-from simclr_jax.meter import Meter, Schedule
+from simclr_jax.checkpoints import Checkpoints
+from simclr_jax.meter import Meter, NotFiniteError, Schedule
 from simclr_jax.profiling import Profile
+
+# Of projections that spread over one, two and three dimensions.
+GRAMS = np.stack([np.diag(np.float32(np.arange(3) <= n)) for n in range(3)])
 
 
 @pytest.mark.parametrize(
@@ -55,6 +60,27 @@ def test_seconds_of_a_step_are_waiting_computing_and_saving(monkeypatch):
     assert seconds_left == pytest.approx(98 * scalars['step_seconds'])
 
 
+def test_steps_made_at_once_count_by_themselves(tmp_path):
+    schedule = Schedule(100, 10.0, 1, 10, 0, learning_rate=lambda step: 0.5, steps_per_dispatch=3)
+    checkpoints = Checkpoints(str(tmp_path), say=print)
+    clock = Meter(schedule, checkpoints)
+
+    def add(step, losses, count):
+        metrics = {'loss': np.float32(losses), 'gradient_norm': np.ones(3, np.float32), 'z_gram': GRAMS}
+        clock.add(step, metrics, images=8 * count, count=count)
+
+    add(3, [1, 2, 3], 3)
+    add(5, [4, 10, math.nan], 2)
+    scalars, _ = clock.read()
+    assert scalars['loss'] == 4.0
+    assert scalars['images_per_second'] == pytest.approx(8 / scalars['step_seconds'])
+    # That of the last step that was made.
+    assert scalars['effective_rank'] == pytest.approx(2.0)
+    add(8, [1, math.nan, math.inf], 3)
+    with pytest.raises(NotFiniteError, match='loss is nan at step 7; stopped, and none was saved'):
+        clock.check_finite(all_steps=True)
+
+
 @pytest.mark.parametrize('steps, recorded', [((2, 3), True), (None, False), ((9, 9), False)])
 def test_chosen_steps_are_profiled(tmp_path, steps, recorded):
     work = jax.jit(lambda x: x @ x)
@@ -62,4 +88,12 @@ def test_chosen_steps_are_profiled(tmp_path, steps, recorded):
         for step in range(1, 5):
             profile.before(step)
             work(np.ones((8, 8), np.float32)).block_until_ready()
+    assert any(tmp_path.rglob('*.xplane.pb')) == recorded
+
+
+@pytest.mark.parametrize('first, recorded', [(7, True), (9, True), (10, False)])
+def test_steps_made_at_once_are_profiled_together(tmp_path, first, recorded):
+    with Profile((first, first), str(tmp_path)) as profile:
+        for step in (1, 4, 7):
+            profile.before(step, 3)
     assert any(tmp_path.rglob('*.xplane.pb')) == recorded

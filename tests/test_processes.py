@@ -90,12 +90,12 @@ def test_alone_there_is_nobody_to_wait_for():
 def test_sigterm_is_noticed_and_then_left_to_others():
     before = signal.getsignal(signal.SIGTERM)
     with processes.Preemption() as preemption:
-        assert not preemption.is_due(1)
+        assert not preemption.is_due()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert preemption.is_due(1)
+        assert preemption.is_due()
     assert signal.getsignal(signal.SIGTERM) == before
     with processes.Preemption() as another:
-        assert not another.is_due(1)
+        assert not another.is_due()
 
 
 # Of three processes the second one makes a mistake; prints what came of it.
