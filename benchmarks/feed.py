@@ -23,9 +23,12 @@ from simclr_jax import feeding
 from simclr_jax.config import base_config
 from simclr_jax.data import pipeline
 from simclr_jax.data.sources import load_examples
+from simclr_jax.meter import Schedule
 
 BATCH = 32
 WARM_UP = 4
+# Of host and hybrid only the images of a step matter.
+ONE_BY_ONE = Schedule(1, 1.0, 1, 1, 0, learning_rate=lambda step: 0.0)
 
 
 def main():
@@ -40,8 +43,8 @@ def main():
     config.data.path, config.batch_size = options.data_dir, BATCH
     examples = load_examples(config.data, 'train')
     ways = {
-        'host': lambda: feeding.train_batches('host', config, examples, None, 0),
-        'hybrid': lambda: feeding.train_batches('hybrid', config, examples, None, 0),
+        'host': lambda: feeding.train_batches('host', config, examples, None, ONE_BY_ONE, 0),
+        'hybrid': lambda: feeding.train_batches('hybrid', config, examples, None, ONE_BY_ONE, 0),
         'decode': lambda: decoded(examples),
     }
     rates = {name: [] for name in (*ways, *(['peer'] if options.peer else []))}
