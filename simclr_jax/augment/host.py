@@ -52,7 +52,7 @@ def crop_and_resize(image: tf.Tensor, box: tf.Tensor, size: int) -> tf.Tensor:
     """Cuts out `box`, int32 [4] = (offset_y, offset_x, height, width), and resizes to [size, size, 3]."""
     offset, extent = box[:2], box[2:]
     window = tf.slice(image, tf.pad(offset, [[0, 1]]), tf.pad(extent, [[0, 1]], constant_values=3))
-    return resize(window, size, size)
+    return tf.ensure_shape(resize(window, size, size), [size, size, 3])
 
 
 def center_crop_box(
