@@ -271,3 +271,15 @@ def test_operations_before_the_crop_see_the_whole_image(picture):
     """An image need not be square before it is cropped: rotation then swaps its sides."""
     for view in ('rotate crop', 'blur sobel crop', 'jitter noise cutout crop'):
         assert views_of(picture, views=(view,), parameters={'blur': {'p': 1.0}}).shape == (1, 32, 32, 3)
+
+
+@pytest.mark.parametrize('operation', ['jitter', 'blur'])
+@pytest.mark.parametrize('is_cropped', [True, False])
+def test_costly_operations_are_compiled_where_the_size_is_known(operation, is_cropped):
+    """Behind a crop it is; a program for every size that images have would cost more than it saves."""
+    names = f'crop {operation}' if is_cropped else f'{operation} crop'
+    views = policy.make_policy(32, views=(names,))
+    signature = tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([2], tf.int32)
+    augment = tf.function(lambda image, seed: host.augment(image, seed, views), input_signature=signature)
+    definition = augment.get_concrete_function().graph.as_graph_def()
+    assert ('_XlaMustCompile' in str(definition)) == is_cropped
