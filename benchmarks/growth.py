@@ -127,8 +127,8 @@ def plot(axes):
     for row, (label, members) in zip(places, groups.items(), strict=True):
         for name, axis in members:
             rest = name.split(', ', 1)[1]
-            row[0].loglog(axis, [1e3 * plan['step_seconds'] for plan in axis.values()], 'o-', label=rest)
-            row[1].loglog(axis, [plan['needed_bytes'] / 2**30 for plan in axis.values()], 'o-', label=rest)
+            row[0].loglog(list(axis), [1e3 * plan['step_seconds'] for plan in axis.values()], 'o-', label=rest)
+            row[1].loglog(list(axis), [plan['needed_bytes'] / 2**30 for plan in axis.values()], 'o-', label=rest)
         row[1].axhline(15.75, color='grey', linestyle=':', label='of the chip')
         for place, quantity in zip(row, ('a step, ms', 'memory a chip, GiB'), strict=True):
             place.set(xlabel=label, ylabel=quantity)
