@@ -152,7 +152,6 @@ def several_steps(step: Step, mesh: Mesh, shardings: TrainState | None = None) -
     """
 
     def steps(state: TrainState, batches: Batch, key: jax.Array):
-        count = batches.pop('steps')
         _, shapes = jax.eval_shape(step, state, batch_at(batches, 0), key)
         most = len(batches['index'])
         metrics = jax.tree.map(lambda row: jnp.zeros((most, *row.shape), row.dtype), shapes)
@@ -162,7 +161,7 @@ def several_steps(step: Step, mesh: Mesh, shardings: TrainState | None = None) -
             state, row = step(state, batch_at(batches, n), key)
             return state, jax.tree.map(lambda rows, row: rows.at[n].set(row), metrics, row)
 
-        return jax.lax.fori_loop(0, count, one, (state, metrics))
+        return jax.lax.fori_loop(0, batches['steps'], one, (state, metrics))
 
     everywhere = replicated(mesh)
     of_state = shardings or everywhere
