@@ -10,6 +10,9 @@ import pytest
 from stand_ins import AWKWARD, BASH, REPOSITORY, World, checkout
 
 RESTART = REPOSITORY / 'launch' / 'restart.sh'
+# What runs in the background of a shell ignores SIGINT, what nohup starts SIGHUP; both hand that down, also to a shell's
+# traps.
+HEEDING = (shutil.which('env'), '--default-signal=INT,HUP')
 
 
 @pytest.fixture
@@ -72,7 +75,7 @@ def test_a_run_that_lasted_resets_the_count(world, program):
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_goes_to_the_program_and_its_end_is_the_end(world, program, number):
     world.plan(p0=['save'])
-    with world.start(RESTART, program) as process:
+    with world.start(*HEEDING, RESTART, program) as process:
         assert process.stdout.readline() == 'process 0, run 0: save\n'
         assert process.stdout.readline() == 'waiting\n'
         process.send_signal(number)
@@ -82,9 +85,7 @@ def test_a_signal_goes_to_the_program_and_its_end_is_the_end(world, program, num
 
 def test_an_interruption_reaches_the_program_as_one(world):
     program = 'trap "echo interrupted; exit 5" INT; echo ready; while :; do sleep 0.1; done'
-    # What runs in the background of a shell ignores it, and hands that down.
-    heeding = (shutil.which('env'), '--default-signal=INT')
-    with world.start(*heeding, RESTART, BASH, '-c', program) as process:
+    with world.start(*HEEDING, RESTART, BASH, '-c', program) as process:
         assert process.stdout.readline() == 'ready\n'
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == 'interrupted\n'

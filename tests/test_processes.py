@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -126,9 +127,9 @@ def test_a_mistake_of_one_stops_all():
     command = [sys.executable, 'launch/processes.py', '--processes=3', sys.executable, '-c', TOGETHER]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
-    lines = [line.removeprefix('[1] ').removeprefix('[2] ') for line in done.stdout.splitlines()]
-    assert lines.count('said') == 1
-    found = sorted(json.loads(line) for line in lines if line.startswith('[true'))
+    # Wherever they stand: Gloo's threads, which share the output, may have begun a line of their own.
+    assert done.stdout.count('said') == 1
+    found = sorted(json.loads(text) for text in re.findall(r'\[true.*?\]', done.stdout))
     elsewhere = ['FailedElsewhere', 'process 1 stopped, for the reason that it gives']
     assert found == [[True, False, False, 3, 'ConfigError', 'mine'], [True, False, False, 3, *elsewhere]] + [
         [True, False, True, 3, *elsewhere]
