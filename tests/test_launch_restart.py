@@ -10,8 +10,8 @@ import pytest
 from stand_ins import AWKWARD, BASH, REPOSITORY, World, checkout
 
 RESTART = REPOSITORY / 'launch' / 'restart.sh'
-# What runs in the background of a shell ignores SIGINT, what nohup starts SIGHUP; both hand that down, also to a shell's
-# traps.
+# What runs in the background of a shell ignores SIGINT, and what nohup starts SIGHUP. They hand that down, and a shell
+# cannot trap what it ignored from the start.
 HEEDING = (shutil.which('env'), '--default-signal=INT,HUP')
 
 
