@@ -41,7 +41,7 @@ def model_of(config):
 def convolution_as_product(next_method, args, kwargs, context):
     """Computes Conv as one matrix product: XLA's float64 convolutions on CPU are ten times slower."""
     module = context.module
-    if not isinstance(module, Conv):
+    if not isinstance(module, Conv) or context.method_name != '__call__':
         return next_method(*args, **kwargs)
     kernel = module.get_variable('params', 'kernel')
     size, stride = module.kernel_size, module.strides

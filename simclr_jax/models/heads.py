@@ -6,7 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.models.layers import BatchNorm, at_least_float32, dense
+from simclr_jax.models.layers import dense
+from simclr_jax.models.normalization import BatchNorm
+from simclr_jax.models.precision import at_least_float32
 
 KINDS = ('nonlinear', 'linear', 'none')
 

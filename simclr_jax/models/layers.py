@@ -1,8 +1,4 @@
-"""What every part of the model is made of: convolution, dense layer and batch normalisation.
-
-Parameters and moving statistics are float32. Each layer computes in the `dtype` it is given, but where its
-input or its parameters are float64, so is the computation: double precision is never rounded by a default.
-"""
+"""What every part of the model is made of: convolution, dense layer and rectifier; and models/normalization.py."""
 
 import math
 from typing import Any
@@ -12,25 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from simclr_jax.models.convolution import convolve
+from simclr_jax.models.normalization import BatchNorm
+from simclr_jax.models.precision import at_least_float32, to_compute_dtype
 
-BATCH_NORM_MOMENTUM = 0.9
-BATCH_NORM_EPSILON = 1e-5
 # Of a standard normal that is cut off at -2 and 2.
 DEVIATION_OF_CUT_NORMAL = 0.8796256610342398
-
-
-def at_least_float32(x: jax.Array) -> jax.Array:
-    """`x` in float32, or in float64 if it is that already: for sums, statistics and what leaves the model."""
-    return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
-
-
-def _to_compute_dtype(*arrays: jax.Array | None, dtype: Any, inexact: bool = True) -> list[jax.Array | None]:
-    """All arrays in `dtype`, or in float64 if one of them is; the signature is Flax' `promote_dtype`."""
-    del inexact
-    given = [array for array in arrays if array is not None]
-    if any(array.dtype == jnp.dtype('float64') for array in given):
-        dtype = jnp.float64
-    return [array if array is None else jnp.asarray(array, dtype) for array in arrays]
 
 
 # The numbers of a kernel are drawn as a vector: drawn in four dimensions, XLA takes four times longer to compile them.
@@ -64,16 +46,29 @@ class Conv(nn.Module):
     use_bias: bool = False
     dtype: Any = jnp.float32
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, H, W, C] -> [N, ceil(H / strides), ceil(W / strides), D]."""
         size = self.kernel_size
-        kernel = self.param('kernel', _fan_in_normal, (size, size, x.shape[-1], self.features), jnp.float32)
-        bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32) if self.use_bias else None
-        x, kernel, bias = _to_compute_dtype(x, kernel, bias, dtype=self.dtype)
+        kernel, bias = self._parameters(x.shape[-1])
+        x, kernel, bias = to_compute_dtype(x, kernel, bias, dtype=self.dtype)
         padding = (size - 1) // 2, size // 2
         y = convolve(x, kernel, self.strides, (padding, padding))
         return y if bias is None else y + bias
+
+    def normalized(self, x: jax.Array, norm: BatchNorm, *, train: bool) -> jax.Array:
+        """`norm(self(x), train=train)`, for a 1x1 convolution to more channels: see `BatchNorm.folded`."""
+        kernel, _ = self._parameters(x.shape[-1])
+        x, _ = to_compute_dtype(x[:, :: self.strides, :: self.strides], kernel, dtype=self.dtype)
+        weights, offset = norm.folded(x, kernel[0, 0], train=train)
+        y = convolve(x, weights.astype(x.dtype)[None, None], 1, ((0, 0), (0, 0)))
+        return (at_least_float32(y) + offset).astype(y.dtype)
+
+    @nn.compact
+    def _parameters(self, channels: int) -> tuple[jax.Array, jax.Array | None]:
+        shape = (self.kernel_size, self.kernel_size, channels, self.features)
+        kernel = self.param('kernel', _fan_in_normal, shape, jnp.float32)
+        bias = self.param('bias', nn.initializers.zeros, shape[-1:], jnp.float32) if self.use_bias else None
+        return kernel, bias
 
 
 def dense(
@@ -85,63 +80,24 @@ def dense(
         use_bias=use_bias,
         kernel_init=nn.initializers.zeros if zero_init else _small_normal,
         dtype=dtype,
-        promote_dtype=_to_compute_dtype,
+        promote_dtype=to_compute_dtype,
         name=name,
     )
 
 
-class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last (Ioffe and Szegedy, arXiv 1502.03167).
-
-    In training with the statistics of the batch, which move the moving ones: mean E[x], biased variance
-    E[x^2] - E[x]^2. Under `jax.jit` on arrays sharded over a mesh these are means over the global batch, as
-    SimCLR asks (section 2.2). Statistics are float32 at least; the result has the dtype of the input.
-
-    Attributes:
-        use_bias: whether an offset is learned.
-        zero_scale: start with scale 0 instead of 1, which makes a residual block start as its shortcut.
-        use_scale: whether a scale is learned.
-        momentum: what the moving statistics keep of themselves in each training step, in [0, 1].
-    """
-
-    use_bias: bool = True
-    zero_scale: bool = False
-    use_scale: bool = True
-    momentum: float = BATCH_NORM_MOMENTUM
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalises `x` [..., C]; with `train` the collection 'batch_stats' must be mutable."""
-        shape = x.shape[-1:]
-        moving_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32)
-        moving_variance = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32)
-
-        wide = at_least_float32(x)
-        if train:
-            mean, variance = _batch_statistics(wide)
-            if not self.is_initializing():
-                moving_mean.value = self._moved(moving_mean.value, mean)
-                moving_variance.value = self._moved(moving_variance.value, variance)
-        else:
-            mean, variance = moving_mean.value, moving_variance.value
-
-        factor = jax.lax.rsqrt(variance + BATCH_NORM_EPSILON)
-        if self.use_scale:
-            scale_init = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
-            factor = self.param('scale', scale_init, shape, jnp.float32) * factor
-        y = (wide - mean) * factor
-        if self.use_bias:
-            y = y + self.param('bias', nn.initializers.zeros, shape, jnp.float32)
-        return y.astype(x.dtype)
-
-    def _moved(self, moving: jax.Array, batch: jax.Array) -> jax.Array:
-        return self.momentum * moving + (1 - self.momentum) * batch
+@jax.custom_vjp
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0); its gradient is told from the result, so that nothing else has to be kept."""
+    return jnp.maximum(x, 0)
 
 
-def _batch_statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance [C] of `x` [..., C], in one pass over it."""
-    axes = tuple(range(x.ndim - 1))
-    mean = x.mean(axes)
-    # Rounding can make the difference of two large numbers negative.
-    variance = jnp.maximum(jnp.square(x).mean(axes) - jnp.square(mean), 0)
-    return mean, variance
+def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    y = relu(x)
+    return y, y
+
+
+def _relu_backward(y: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    return (jnp.where(y > 0, gradient, jnp.zeros_like(gradient)),)
+
+
+relu.defvjp(_relu_forward, _relu_backward)

@@ -11,7 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.models.layers import BATCH_NORM_MOMENTUM, BatchNorm, Conv, at_least_float32
+from simclr_jax.models.layers import Conv, relu
+from simclr_jax.models.normalization import BATCH_NORM_MOMENTUM, BatchNorm
+from simclr_jax.models.precision import at_least_float32
 
 STEMS = ('cifar', 'imagenet')
 # What an encoder consists of, from the image up.
@@ -61,16 +63,18 @@ class Stem(nn.Module):
         narrow, wide = scaled_width(32, self.width), scaled_width(64, self.width)
         if self.kind == 'resnet_d':
             x = Conv(narrow, 3, 2, name='conv1', dtype=self.dtype)(x)
-            x = nn.relu(self.norm(name='bn1')(x, train=train))
+            x = relu(self.norm(name='bn1')(x, train=train))
             x = Conv(narrow, 3, name='conv2', dtype=self.dtype)(x)
-            x = nn.relu(self.norm(name='bn2')(x, train=train))
+            x = relu(self.norm(name='bn2')(x, train=train))
             x = Conv(wide, 3, name='conv3', dtype=self.dtype)(x)
-            x = nn.relu(self.norm(name='bn3')(x, train=train))
+            last = self.norm(name='bn3')
         else:
             kernel_size, strides = (3, 1) if self.kind == 'cifar' else (7, 2)
             x = Conv(wide, kernel_size, strides, name='conv', dtype=self.dtype)(x)
-            x = nn.relu(self.norm(name='bn')(x, train=train))
-        return self.pool(x) if pool else x
+            last = self.norm(name='bn')
+        if pool and self.kind != 'cifar':
+            return relu(last.pooled(x, self.pool, train=train))
+        return relu(last(x, train=train))
 
     def pool(self, x: jax.Array) -> jax.Array:
         """What `pool=False` leaves out: [N, H/2, W/2, ...] -> [N, H/4, W/4, ...]; nothing for 'cifar'."""
@@ -93,12 +97,12 @@ class SelectiveKernel(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[N, H, W, C] -> [N, H / strides, W / strides, features]."""
         x = Conv(2 * self.features, 3, self.strides, name='conv', dtype=self.dtype)(x)
-        x = nn.relu(self.norm(name='bn')(x, train=train))
+        x = relu(self.norm(name='bn')(x, train=train))
         streams = x.reshape(*x.shape[:-1], 2, self.features)
 
         context = streams.sum(3).mean((1, 2), keepdims=True)
         context = Conv(max(int(self.features * self.ratio), 32), 1, name='reduce', dtype=self.dtype)(context)
-        context = nn.relu(self.norm(name='reduce_bn')(context, train=train))
+        context = relu(self.norm(name='reduce_bn')(context, train=train))
         context = Conv(2 * self.features, 1, name='expand', dtype=self.dtype)(context)
         attention = nn.softmax(context.reshape(-1, 1, 1, 2, self.features), axis=3)
         return (attention * streams).sum(3)
@@ -114,7 +118,7 @@ class SqueezeExcitation(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, H, W, C] -> [N, H, W, C]."""
         gate = x.mean((1, 2), keepdims=True)
-        gate = nn.relu(Conv(self.hidden, 1, name='reduce', dtype=self.dtype, use_bias=True)(gate))
+        gate = relu(Conv(self.hidden, 1, name='reduce', dtype=self.dtype, use_bias=True)(gate))
         gate = Conv(x.shape[-1], 1, name='expand', dtype=self.dtype, use_bias=True)(gate)
         return x * nn.sigmoid(gate)
 
@@ -162,7 +166,7 @@ class ResidualBlock(nn.Module):
         if self.se_ratio > 0:
             hidden = max(1, int(self.filters * self.se_ratio))
             x = SqueezeExcitation(hidden, self.dtype, name='se')(x)
-        return nn.relu(x + shortcut)
+        return relu(x + shortcut)
 
     def _shortcut(self, x: jax.Array, *, train: bool) -> jax.Array:
         strides = self.strides
@@ -170,26 +174,26 @@ class ResidualBlock(nn.Module):
             # ResNet-D: pool, so that the 1x1 convolution does not skip three quarters of its input.
             x, strides = _mean_pool_2x2(x, strides), 1
         features = self.filters * (4 if self.bottleneck else 1)
-        x = Conv(features, 1, strides, name='shortcut_conv', dtype=self.dtype)(x)
-        return self.norm(name='shortcut_bn')(x, train=train)
+        norm = self.norm(name='shortcut_bn')
+        return Conv(features, 1, strides, name='shortcut_conv', dtype=self.dtype).normalized(x, norm, train=train)
 
     def _basic(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = Conv(self.filters, 3, self.strides, name='conv1', dtype=self.dtype)(x)
-        x = nn.relu(self.norm(name='bn1')(x, train=train))
+        x = relu(self.norm(name='bn1')(x, train=train))
         x = Conv(self.filters, 3, name='conv2', dtype=self.dtype)(x)
         return self.norm(zero_scale=True, name='bn2')(x, train=train)
 
     def _bottleneck(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = Conv(self.filters, 1, name='conv1', dtype=self.dtype)(x)
-        x = nn.relu(self.norm(name='bn1')(x, train=train))
+        x = relu(self.norm(name='bn1')(x, train=train))
         if self.sk_ratio > 0:
             kernels = SelectiveKernel(self.filters, self.strides, self.sk_ratio, self.dtype, self.norm, name='sk')
             x = kernels(x, train=train)
         else:
             x = Conv(self.filters, 3, self.strides, name='conv2', dtype=self.dtype)(x)
-            x = nn.relu(self.norm(name='bn2')(x, train=train))
-        x = Conv(4 * self.filters, 1, name='conv3', dtype=self.dtype)(x)
-        return self.norm(zero_scale=True, name='bn3')(x, train=train)
+            x = relu(self.norm(name='bn2')(x, train=train))
+        norm = self.norm(zero_scale=True, name='bn3')
+        return Conv(4 * self.filters, 1, name='conv3', dtype=self.dtype).normalized(x, norm, train=train)
 
 
 class Stage(nn.Module):

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from simclr_jax.models.heads import ProjectionHead
-from simclr_jax.models.layers import at_least_float32, dense
+from simclr_jax.models.layers import dense
+from simclr_jax.models.precision import at_least_float32
 from simclr_jax.models.resnet import ResNet
 
 
