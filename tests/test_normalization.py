@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from simclr_jax.models.layers import Conv, relu
 from simclr_jax.models.normalization import BatchNorm
 from simclr_jax.models.precision import at_least_float32
+from simclr_jax.planning.flops import count_flops
 
 EIGHT_DEVICES = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
 
@@ -188,3 +189,12 @@ def test_rectifier_and_its_gradient():
         value, pull = jax.vjp(relu, x.astype(dtype))
         np.testing.assert_array_equal(value, jax.nn.relu(x.astype(dtype)))
         np.testing.assert_array_equal(pull(jnp.ones_like(value))[0], [0, 0, 0, 1, 1])
+
+
+def test_the_count_of_operations_is_that_of_the_network():
+    # The convolution, and for its gradients twice that; the statistics are not counted.
+    def count(fold):
+        run = functools.partial(outcome, Folded(16, 1, fold), train=True)
+        return count_flops(jax.make_jaxpr(run)(random_variables(4, 16), x=rectified((2, 3, 3, 4))).jaxpr)
+
+    assert count(True) == count(False) == 3 * 2 * (2 * 3 * 3) * 4 * 16

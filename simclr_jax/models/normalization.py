@@ -17,6 +17,9 @@ from simclr_jax.models.precision import at_least_float32
 BATCH_NORM_MOMENTUM = 0.9
 BATCH_NORM_EPSILON = 1e-5
 
+# The scope of operations whose count depends on the form; what is counted of a network leaves them out.
+STATISTICS_SCOPE = 'batch_statistics'
+
 # (mean, biased variance), each [C].
 Moments = tuple[jax.Array, jax.Array]
 
@@ -140,11 +143,12 @@ def _moments(x: jax.Array) -> Moments:
 
 def _moments_of_product(x: jax.Array, weights: jax.Array) -> Moments:
     """Of `x @ weights`, x being [..., C]."""
-    mean = at_least_float32(x).mean(tuple(range(x.ndim - 1)))
-    covariance = _second_moments(x) - mean[:, None] * mean
-    multiply = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    variance = jnp.maximum((weights * multiply(covariance, weights)).sum(0), 0)
-    return multiply(mean, weights), variance
+    with jax.named_scope(STATISTICS_SCOPE):
+        mean = at_least_float32(x).mean(tuple(range(x.ndim - 1)))
+        covariance = _second_moments(x) - mean[:, None] * mean
+        multiply = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+        variance = jnp.maximum((weights * multiply(covariance, weights)).sum(0), 0)
+        return multiply(mean, weights), variance
 
 
 @jax.custom_vjp
@@ -154,13 +158,8 @@ def _second_moments(x: jax.Array) -> jax.Array:
     axes = tuple(range(x.ndim - 1))
     # Products of bfloat16 numbers are exact in float32, those of float32 numbers are not in a TPU's default.
     precision = jax.lax.Precision.HIGHEST if x.dtype.itemsize >= 4 else None
-    sums = jax.lax.dot_general(
-        x,
-        x,
-        ((axes, axes), ((), ())),
-        precision=precision,
-        preferred_element_type=at_least_float32(x).dtype,
-    )
+    dtype = at_least_float32(x).dtype
+    sums = jax.lax.dot_general(x, x, ((axes, axes), ((), ())), precision=precision, preferred_element_type=dtype)
     return sums * (x.shape[-1] / x.size)
 
 

@@ -5,15 +5,22 @@ from collections.abc import Iterator
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
+from simclr_jax.models.normalization import STATISTICS_SCOPE
+
 
 def count_flops(jaxpr: Jaxpr) -> int:
     """Multiplications and additions of all convolutions and matrix products of a program, on all devices together.
 
     Loops count as often as they run, what is computed again in a backward pass as well. Of `while` loops one round is
     counted, and the costliest branch of a condition. Products with the zeros that a stride puts into a gradient are
-    left out, those with the zeros of padding are not.
+    left out, those with the zeros of padding are not. Left out are also the statistics of batch norms, as in any
+    count of a network's operations.
     """
-    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
+    return sum(
+        _equation_flops(equation)
+        for equation in jaxpr.eqns
+        if STATISTICS_SCOPE not in str(equation.source_info.name_stack)
+    )
 
 
 def _equation_flops(equation: JaxprEqn) -> int:
