@@ -281,16 +281,17 @@ def operation_seed(seed: tf.Tensor, branch: int, operation: type, repetition: in
 
 
 @tf.autograph.experimental.do_not_convert
-def augment(image: tf.Tensor, seed: tf.Tensor, policy: Policy) -> tf.Tensor:
+def augment(image: tf.Tensor, seed: tf.Tensor, policy: Policy, *, as_bytes: bool = False) -> tf.Tensor:
     """Makes the views of one image.
 
     Args:
         image: [H, W, 3], uint8 or float32 in [0, 1].
         seed: int32 or int64 [2]; the same seed gives the same views.
         policy: the operations; they are applied in the order in which they stand.
+        as_bytes: rounds to bytes, a quarter of the size, for devices that go on with the augmentation.
 
     Returns:
-        float32 [V, size, size, 3] in [0, 1].
+        [V, size, size, 3], float32 in [0, 1] or uint8 in 0..255.
     """
     is_cropped = any(isinstance(operation, RandomCrop) for operation in policy.shared)
     image = _apply_all(image, policy.shared, seed, 0, policy.size)
@@ -300,9 +301,14 @@ def augment(image: tf.Tensor, seed: tf.Tensor, policy: Policy) -> tf.Tensor:
         if not is_cropped and not any(isinstance(operation, RandomCrop) for operation in operations):
             view = resize(view, policy.size, policy.size)
         view = _apply_all(view, operations, seed, branch, policy.size)
-        views.append(to_unit_range(view))
-    views = tf.clip_by_value(tf.stack(views), 0.0, 1.0)
-    return tf.ensure_shape(views, [len(policy.views), policy.size, policy.size, 3])
+        views.append(tf.ensure_shape(to_unit_range(view), [policy.size, policy.size, 3]))
+    return _bytes(*views) if as_bytes else tf.clip_by_value(tf.stack(views), 0.0, 1.0)
+
+
+@_compiled
+def _bytes(*views: tf.Tensor) -> tf.Tensor:
+    """float32 [H, W, 3] each, in [0, 1] or a little outside -> uint8 [V, H, W, 3]."""
+    return tf.stack([tf.cast(tf.round(255.0 * tf.clip_by_value(view, 0.0, 1.0)), tf.uint8) for view in views])
 
 
 def _apply_all(image, operations: tuple[Operation, ...], seed, branch: int, size: int) -> tf.Tensor:

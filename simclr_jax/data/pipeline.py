@@ -65,9 +65,8 @@ class TrainBatches(Iterator[Batch]):
         dataset = _training_rows(examples, batch_size, seed, start_step, share)
 
         def make_views(row):
-            views = host.augment(row['image'], _pixel_seed(seed, row['epoch'], row['index']), policy)
-            if as_bytes:
-                views = tf.cast(tf.round(255.0 * views), tf.uint8)
+            pixel_seed = _pixel_seed(seed, row['epoch'], row['index'])
+            views = host.augment(row['image'], pixel_seed, policy, as_bytes=as_bytes)
             return {name: row[name] for name in ('label', 'index', 'wanted')} | {'views': views}
 
         dataset = dataset.map(make_views, num_parallel_calls=tf.data.AUTOTUNE)
