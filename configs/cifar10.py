@@ -47,7 +47,7 @@ def get_config(arg: str = 'r18') -> ConfigDict:
         config.optimizer.scaling = 'none'
         config.optimizer.weight_decay = 1e-6
         config.knn.every_epochs = 1.0
-        config.knn.bank_images = 10000
+        config.knn.bank_images = 2500
         config.checkpoint_every_epochs = 0.5
         config.log_every_steps = 50
     return config

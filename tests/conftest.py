@@ -10,17 +10,22 @@ import tempfile
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-# Programs compiled once a session, for the processes that tests start as well.
-COMPILED = tempfile.mkdtemp(prefix='simclr-compiled-')
-atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
-os.environ['JAX_COMPILATION_CACHE_DIR'] = COMPILED
+# Programs compiled once a session, for the workers among which the tests are divided and the processes that tests start.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+    COMPILED = tempfile.mkdtemp(prefix='simclr-compiled-')
+    atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = COMPILED
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
 
 import jax
 import numpy as np
 import pytest
 
+from simclr_jax.models.resnet import ResNet
+
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
+# Where any network does: one block a stage is compiled in half the time of a ResNet-18.
+ResNet.STAGES = {**ResNet.STAGES, 10: (1, 1, 1, 1)}
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / 'shared'

@@ -19,7 +19,7 @@ from simclr_jax.step import make_train_step
 from simclr_jax.tasks.finetune import Finetune, init_from
 from simclr_jax.tasks.views import by_image, images_of, labels_of
 
-ENCODER = ResNet(18, width=1 / 16)
+ENCODER = ResNet(10, width=1 / 16)
 HEAD = ProjectionHead(layers=3, out_dim=8)
 IMAGES, SIZE, CLASSES, STEPS = 8, 8, 5, 3
 # Half the time to compile, for steps that run three times.
@@ -312,9 +312,9 @@ def test_every_view_has_the_label_of_its_image():
 @pytest.mark.parametrize(
     'encoder, message',
     [
-        (ResNet(18, width=1 / 8), r'/encoder/.* is \(.*\) in the classifier and \(.*\) in the pretrained'),
-        (ResNet(34, width=1 / 16), r'block3.* is \(.*\) in the classifier and missing in the pretrained'),
-        (ResNet(18, width=1 / 16, se_ratio=0.25), r'/se/.* is \(.*\) in the classifier and missing'),
+        (ResNet(10, width=1 / 8), r'/encoder/.* is \(.*\) in the classifier and \(.*\) in the pretrained'),
+        (ResNet(34, width=1 / 16), r'block2.* is \(.*\) in the classifier and missing in the pretrained'),
+        (ResNet(10, width=1 / 16, se_ratio=0.25), r'/se/.* is \(.*\) in the classifier and missing'),
     ],
 )
 def test_another_encoder_is_named(encoder, message):
