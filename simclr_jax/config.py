@@ -37,7 +37,11 @@ def base_config() -> ConfigDict:
     data.feed = 'auto'  # host | hybrid | resident: where images become views, see simclr_jax/feeding.py; auto: fastest
     data.max_unreadable = 0.01  # share of files that may turn out to be no image before the run stops
     data.memory_limit_gb = 2.0  # tfds: encoded splits up to this size stay in memory, larger are streamed
-    data.shuffle_buffer = 20000  # tfds, streamed: images among which the next one is drawn
+    data.shuffle_buffer = 20000  # tfds, streamed: images among which the next one is drawn, by all processes together
+    data.lanes = 64  # tfds, streamed: parts of the split that are read side by side, by all processes together
+    data.threads = 0  # of the input pipeline; 0: one a core
+    data.parallel_calls = 0  # images decoded and augmented at the same time; 0: tuned while it runs
+    data.prefetch = 2  # batches that are ready before they are asked for; 0: tuned while it runs
     data.fake_images = 256  # fake: number of images of noise
 
     config.augment = augment = ConfigDict()
@@ -105,6 +109,9 @@ FREE_FIELDS = (
     'checkpoint_',
     'data.eval_split',
     'data.max_unreadable',
+    'data.threads',
+    'data.parallel_calls',
+    'data.prefetch',
 )
 
 
@@ -119,6 +126,10 @@ RANGES = {
     'data.max_unreadable': SHARE,
     'data.memory_limit_gb': AMOUNT,
     'data.shuffle_buffer': COUNT,
+    'data.lanes': COUNT,
+    'data.threads': NATURAL,
+    'data.parallel_calls': NATURAL,
+    'data.prefetch': NATURAL,
     'data.fake_images': COUNT,
     'model.width': POSITIVE,
     'model.sk_ratio': SHARE,

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax.augment.policy import OPERATIONS, Policy, make_policy
 from simclr_jax.config import ConfigError
-from simclr_jax.data.spec import Batch, DataError, Decoded, Encoded, Examples
+from simclr_jax.data.spec import Batch, DataError, Decoded, Encoded, Examples, Reading, Share
 from simclr_jax.meter import Schedule
 from simclr_jax.tasks.views import MakeViews, given_views
 
@@ -141,7 +141,7 @@ def train_batches(
 
         several = {'most': schedule.steps_per_dispatch, 'steps_from': schedule.steps_from}
         return ResidentBatches(examples.content.images, examples.labels, mesh, **order, **several)
-    from simclr_jax.data.pipeline import Share, TrainBatches
+    from simclr_jax.data.pipeline import TrainBatches
 
     policy = training_policy(config)
     return TrainBatches(
@@ -150,5 +150,6 @@ def train_batches(
         share=Share(jax.process_index(), jax.process_count()),
         max_unreadable=config.data.max_unreadable,
         as_bytes=feed == 'hybrid',
+        reading=Reading(config.data.threads, config.data.parallel_calls, config.data.prefetch),
         **order,
     )

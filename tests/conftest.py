@@ -10,7 +10,7 @@ import tempfile
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-# Programs compiled once a session, for the workers among which the tests are divided and the processes that tests start.
+# Programs compiled once a session, for all workers and the processes that tests start.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
     COMPILED = tempfile.mkdtemp(prefix='simclr-compiled-')
     atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)

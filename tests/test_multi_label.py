@@ -107,6 +107,7 @@ def test_tfds_of_several_labels_an_image(tfds_directory, name, expected):
 
 
 def test_tfds_without_labels_has_none(tfds_directory):
+    from simclr_jax.data import streams
     from simclr_jax.data.tfds import load_tfds
 
     def load(memory_limit):
@@ -114,7 +115,8 @@ def test_tfds_without_labels_has_none(tfds_directory):
 
     assert load(2**20).labels.tolist() == [-1] * 3
     assert load(2**20).num_classes == load(0).num_classes == 0
-    assert [int(label) for _, _, label in load(0).content.records(None, None)] == [-1] * 3
+    content = load(0).content
+    assert [int(content.parse(record)[1]) for _, record in streams.stored_rows(content)] == [-1] * 3
 
 
 # Batches.

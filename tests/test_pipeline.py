@@ -6,6 +6,7 @@ import io
 import itertools
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -14,8 +15,8 @@ tf = pytest.importorskip('tensorflow', reason='the host pipeline needs TensorFlo
 from simclr_jax.augment import host  # noqa: E402
 from simclr_jax.augment.policy import make_policy  # noqa: E402
 from simclr_jax.data import folder, pipeline  # noqa: E402
-from simclr_jax.data.pipeline import Share, TrainBatches, eval_batches  # noqa: E402
-from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Streamed  # noqa: E402
+from simclr_jax.data.pipeline import TrainBatches, eval_batches  # noqa: E402
+from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Reading, Share, Streamed  # noqa: E402
 
 RANDOM = np.random.default_rng(0)
 # 18 images: more than the 16 files that are read side by side, and no multiple of the batch.
@@ -33,16 +34,18 @@ def encode(image, kind='PNG', **options):
     return file.getvalue()
 
 
-def streamed(files, labels):
-    """A split that is read in order, shuffled by (epoch, seed)."""
+def streamed(files, labels, shards=9, lanes=1):
+    """A split that is read in order, in shards of one size."""
+    size = len(files) // shards
 
-    def records(epoch, seed):
-        rows = tf.data.Dataset.from_tensor_slices((np.arange(len(files)), files, labels))
-        if epoch is None:
-            return rows
-        return rows.shuffle(len(files), seed=seed * 1000 + epoch, reshuffle_each_iteration=False)
+    def read(shard):
+        rows = tf.data.Dataset.range(len(files)).skip(shard * size).take(size)
+        return rows.map(lambda index: (index, index))
 
-    return Streamed(records)
+    def parse(index):
+        return tf.gather(files, index), tf.gather(labels, index)
+
+    return Streamed([size] * shards, read, parse, lanes, shuffle_buffer=len(files))
 
 
 FILES = [encode(image) for image in IMAGES]
@@ -179,6 +182,22 @@ def test_shares_put_together_are_the_global_batch(examples, opened, kind):
         rows = [next(process) for process in processes]
         assert all(len(row['index']) == 1 for row in rows)
         assert_same_bits([{name: column(rows, name) for name in expected}], [expected])
+
+
+@pytest.mark.parametrize('reading', [Reading(threads=1, parallel_calls=1, prefetch=1), Reading(3, 20, 0)])
+@pytest.mark.parametrize('kind', KINDS)
+def test_threads_and_buffers_change_nothing(examples, opened, kind, reading):
+    batches = take(TrainBatches(examples[kind], **options(reading=reading)), 4)
+    assert_same_bits(batches, opened(kind)[:4])
+
+
+def test_threads_are_the_pipelines_own():
+    examples = Examples('decoded', SIZE, Decoded(IMAGES), LABELS, CLASS_NAMES)
+    next(shared := TrainBatches(examples, **options()))
+    before = psutil.Process().num_threads()
+    next(own := TrainBatches(examples, **options(reading=Reading(threads=40))))
+    assert psutil.Process().num_threads() >= before + 40
+    assert shared is not own
 
 
 @pytest.mark.parametrize('size', [1, 2, 5])

@@ -33,7 +33,9 @@ def make_examples(content='encoded', known=KNOWN):
 
 
 def streamed():
-    return Examples('large/train', SIZE, Streamed(lambda epoch, seed: None), None, ('a', 'b', 'c'))
+    return Examples(
+        'large/train', SIZE, Streamed([SIZE], read=None, parse=None, lanes=1, shuffle_buffer=1), None, ('a', 'b', 'c')
+    )
 
 
 # Which labels may be used.

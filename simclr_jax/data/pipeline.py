@@ -2,10 +2,11 @@
 
 Which image stands where is a function of (seed, step) alone, its pixels of (seed, epoch, index), whatever the
 number of processes: the run's images form one endless row, position n is rank n % N of epoch n // N, and a
-pseudo-random permutation of each epoch maps ranks to images. Resuming is starting at another position.
+pseudo-random permutation of each epoch maps ranks to images. Resuming is starting at another position. Splits that
+are streamed have an order of their own (streams.py).
 """
 
-import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,19 +15,12 @@ import tensorflow as tf
 
 from simclr_jax.augment import host
 from simclr_jax.augment.policy import CENTER_CROP_PROPORTION, Policy
+from simclr_jax.data import streams
 from simclr_jax.data.select import select
-from simclr_jax.data.spec import Batch, DataError, Decoded, Encoded, Examples, Files, Streamed
+from simclr_jax.data.spec import Batch, DataError, Decoded, Encoded, Examples, Files, Reading, Share, Streamed
 
 # An unreadable file's place is taken by another image; so many are tried.
 SUBSTITUTES = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Share:
-    """Which rows of each global batch this process reads: `[index * B / count, (index + 1) * B / count)`."""
-
-    index: int = 0
-    count: int = 1
 
 
 class TrainBatches(Iterator[Batch]):
@@ -41,6 +35,7 @@ class TrainBatches(Iterator[Batch]):
         share: this process's rows.
         max_unreadable: share of the split's files that may be no images.
         as_bytes: views are uint8, a quarter of the size, for devices that go on with the augmentation.
+        reading: threads and buffers.
 
     Attributes:
         unreadable: paths of the files met so far that are no images; another image took the place of each.
@@ -57,20 +52,21 @@ class TrainBatches(Iterator[Batch]):
         share: Share = Share(),
         max_unreadable: float = 0.0,
         as_bytes: bool = False,
+        reading: Reading = Reading(),
     ):
         self._examples = examples
         self._max_unreadable = max_unreadable
         self._unreadable: dict[int, str] = {}
         rows = batch_size // share.count
-        dataset = _training_rows(examples, batch_size, seed, start_step, share)
+        dataset = _training_rows(examples, batch_size, seed, start_step, share, reading)
 
         def make_views(row):
             pixel_seed = _pixel_seed(seed, row['epoch'], row['index'])
             views = host.augment(row['image'], pixel_seed, policy, as_bytes=as_bytes)
             return {name: row[name] for name in ('label', 'index', 'wanted')} | {'views': views}
 
-        dataset = dataset.map(make_views, num_parallel_calls=tf.data.AUTOTUNE)
-        self._rows = _batches(dataset, rows)
+        dataset = dataset.map(make_views, num_parallel_calls=_tuned(reading.parallel_calls))
+        self._rows = _batches(dataset, rows, reading)
 
     @property
     def unreadable(self) -> list[str]:
@@ -126,10 +122,13 @@ def eval_batches(
     # Everything in one map: on small images the calls of several would cost as much as the decoding.
     if isinstance(examples.content, Streamed):
         label_shape = ()
-        dataset = _own_rows(examples.content.records(None, None).take(size), batch_size, share)
-        dataset = dataset.map(
-            lambda index, file, label: make_row(index, decode(file), label), num_parallel_calls=tf.data.AUTOTUNE
-        )
+        dataset = _own_rows(streams.stored_rows(examples.content).take(size), batch_size, share)
+
+        def read_row(index, record):
+            file, label = examples.content.parse(record)
+            return make_row(index, decode(file), label)
+
+        dataset = dataset.map(read_row, num_parallel_calls=tf.data.AUTOTUNE)
     else:
         label_shape = examples.labels.shape[1:]
         labels, image_of = tf.constant(examples.labels), _image_reader(examples)
@@ -161,9 +160,9 @@ def images_at(examples: Examples, indices: Sequence[int]) -> Iterator[tuple[int,
     """
     wanted = np.unique(np.asarray(indices, np.int64))
     if isinstance(examples.content, Streamed):
-        records = examples.content.records(None, None)
-        records = records.filter(lambda index, *_: tf.reduce_any(index == wanted)).take(len(wanted))
-        dataset = records.map(lambda index, file, _: (index, decode(file)))
+        records = streams.stored_rows(examples.content)
+        records = records.filter(lambda index, _: tf.reduce_any(index == wanted)).take(len(wanted))
+        dataset = records.map(lambda index, record: (index, decode(examples.content.parse(record)[0])))
     else:
         image_of = _image_reader(select(examples, wanted))
         dataset = tf.data.Dataset.from_tensor_slices(wanted).enumerate()
@@ -200,9 +199,16 @@ def decode_all(examples: Examples, most_bytes: float) -> np.ndarray:
     return images
 
 
-def _batches(dataset: tf.data.Dataset, rows: int) -> Iterator[Batch]:
-    dataset = dataset.batch(rows, drop_remainder=True).prefetch(2)
-    return dataset.as_numpy_iterator()
+def _batches(dataset: tf.data.Dataset, rows: int, reading: Reading = Reading()) -> Iterator[Batch]:
+    dataset = dataset.batch(rows, drop_remainder=True).prefetch(_tuned(reading.prefetch))
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = reading.threads
+    return dataset.with_options(options).as_numpy_iterator()
+
+
+def _tuned(number: int) -> int:
+    """As tf.data writes it."""
+    return number or tf.data.AUTOTUNE
 
 
 def _positions(batch_size: int, share: Share, start_step: int = 0) -> tf.data.Dataset:
@@ -218,10 +224,13 @@ def _pixel_seed(seed: int, epoch: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     return fold(fold(tf.constant([seed, 0], tf.int32), epoch), index)
 
 
-def _training_rows(examples, batch_size, seed, start_step, share) -> tf.data.Dataset:
+def _training_rows(examples, batch_size, seed, start_step, share, reading) -> tf.data.Dataset:
     """Rows of {'epoch', 'wanted', 'index', 'image', 'label'} in the run's order."""
+    calls = _tuned(reading.parallel_calls)
     if isinstance(examples.content, Streamed):
-        return _streamed_rows(examples, batch_size, seed, start_step, share)
+        order = {'batch_size': batch_size, 'seed': seed, 'start_step': start_step, 'share': share}
+        rows = streams.training_rows(examples.content, **order, parallel_calls=calls)
+        return rows.map(functools.partial(_decode_record, examples.content.parse), num_parallel_calls=calls)
     size = examples.size
     tries = SUBSTITUTES if isinstance(examples.content, Files) else 1
 
@@ -235,11 +244,10 @@ def _training_rows(examples, batch_size, seed, start_step, share) -> tf.data.Dat
         ranks = [(rank + number * (size // 2 + 1)) % size for number in range(tries)]
         return epoch, tf.stack([index_of(rank, epoch) for rank in ranks])
 
-    positions = _positions(batch_size, share, start_step).map(choose)
-    return _read(positions, examples)
+    return _read(_positions(batch_size, share, start_step).map(choose), examples, calls)
 
 
-def _read(positions: tf.data.Dataset, examples: Examples) -> tf.data.Dataset:
+def _read(positions: tf.data.Dataset, examples: Examples, calls: int) -> tf.data.Dataset:
     """Rows of (epoch, candidate indices) -> rows with the first candidate that can be read.
 
     The row's 'epoch' is passed on, 'wanted' is the first candidate, and where none can be read 'index' is -1.
@@ -261,8 +269,9 @@ def _read(positions: tf.data.Dataset, examples: Examples) -> tf.data.Dataset:
         return found.map(lambda index, image: row(first, candidates[0], index, image))
 
     if isinstance(examples.content, Files):
-        return positions.interleave(read_file, cycle_length=16, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return positions.map(read, num_parallel_calls=tf.data.AUTOTUNE)
+        files = 16 if calls == tf.data.AUTOTUNE else calls
+        return positions.interleave(read_file, files, num_parallel_calls=calls, deterministic=True)
+    return positions.map(read, num_parallel_calls=calls)
 
 
 def _image_reader(examples: Examples) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -303,19 +312,6 @@ def _is_webp_with_alpha(file: tf.Tensor) -> tf.Tensor:
     return has_bit & ((kind == 'WEBPVP8L') | (kind == 'WEBPVP8X'))
 
 
-def _streamed_rows(examples, batch_size, seed, start_step, share) -> tf.data.Dataset:
-    """As _training_rows; what comes before the first step is read, and neither parsed nor decoded."""
-    first_epoch, skipped = divmod(start_step * batch_size, examples.size)
-
-    def epoch_rows(epoch):
-        rows = examples.content.records(epoch, seed)
-        rows = rows.skip(tf.where(epoch == first_epoch, tf.constant(skipped, tf.int64), 0))
-        return rows.map(lambda index, file, label: (epoch, index, file, label))
-
-    rows = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max).flat_map(epoch_rows)
-    return _own_rows(rows, batch_size, share).map(_decode_record, num_parallel_calls=tf.data.AUTOTUNE)
-
-
 def _own_rows(rows: tf.data.Dataset, batch_size: int, share: Share) -> tf.data.Dataset:
     """Of the rows of all global batches those that this process reads."""
     if share.count == 1:
@@ -324,5 +320,6 @@ def _own_rows(rows: tf.data.Dataset, batch_size: int, share: Share) -> tf.data.D
     return rows.enumerate().filter(lambda n, _: n % batch_size // own == share.index).map(lambda _, row: row)
 
 
-def _decode_record(epoch, index, file, label):
+def _decode_record(parse, epoch, index, record):
+    file, label = parse(record)
     return {'epoch': epoch, 'wanted': index, 'index': index, 'image': decode(file), 'label': label}

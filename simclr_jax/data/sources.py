@@ -28,6 +28,7 @@ def load_examples(data: ConfigDict, split: str) -> Examples:
             data.path,
             memory_limit=int(data.memory_limit_gb * 2**30),
             shuffle_buffer=data.shuffle_buffer,
+            lanes=data.lanes,
         )
     if data.source == 'folder':
         return folder.load_folder(data.path, split)

@@ -44,13 +44,49 @@ class Files:
 
 @dataclasses.dataclass(frozen=True)
 class Streamed:
-    """Too many to hold: records in shards, read in order.
+    """Too many to hold: records in shards, each read from its beginning.
 
-    `records(epoch, seed)` is a tf.data.Dataset of (index, encoded image, label): the shards' order and a
-    shuffle buffer follow from (epoch, seed); epoch None is the order in which they are stored.
+    Attributes:
+        shard_sizes: records of each shard.
+        read: shard, a scalar int64 tensor -> tf.data.Dataset of (index, record) in the order in which they are stored.
+        parse: record -> (encoded image, label).
+        lanes: parts of the split that are read side by side at most.
+        shuffle_buffer: records among which the next one is drawn, in all lanes together.
     """
 
-    records: Callable[[Any, Any], Any]
+    shard_sizes: Sequence[int]
+    read: Callable[[Any], Any]
+    parse: Callable[[Any], Any]
+    lanes: int
+    shuffle_buffer: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Which rows of each global batch this process reads: the `index`-th of `count` equal parts."""
+
+    index: int = 0
+    count: int = 1
+
+    def rows(self, batch_size: int) -> range:
+        """Those of a batch whose size is a multiple of `count`."""
+        own = batch_size // self.count
+        return range(self.index * own, (self.index + 1) * own)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How the host works at a pipeline; no pixel and no order depends on it.
+
+    Attributes:
+        threads: of the pipeline's own pool; 0: one a core, shared with all else.
+        parallel_calls: images that are decoded and augmented at the same time; 0: tf.data finds it out.
+        prefetch: batches that are ready before they are asked for; 0: tf.data finds it out.
+    """
+
+    threads: int = 0
+    parallel_calls: int = 0
+    prefetch: int = 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,11 @@ import tensorflow_datasets as tfds
 from simclr_jax.data.spec import DataError, Encoded, Examples, Streamed
 
 # Shards of a streamed split that are read side by side, a record from each in turn.
-INTERLEAVED_SHARDS = 16
 
 
-def load_tfds(name: str, split: str, data_dir: str, *, memory_limit: int, shuffle_buffer: int) -> Examples:
+def load_tfds(
+    name: str, split: str, data_dir: str, *, memory_limit: int, shuffle_buffer: int, lanes: int = 64
+) -> Examples:
     """A split of a data set with the features 'image' and, optionally, 'label' or 'labels'.
 
     'label' is one class, 'labels' a sequence of them. Classes that are in 'labels' and not in
@@ -23,7 +24,7 @@ def load_tfds(name: str, split: str, data_dir: str, *, memory_limit: int, shuffl
         split: as TFDS writes it, 'train' or 'train[:80%]'.
         data_dir: where it is prepared; '': TFDS_DATA_DIR, or ~/tensorflow_datasets.
         memory_limit: bytes; a split whose stored size is above is streamed.
-        shuffle_buffer: records among which a streamed split's next one is drawn.
+        shuffle_buffer, lanes: of a streamed split, see spec.Streamed.
 
     Raises:
         DataError: unknown name or split, not prepared, without images, or several labels an image and larger
@@ -51,7 +52,7 @@ def load_tfds(name: str, split: str, data_dir: str, *, memory_limit: int, shuffl
                 f'{full_name} has several labels an image, and such a split is not streamed; its '
                 f'{_stored_bytes(builder, size) / 2**30:.2g} GiB must stay in memory: raise data.memory_limit_gb'
             )
-        content = Streamed(_streamed(builder, info, labels_of, shuffle_buffer))
+        content = _streamed(builder, info, labels_of, shuffle_buffer, lanes)
         return Examples(full_name, size, content, None, labels_of.class_names)
     files, labels = _read_all(builder, split, labels_of)
     return Examples(full_name, size, Encoded(files), labels, labels_of.class_names)
@@ -146,8 +147,7 @@ def _read_all(builder, split: str, labels_of: _Labels) -> tuple[list[bytes], np.
     return files, np.concatenate(labels)
 
 
-def _streamed(builder, info, labels_of: _Labels, shuffle_buffer: int):
-    """The function `records(epoch, seed)` of a streamed split; see spec.Streamed."""
+def _streamed(builder, info, labels_of: _Labels, shuffle_buffer: int, lanes: int) -> Streamed:
     instructions = info.file_instructions
     if not all('.tfrecord' in str(instruction.filename) for instruction in instructions):
         raise DataError(
@@ -159,23 +159,13 @@ def _streamed(builder, info, labels_of: _Labels, shuffle_buffer: int):
     takes = np.array([instruction.take for instruction in instructions], np.int64)
     firsts = np.concatenate([[0], np.cumsum(takes)[:-1]]).astype(np.int64)
 
-    def read_shard(shard):
+    def read(shard):
         records = tf.data.TFRecordDataset(tf.gather(paths, shard)).skip(tf.gather(skips, shard))
         records = records.take(tf.gather(takes, shard))
         return records.enumerate(tf.gather(firsts, shard))
 
-    def parse(index, record):
+    def parse(record):
         example = builder.info.features.deserialize_example(record, decoders={'image': tfds.decode.SkipDecoding()})
-        return index, example['image'], labels_of(example)
+        return example['image'], labels_of(example)
 
-    def records(epoch, seed):
-        shards = tf.data.Dataset.range(len(paths))
-        if epoch is None:
-            return shards.flat_map(read_shard).map(parse)
-        key = tf.stack([tf.constant(seed, tf.int64), epoch])
-        shards = shards.map(lambda shard: tf.random.experimental.index_shuffle(shard, key, len(paths) - 1))
-        rows = shards.interleave(read_shard, cycle_length=min(INTERLEAVED_SHARDS, len(paths)))
-        rows = rows.shuffle(shuffle_buffer, seed=key[0] * 1_000_003 + key[1], reshuffle_each_iteration=False)
-        return rows.map(parse)
-
-    return records
+    return Streamed(takes.tolist(), read, parse, lanes, shuffle_buffer)

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from simclr_jax import lengths, loop, optim, processes, workdir
 from simclr_jax.augment.policy import default_parameters, make_policy
 from simclr_jax.checkpoints import Checkpoints, abstract
-from simclr_jax.data.spec import DataError, Examples
+from simclr_jax.data.spec import DataError, Examples, Share
 from simclr_jax.evaluation.datasets import Dataset
 from simclr_jax.evaluation.encoder import Encoder
 from simclr_jax.evaluation.grade import grade
@@ -306,7 +306,7 @@ def _train(trainer: Trainer, settings: ConfigDict, programs: Programs, directory
 
 
 def _batches(trainer: Trainer, learnt: Examples, batch_size: int, start_step: int):
-    from simclr_jax.data.pipeline import Share, TrainBatches
+    from simclr_jax.data.pipeline import TrainBatches
 
     size = trainer.encoder.image_size
     return TrainBatches(

@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax import measures, parallel
-from simclr_jax.data.spec import DataError, Examples
+from simclr_jax.data.spec import DataError, Examples, Share
 from simclr_jax.evaluation.datasets import Dataset
 from simclr_jax.evaluation.encoder import Encoder
 from simclr_jax.evaluation.scores import Score
@@ -62,7 +62,7 @@ def _uniformity(features: np.ndarray) -> float:
 
 def _views(encoder: Encoder, examples: Examples, seed: int, batch_size: int, num_batches: int) -> dict[str, np.ndarray]:
     """{'h': [N, V, F], 'z': [N, V, D]} of augmented views, in inference mode."""
-    from simclr_jax.data.pipeline import Share, TrainBatches
+    from simclr_jax.data.pipeline import TrainBatches
 
     config = encoder.config
     model = make_task(config, 0, encoder.mesh).model

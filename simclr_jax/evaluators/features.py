@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from simclr_jax import parallel
 from simclr_jax.augment.policy import CENTER_CROP_PROPORTION
-from simclr_jax.data.spec import Batch, Examples
+from simclr_jax.data.spec import Batch, Examples, Share
 
 # Batches that the devices have been given and whose features are not fetched yet: they need not wait for the host.
 IN_FLIGHT = 2
@@ -60,7 +60,7 @@ def features_of(
         image_size, kept, limit: see `data.pipeline.eval_batches`.
         batch_size: images at a time, a multiple of the devices.
     """
-    from simclr_jax.data.pipeline import Share, eval_batches
+    from simclr_jax.data.pipeline import eval_batches
 
     batches = eval_batches(
         examples,
