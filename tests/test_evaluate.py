@@ -232,6 +232,7 @@ class TestTrained:
         # A fifth of each class is held out; the decay is divided by the rate; the last training has all images.
         assert calls == [(0.1, 0.0, 1148, 289), (0.1, 5.0, 1148, 289), (0.1, 5.0, 1437, 360)]
 
+    @pytest.mark.slow
     def test_pairs_of_a_grid_share_their_program_and_learn_at_their_own_rates(self, untouched, monkeypatch, tmp_path):
         compiled, trained, train = [], {}, trained_module._train
 
@@ -260,6 +261,7 @@ class TestTrained:
         assert len({kernel.tobytes() for kernel in trained.values()}) == 4
 
 
+@pytest.mark.slow
 def test_several_labels_an_image(untouched, tmp_path, capsys):
     generator = np.random.default_rng(0)
     for split, size in (('train', 60), ('test', 30)):

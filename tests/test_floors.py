@@ -19,7 +19,7 @@ FLOORS = (
     ('cli', '__main__'),
 )
 METHODS = ('similarities', 'losses', 'measures', 'optim', 'models', 'augment')
-TENSORFLOW_DOOR = {'augment.host', 'data.pipeline', 'data.tfds'}
+TENSORFLOW_DOOR = {'augment.host', 'data.pipeline', 'data.streams', 'data.tfds'}
 
 
 def module_name(path):

@@ -113,6 +113,7 @@ def test_one_written_whole_is_read_divided(replicated, fsdp, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), jax.device_get(replicated.state))
 
 
+@pytest.mark.slow
 def test_with_microbatches_too(double_precision, fsdp):
     run = Run('fsdp', microbatches=2)
     assert jax.tree.map(lambda x: x.sharding, run.state) == jax.tree.map(lambda x: x.sharding, fsdp.state)
