@@ -46,8 +46,9 @@ both anew.
 Collectives: how often a step, and the bytes of the whole arrays on a chip. The all-gather is the projections of all
 views, 2 x batch x 128 x 4 bytes, once (with fsdp also the parameters, in bfloat16, where they are needed); its
 gradient is a reduce-scatter or an all-reduce of as many bytes. The other reductions are the gradients, in bfloat16
-(two bytes a parameter), and the sums of batch norms. With fsdp the compiler scatters the gradients of a small network
-(ResNet-18 on v5e:2x4), and reduces those of ResNet-152 whole on every chip: there fsdp saves memory, not traffic.
+(two bytes a parameter), and the sums and second moments of batch norms. With fsdp the compiler scatters the gradients
+of a small network (ResNet-18 on v5e:2x4), and reduces those of ResNet-152 whole on every chip: there fsdp saves
+memory, not traffic.
 The step is the compiler's cycles at the clock and then the collectives' bytes, nothing hidden and nothing for
 starting them. The seconds to compile are those of two cores with much other work.
 
@@ -58,8 +59,8 @@ ResNet-50, 4,096 images a step on v5e:4x8, `--config.microbatch=N`:
 {microbatches}
 
 The forward pass runs twice, so that operations rise by a third; gradients are summed once, in float32. The many small
-reductions are those of batch norms; what each takes to start is not in the estimate. 1,024 and 256 were compiled while
-`neighbour_agreement` made a larger array, which was worth 4 MiB of the temporaries of the whole batch.
+reductions are those of batch norms, whose second moments are a few MB in every part; what each takes to start is not in
+the estimate.
 """
 
 

@@ -185,8 +185,12 @@ def blur(image: tf.Tensor, sigma: tf.Tensor, radius: int | tf.Tensor) -> tf.Tens
 
 def _blur_taps(sigma: tf.Tensor, radius: int | tf.Tensor) -> tf.Tensor:
     """float32 [2 * radius + 1], which sum to 1."""
-    taps = tf.exp(-(tf.cast(tf.range(-radius, radius + 1), tf.float32) ** 2) / (2.0 * sigma**2))
+    taps = _gauss(tf.range(-radius, radius + 1), sigma)
     return taps / tf.reduce_sum(taps)
+
+
+def _gauss(distance: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
+    return tf.exp(-(tf.cast(distance, tf.float32) ** 2) / (2.0 * sigma**2))
 
 
 @_compiled
@@ -207,10 +211,9 @@ def _blur_columns(padded: tf.Tensor, taps: tf.Tensor) -> tf.Tensor:
 
 def _blur_band(length: tf.Tensor, sigma: tf.Tensor, radius: int | tf.Tensor) -> tf.Tensor:
     """float32 [length, length]: in each row the weights of what lies up to `radius` away."""
-    taps = tf.exp(-(tf.cast(tf.range(-radius, radius + 1), tf.float32) ** 2) / (2.0 * sigma**2))
     distance = tf.abs(tf.range(length)[:, tf.newaxis] - tf.range(length))
-    weights = tf.exp(-(tf.cast(distance, tf.float32) ** 2) / (2.0 * sigma**2))
-    return tf.where(distance <= radius, weights, 0.0) / tf.reduce_sum(taps)
+    total = tf.reduce_sum(_gauss(tf.range(-radius, radius + 1), sigma))
+    return tf.where(distance <= radius, _gauss(distance, sigma), 0.0) / total
 
 
 def cutout(image: tf.Tensor, center: tf.Tensor, side: float, fill: float) -> tf.Tensor:
