@@ -1,4 +1,4 @@
-"""A ResNet of Flax's own layers, as one writes it without looking at what it compiles to: the one to compare with."""
+"""A ResNet-50 of Flax's own layers, written without a look at what it compiles to: the one to compare with."""
 
 import functools
 from typing import Any
@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+BLOCKS = (3, 4, 6, 3)
 
 
 class Bottleneck(nn.Module):
@@ -34,9 +34,8 @@ class Bottleneck(nn.Module):
 
 
 class FlaxResNet(nn.Module):
-    """As `simclr_jax.models.resnet.ResNet`, for bottlenecks and ImageNet's stem."""
+    """As `simclr_jax.models.resnet.ResNet` of depth 50 with ImageNet's stem."""
 
-    depth: int
     dtype: Any
 
     @nn.compact
@@ -45,7 +44,7 @@ class FlaxResNet(nn.Module):
         x = nn.Conv(64, (7, 7), 2, padding=3, use_bias=False, dtype=self.dtype, name='conv')(x)
         x = nn.relu(nn.BatchNorm(not train, momentum=0.9, dtype=self.dtype, name='bn')(x))
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-        for stage, blocks in enumerate(BLOCKS[self.depth]):
+        for stage, blocks in enumerate(BLOCKS):
             for block in range(blocks):
                 strides = 2 if stage > 0 and block == 0 else 1
                 name = f'stage{stage + 1}block{block + 1}'

@@ -4,7 +4,7 @@ python benchmarks/tpu_step.py [--topology=v5e:4x8] [--batch-size=4096]
 
 Prints a JSON line: the sums of the compiler's estimated cycles, main memory's traffic and temporaries of a chip, and
 this package's over Flax's. No TPU is needed, but libtpu, which is installed in a directory of its own; two cores take
-five minutes for each.
+three to four minutes for each.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main():
 def compile_network(network, topology, batch_size):
     """What the compiler says of the step with one of the networks."""
     if network == 'flax':
-        pretrain.ResNet = lambda depth, dtype, **_: FlaxResNet(depth, dtype)
+        pretrain.ResNet = lambda dtype, **_: FlaxResNet(dtype)
     topology = parse_topology(topology)
     described = topologies.get_topology_desc(str(topology), 'tpu', **topology.compiler_options)
     # Views as floats from the host: the network and the loss alone.

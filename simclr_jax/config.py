@@ -39,7 +39,7 @@ def base_config() -> ConfigDict:
     data.memory_limit_gb = 2.0  # tfds: encoded splits up to this size stay in memory, larger are streamed
     data.shuffle_buffer = 20000  # tfds, streamed: images among which the next one is drawn, by all processes together
     data.lanes = 64  # tfds, streamed: parts of the split that are read side by side, by all processes together
-    data.threads = 0  # of the input pipeline; 0: one a core
+    data.threads = 0  # of the input pipeline, in a pool of its own; 0: TensorFlow's, one a core
     data.parallel_calls = 0  # images decoded and augmented at the same time; 0: tuned while it runs
     data.prefetch = 2  # batches that are ready before they are asked for; 0: tuned while it runs
     data.fake_images = 256  # fake: number of images of noise

@@ -93,7 +93,7 @@ def tfds_directory(tmp_path_factory):
 def test_tfds_of_several_labels_an_image(tfds_directory, name, expected):
     from simclr_jax.data.tfds import load_tfds
 
-    examples = load_tfds(name, 'train', tfds_directory, memory_limit=2**20, shuffle_buffer=1)
+    examples = load_tfds(name, 'train', tfds_directory, memory_limit=2**20, shuffle_buffer=1, lanes=64)
     assert examples.is_multi_label
     assert examples.labels.dtype == np.int32
     assert examples.class_names == CLASS_NAMES
@@ -103,7 +103,7 @@ def test_tfds_of_several_labels_an_image(tfds_directory, name, expected):
         place = next(n for n in range(3) if (images[n] == image).all())
         np.testing.assert_array_equal(examples.labels[place], label)
     with pytest.raises(DataError, match=rf'{name}/train has several .* GiB must stay .*: raise data.memory_limit_gb'):
-        load_tfds(name, 'train', tfds_directory, memory_limit=0, shuffle_buffer=1)
+        load_tfds(name, 'train', tfds_directory, memory_limit=0, shuffle_buffer=1, lanes=64)
 
 
 def test_tfds_without_labels_has_none(tfds_directory):
@@ -111,7 +111,7 @@ def test_tfds_without_labels_has_none(tfds_directory):
     from simclr_jax.data.tfds import load_tfds
 
     def load(memory_limit):
-        return load_tfds('shown/none', 'train', tfds_directory, memory_limit=memory_limit, shuffle_buffer=1)
+        return load_tfds('shown/none', 'train', tfds_directory, memory_limit=memory_limit, shuffle_buffer=1, lanes=64)
 
     assert load(2**20).labels.tolist() == [-1] * 3
     assert load(2**20).num_classes == load(0).num_classes == 0

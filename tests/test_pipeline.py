@@ -193,11 +193,19 @@ def test_threads_and_buffers_change_nothing(examples, opened, kind, reading):
 
 def test_threads_are_the_pipelines_own():
     examples = Examples('decoded', SIZE, Decoded(IMAGES), LABELS, CLASS_NAMES)
-    next(shared := TrainBatches(examples, **options()))
+    shared = TrainBatches(examples, **options())
+    next(shared)
     before = psutil.Process().num_threads()
-    next(own := TrainBatches(examples, **options(reading=Reading(threads=40))))
+    own = TrainBatches(examples, **options(reading=Reading(threads=40)))
+    next(own)
     assert psutil.Process().num_threads() >= before + 40
-    assert shared is not own
+
+
+def test_bytes_are_the_rounded_views(examples, opened):
+    as_bytes = take(TrainBatches(examples['decoded'], **options(as_bytes=True)), 4)
+    assert {batch['views'].dtype for batch in as_bytes} == {np.dtype(np.uint8)}
+    views = np.rint(255 * column(opened('decoded')[:4], 'views'))
+    np.testing.assert_array_equal(column(as_bytes, 'views'), views)
 
 
 @pytest.mark.parametrize('size', [1, 2, 5])

@@ -164,7 +164,7 @@ def test_one_percent_of_cifar10_is_fifty_images_a_class_within_ten_percent():
     pytest.importorskip('tensorflow_datasets', reason='the source tfds needs TensorFlow Datasets')
     from simclr_jax.data.tfds import load_tfds
 
-    train = load_tfds('cifar10', 'train', str(TFDS), memory_limit=2**30, shuffle_buffer=1)
+    train = load_tfds('cifar10', 'train', str(TFDS), memory_limit=2**30, shuffle_buffer=1, lanes=64)
     one, ten = (labelled_part(train, parse_labels(text), seed=0) for text in ('1%', '10%'))
     assert (one.size, ten.size) == (500, 5000)
     np.testing.assert_array_equal(np.bincount(one.labels), [50] * 10)

@@ -261,7 +261,7 @@ def load_tfds(name, split, *, data_dir=DATA / 'tfds', memory_limit=2**30):
     pytest.importorskip('tensorflow_datasets', reason='the source tfds needs TensorFlow Datasets')
     from simclr_jax.data import tfds
 
-    return tfds.load_tfds(name, split, str(data_dir), memory_limit=memory_limit, shuffle_buffer=100)
+    return tfds.load_tfds(name, split, str(data_dir), memory_limit=memory_limit, shuffle_buffer=100, lanes=64)
 
 
 @pytest.fixture(scope='module')

@@ -122,7 +122,8 @@ def eval_batches(
     # Everything in one map: on small images the calls of several would cost as much as the decoding.
     if isinstance(examples.content, Streamed):
         label_shape = ()
-        dataset = _own_rows(streams.stored_rows(examples.content).take(size), batch_size, share)
+        stored = streams.stored_rows(examples.content).take(size)
+        dataset = streams.places(stored, batch_size, share.rows(batch_size))
 
         def read_row(index, record):
             file, label = examples.content.parse(record)
@@ -132,7 +133,7 @@ def eval_batches(
     else:
         label_shape = examples.labels.shape[1:]
         labels, image_of = tf.constant(examples.labels), _image_reader(examples)
-        dataset = _own_rows(tf.data.Dataset.range(size), batch_size, share)
+        dataset = streams.places(tf.data.Dataset.range(size), batch_size, share.rows(batch_size))
         dataset = dataset.map(
             lambda index: make_row(index, image_of(index), tf.gather(labels, index)),
             num_parallel_calls=tf.data.AUTOTUNE,
@@ -201,9 +202,11 @@ def decode_all(examples: Examples, most_bytes: float) -> np.ndarray:
 
 def _batches(dataset: tf.data.Dataset, rows: int, reading: Reading = Reading()) -> Iterator[Batch]:
     dataset = dataset.batch(rows, drop_remainder=True).prefetch(_tuned(reading.prefetch))
-    options = tf.data.Options()
-    options.threading.private_threadpool_size = reading.threads
-    return dataset.with_options(options).as_numpy_iterator()
+    if reading.threads:
+        options = tf.data.Options()
+        options.threading.private_threadpool_size = reading.threads
+        dataset = dataset.with_options(options)
+    return dataset.as_numpy_iterator()
 
 
 def _tuned(number: int) -> int:
@@ -310,14 +313,6 @@ def _is_webp_with_alpha(file: tf.Tensor) -> tf.Tensor:
     flags = tf.strings.substr(file, tf.where(kind == 'WEBPVP8L', 24, 20), 1)
     has_bit = tf.bitwise.bitwise_and(tf.io.decode_raw(flags, tf.uint8)[0], 0x10) > 0
     return has_bit & ((kind == 'WEBPVP8L') | (kind == 'WEBPVP8X'))
-
-
-def _own_rows(rows: tf.data.Dataset, batch_size: int, share: Share) -> tf.data.Dataset:
-    """Of the rows of all global batches those that this process reads."""
-    if share.count == 1:
-        return rows
-    own = batch_size // share.count
-    return rows.enumerate().filter(lambda n, _: n % batch_size // own == share.index).map(lambda _, row: row)
 
 
 def _decode_record(parse, epoch, index, record):

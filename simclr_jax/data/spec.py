@@ -79,7 +79,7 @@ class Reading:
     """How the host works at a pipeline; no pixel and no order depends on it.
 
     Attributes:
-        threads: of the pipeline's own pool; 0: one a core, shared with all else.
+        threads: of a pool of its own; 0: TensorFlow's, one a core.
         parallel_calls: images that are decoded and augmented at the same time; 0: tf.data finds it out.
         prefetch: batches that are ready before they are asked for; 0: tf.data finds it out.
     """

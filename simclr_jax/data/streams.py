@@ -69,11 +69,15 @@ def training_rows(
     rows = tf.data.Dataset.range(first, last + 1).interleave(
         open_lane, opened, block, num_parallel_calls=min(parallel_calls, opened), deterministic=True
     )
-    if len(own) == opened * block:
+    # The first and the last lane may be shared with the processes beside.
+    return places(rows, opened * block, range(own.start - first * block, own.stop - first * block))
+
+
+def places(rows: tf.data.Dataset, period: int, wanted: range) -> tf.data.Dataset:
+    """Of each `period` rows, one after the other, those whose places are wanted."""
+    if len(wanted) == period:
         return rows
-    # The lane is shared with the processes beside.
-    offset = own.start - first * block
-    rows = rows.enumerate().filter(lambda n, _: (n % (opened * block) - offset) // len(own) == 0)
+    rows = rows.enumerate().filter(lambda n, _: (n % period - wanted.start) // len(wanted) == 0)
     return rows.map(lambda _, row: row)
 
 

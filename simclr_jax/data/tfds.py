@@ -8,12 +8,8 @@ import tensorflow_datasets as tfds
 
 from simclr_jax.data.spec import DataError, Encoded, Examples, Streamed
 
-# Shards of a streamed split that are read side by side, a record from each in turn.
 
-
-def load_tfds(
-    name: str, split: str, data_dir: str, *, memory_limit: int, shuffle_buffer: int, lanes: int = 64
-) -> Examples:
+def load_tfds(name: str, split: str, data_dir: str, *, memory_limit: int, shuffle_buffer: int, lanes: int) -> Examples:
     """A split of a data set with the features 'image' and, optionally, 'label' or 'labels'.
 
     'label' is one class, 'labels' a sequence of them. Classes that are in 'labels' and not in

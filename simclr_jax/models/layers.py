@@ -56,7 +56,7 @@ class Conv(nn.Module):
         return y if bias is None else y + bias
 
     def normalized(self, x: jax.Array, norm: BatchNorm, *, train: bool) -> jax.Array:
-        """`norm(self(x), train=train)`, for a 1x1 convolution to more channels: see `BatchNorm.folded`."""
+        """`norm(self(x), train=train)`, for a 1x1 convolution without bias: see `BatchNorm.folded`."""
         kernel, _ = self._parameters(x.shape[-1])
         x, _ = to_compute_dtype(x[:, :: self.strides, :: self.strides], kernel, dtype=self.dtype)
         weights, offset = norm.folded(x, kernel[0, 0], train=train)
