@@ -8,18 +8,21 @@ import pytest
 from simclr_jax.models import winograd
 from simclr_jax.models.convolution import convolve
 
-# [N, H, C, D, kernel size, stride]: Winograd's tiles full, cut and larger than the image; strided; 1x1; a stem.
+# [N, H, C, D, kernel size, stride]: Winograd's tiles full, cut and larger than the image, in the kernel's gradient
+# alone, not at all; strided; 1x1; a stem.
 SHAPES = [
-    (4, 16, 32, 48, 3, 1),
-    (2, 7, 40, 32, 3, 1),
-    (3, 2, 32, 32, 3, 1),
+    (4, 16, 64, 96, 3, 1),
+    (2, 7, 80, 64, 3, 1),
+    (3, 2, 64, 64, 3, 1),
     (2, 9, 8, 12, 3, 1),
+    (2, 9, 3, 12, 3, 1),
     (2, 9, 16, 24, 3, 2),
     (2, 8, 16, 24, 3, 2),
     (2, 7, 16, 24, 1, 2),
     (2, 6, 16, 24, 1, 1),
     (2, 32, 3, 16, 7, 2),
 ]
+WIDE, NARROW, STRIDED, POINTWISE = SHAPES[0], SHAPES[3], SHAPES[5], SHAPES[7]
 
 
 def _padding(size: int):
@@ -63,7 +66,7 @@ def test_values_and_gradients_are_those_of_xla_in_float64(shape):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-6 * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize('shape', [SHAPES[0], SHAPES[4], SHAPES[6]])
+@pytest.mark.parametrize('shape', [WIDE, STRIDED, POINTWISE])
 def test_double_precision_is_xlas_own(shape):
     with jax.enable_x64(True):
         found = _with_gradients(convolve, *_drawn(shape), shape)
@@ -96,16 +99,16 @@ def _convolutions(text: str) -> list[str]:
 
 @pytest.mark.parametrize('wants_images', [False, True])
 @pytest.mark.parametrize('platform', ['tpu', 'cuda'])
-@pytest.mark.parametrize('shape', [SHAPES[0], SHAPES[4], SHAPES[6]])
+@pytest.mark.parametrize('shape', [WIDE, STRIDED, POINTWISE])
 def test_accelerators_run_the_same_convolutions(shape, platform, wants_images):
     ours, plain = (_lowered(function, shape, platform, wants_images) for function in (convolve, _plain))
     assert 'dot_general' not in ours
     assert _convolutions(ours) == _convolutions(plain)
 
 
-@pytest.mark.parametrize(('shape', 'left'), [(SHAPES[0], 0), (SHAPES[6], 0), (SHAPES[4], 1)])
+@pytest.mark.parametrize(('shape', 'left'), [(WIDE, 0), (POINTWISE, 0), (STRIDED, 1), (NARROW, 1)])
 def test_cpus_run_products(shape, left):
-    """Both gradients by Winograd and for 1x1; of strided ones that in the images stays a convolution."""
+    """Both gradients of wide and of 1x1 ones; of others that in the images stays a convolution."""
     text = _lowered(convolve, shape, 'cpu', wants_images=True)
     assert 'dot_general' in text
     assert len(_convolutions(text)) == left
@@ -113,10 +116,10 @@ def test_cpus_run_products(shape, left):
 
 @pytest.mark.parametrize(('size', 'padding'), [(1, ((1, 1), (1, 1))), (3, ((0, 0), (0, 0))), (3, ((1, 0), (0, 1)))])
 def test_any_padding(size, padding):
-    x, kernel, _ = (jnp.asarray(array, jnp.float32) for array in _drawn((2, 9, 32, 32, size, 1)))
+    x, kernel, _ = (jnp.asarray(array, jnp.float32) for array in _drawn((2, 9, 64, 64, size, 1)))
     np.testing.assert_allclose(convolve(x, kernel, 1, padding), _plain(x, kernel, 1, padding), rtol=0, atol=1e-3)
 
 
 def test_nobody_computes_the_gradient_of_a_networks_input():
-    with_images, without = (_lowered(convolve, SHAPES[4], 'tpu', wants_images) for wants_images in (True, False))
+    with_images, without = (_lowered(convolve, STRIDED, 'tpu', wants_images) for wants_images in (True, False))
     assert with_images.count('stablehlo.convolution') == without.count('stablehlo.convolution') + 1

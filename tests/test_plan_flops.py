@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
+from simclr_jax.models import convolution
 from simclr_jax.parallel import make_mesh
 from simclr_jax.planning.flops import count_flops
 
@@ -58,6 +59,15 @@ def test_the_zeros_of_a_stride_are_not_counted():
     shapes = [(2, 16, 16, 4), (2, 2, 4, 8)]
     gradient = jax.grad(lambda a, b: jnp.sum(function(a, b) ** 2))
     assert flops(gradient, *shapes) == pytest.approx(2 * flops(function, *shapes), rel=0.3)
+
+
+@pytest.mark.parametrize('side, channels', [(32, 64), (64, 8), (96, 64)])
+def test_a_convolution_counts_the_same_however_a_cpu_computes_it(side, channels):
+    layer = functools.partial(convolution.convolve, stride=1, padding=((1, 1), (1, 1)))
+    shapes = [(2, side, side, channels), (3, 3, channels, channels)]
+    assert flops(layer, *shapes) == 2 * 2 * side**2 * 9 * channels**2
+    gradient = jax.grad(lambda a, b: jnp.sum(layer(a, b) ** 2), argnums=(0, 1))
+    assert flops(gradient, *shapes) == 3 * flops(layer, *shapes)
 
 
 def test_loops_conditions_and_recomputation():

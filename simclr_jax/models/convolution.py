@@ -4,7 +4,8 @@ XLA's CPU backend is near the processor's limit in matrix products, and up to 25
 convolutions. There, in float32,
 
 - 1x1 convolutions are matrix products;
-- 3x3 convolutions of stride 1 and their gradients take a quarter of the multiplications (models/winograd.py);
+- 3x3 convolutions of stride 1 take a quarter of the multiplications (models/winograd.py), those between few channels
+  in the gradient of the kernel only;
 - of all others the gradient of the kernel is a product with the patches.
 
 Accelerators, and CPUs in other precisions, run `jax.lax.conv_general_dilated` and its own gradients.
@@ -21,8 +22,9 @@ from simclr_jax.models import winograd
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-# With fewer, the transforms take as long as the multiplications that they save.
-WINOGRAD_CHANNELS = 32
+# Least channels and largest side of images; beyond, the transforms take as long as the multiplications that they save.
+WINOGRAD = 64, 32
+WINOGRAD_KERNEL_GRADIENT = 8, 64
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
@@ -66,7 +68,7 @@ def _convolution(stride: int, padding: Padding) -> Callable[[jax.Array, jax.Arra
 
     def choose(name: str, *arrays: jax.Array) -> jax.Array:
         x, kernel = arrays[:2]
-        on_cpu = getattr(_on_cpu(x.dtype, kernel.shape, stride, padding), name)
+        on_cpu = getattr(_on_cpu(x, kernel, stride, padding), name)
         return jax.lax.platform_dependent(*arrays, cpu=on_cpu, default=getattr(plain, name))
 
     @jax.custom_vjp
@@ -85,17 +87,20 @@ def _convolution(stride: int, padding: Padding) -> Callable[[jax.Array, jax.Arra
     return convolve
 
 
-def _on_cpu(dtype: jnp.dtype, kernel: tuple[int, ...], stride: int, padding: Padding) -> _Method:
-    if dtype != jnp.float32:
-        return _plain(stride, padding)
+def _on_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> _Method:
+    plain = _plain(stride, padding)
+    if x.dtype != jnp.float32:
+        return plain
     border = padding[0][0] if len({*padding[0], *padding[1]}) == 1 else None
-    if kernel[0] == 1 and border == 0:
+    if kernel.shape[0] == 1 and border == 0:
         return _from_forward(functools.partial(_pointwise, stride))
-    if kernel[0] == 3 and border == 1 and stride == 1 and min(kernel[2:]) >= WINOGRAD_CHANNELS:
-        return _WINOGRAD
-    return dataclasses.replace(
-        _plain(stride, padding), kernel_gradient=functools.partial(_kernel_gradient_by_patches, stride, padding)
-    )
+    if kernel.shape[0] == 3 and border == 1 and stride == 1:
+        channels, side = min(kernel.shape[2:]), max(x.shape[1:3])
+        if channels >= WINOGRAD[0] and side <= WINOGRAD[1]:
+            return _WINOGRAD
+        if channels >= WINOGRAD_KERNEL_GRADIENT[0] and side <= WINOGRAD_KERNEL_GRADIENT[1]:
+            return dataclasses.replace(plain, kernel_gradient=_WINOGRAD.kernel_gradient)
+    return dataclasses.replace(plain, kernel_gradient=functools.partial(_kernel_gradient_by_patches, stride, padding))
 
 
 def _from_forward(forward: Callable[[jax.Array, jax.Array], jax.Array]) -> _Method:
@@ -141,5 +146,6 @@ def _kernel_gradient_by_patches(
         for i in range(size)
         for j in range(size)
     ]
-    dy = dy.reshape(-1, dy.shape[-1])
-    return jnp.stack([tap.reshape(-1, tap.shape[-1]).T @ dy for tap in taps]).reshape(kernel.shape)
+    patches = jnp.concatenate(taps, -1)
+    gradient = patches.reshape(-1, patches.shape[-1]).T @ dy.reshape(-1, dy.shape[-1])
+    return gradient.reshape(kernel.shape)

@@ -154,12 +154,17 @@ def _moments_of_product(x: jax.Array, weights: jax.Array) -> Moments:
 @jax.custom_vjp
 def _second_moments(x: jax.Array) -> jax.Array:
     """E[x_i x_j] of `x` [..., C]: [C, C], in float32 at least."""
-    # Not of its rows [N, C]: a TPU keeps images in another order, in which that is another array.
-    axes = tuple(range(x.ndim - 1))
     # Products of bfloat16 numbers are exact in float32, those of float32 numbers are not in a TPU's default.
     precision = jax.lax.Precision.HIGHEST if x.dtype.itemsize >= 4 else None
     dtype = at_least_float32(x).dtype
-    sums = jax.lax.dot_general(x, x, ((axes, axes), ((), ())), precision=precision, preferred_element_type=dtype)
+
+    def with_itself(x: jax.Array) -> jax.Array:
+        axes = tuple(range(x.ndim - 1))
+        return jax.lax.dot_general(x, x, ((axes, axes), ((), ())), precision=precision, preferred_element_type=dtype)
+
+    # As rows [N, C] it would be another array on a TPU, which keeps images in another order; on a CPU it is not one
+    # otherwise.
+    sums = jax.lax.platform_dependent(x, cpu=lambda x: with_itself(x.reshape(-1, x.shape[-1])), default=with_itself)
     return sums * (x.shape[-1] / x.size)
 
 

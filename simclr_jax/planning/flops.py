@@ -5,7 +5,10 @@ from collections.abc import Iterator
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from simclr_jax.models.normalization import STATISTICS_SCOPE
+from simclr_jax.models import normalization, winograd
+
+# Scopes of operations that are not the network's, but of the way in which it is computed.
+UNCOUNTED = normalization.STATISTICS_SCOPE, winograd.SCOPE
 
 
 def count_flops(jaxpr: Jaxpr) -> int:
@@ -14,12 +17,12 @@ def count_flops(jaxpr: Jaxpr) -> int:
     Loops count as often as they run, what is computed again in a backward pass as well. Of `while` loops one round is
     counted, and the costliest branch of a condition. Products with the zeros that a stride puts into a gradient are
     left out, those with the zeros of padding are not. Left out are also the statistics of batch norms, as in any
-    count of a network's operations.
+    count of a network's operations, and other ways to compute a convolution.
     """
     return sum(
         _equation_flops(equation)
         for equation in jaxpr.eqns
-        if STATISTICS_SCOPE not in str(equation.source_info.name_stack)
+        if not any(scope in str(equation.source_info.name_stack) for scope in UNCOUNTED)
     )
 
 
