@@ -162,8 +162,7 @@ def _second_moments(x: jax.Array) -> jax.Array:
         axes = tuple(range(x.ndim - 1))
         return jax.lax.dot_general(x, x, ((axes, axes), ((), ())), precision=precision, preferred_element_type=dtype)
 
-    # As rows [N, C] it would be another array on a TPU, which keeps images in another order; on a CPU it is not one
-    # otherwise.
+    # A TPU keeps images in an order in which their rows [N, C] would be a copy; on a CPU the images would be one.
     sums = jax.lax.platform_dependent(x, cpu=lambda x: with_itself(x.reshape(-1, x.shape[-1])), default=with_itself)
     return sums * (x.shape[-1] / x.size)
 
