@@ -1,5 +1,7 @@
 """Convolutions: any formulation against XLA's own in float64; programs for accelerators are XLA's own."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from simclr_jax.models import winograd
 from simclr_jax.models.convolution import convolve
+from simclr_jax.models.rectifier import normalize_and_rectify
 
 # [N, H, C, D, kernel size, stride]: Winograd's tiles full, cut and larger than the image, in the kernel's gradient
 # alone, not at all; strided; 1x1; a stem.
@@ -123,3 +126,18 @@ def test_any_padding(size, padding):
 def test_nobody_computes_the_gradient_of_a_networks_input():
     with_images, without = (_lowered(convolve, STRIDED, 'tpu', wants_images) for wants_images in (True, False))
     assert with_images.count('stablehlo.convolution') == without.count('stablehlo.convolution') + 1
+
+
+def test_on_cpus_a_norm_between_wide_convolutions_has_their_order():
+    padding = _padding(3)
+
+    def block(x, kernel):
+        x = convolve(x, kernel, 1, padding)
+        x, _ = normalize_and_rectify(x, jnp.ones(64), jnp.zeros(64), 1e-5)
+        return convolve(x, kernel, 1, padding)
+
+    x, kernel, _ = (jnp.asarray(array, jnp.float32) for array in _drawn((16, 8, 64, 64, 3, 1)))
+    text = jax.jit(block).lower(x, kernel).compile().as_text()
+    # Of the images where they come in, and where they go out.
+    orders = re.findall(r' transpose\(.*?dimensions={(.*?)}', text)
+    assert sorted(order for order in orders if order.endswith(',3')) == ['1,2,0,3', '2,0,1,3']

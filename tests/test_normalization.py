@@ -1,4 +1,4 @@
-"""Batch normalisation against NumPy in float64, and its three forms against each other."""
+"""Batch normalisation against NumPy in float64, and its forms against each other."""
 
 import functools
 from typing import Any
@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from simclr_jax.models.layers import Conv, relu
+from simclr_jax.models.layers import Conv
 from simclr_jax.models.normalization import BatchNorm
 from simclr_jax.models.precision import at_least_float32
+from simclr_jax.models.rectifier import relu
 from simclr_jax.planning.flops import count_flops
 
 EIGHT_DEVICES = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
@@ -98,6 +99,22 @@ class PooledStem(nn.Module):
         return norm.pooled(x, pool, train=train) if self.only_maxima else pool(norm(x, train=train))
 
 
+class Rectified(nn.Module):
+    """A batch norm and the rectifier behind it, in one or one after the other, with half of x as the shortcut."""
+
+    fused: bool
+    shortcut: bool
+
+    @nn.compact
+    def __call__(self, x, train):
+        norm = BatchNorm(name='norm')
+        shortcut = x / 2 if self.shortcut else None
+        if self.fused:
+            return norm.rectified(x, shortcut, train=train)
+        y = norm(x, train=train)
+        return jnp.maximum(y + shortcut if self.shortcut else y, 0)
+
+
 def outcome(model, variables, x, train):
     """(outputs, moved statistics), gradients by all parameters and by x."""
 
@@ -121,6 +138,16 @@ def assert_close(found, expected, tolerance):
     jax.tree.map(compare, found, expected)
 
 
+def relative_errors(found, exact):
+    """Euclidean, of each array."""
+
+    def relative(a, b):
+        difference = (a.astype(b.dtype) - b).ravel()
+        return float(jnp.linalg.norm(difference) / jnp.linalg.norm(b.ravel()))
+
+    return jax.tree.map(relative, found, exact)
+
+
 @pytest.mark.parametrize('train', [True, False])
 @pytest.mark.parametrize('strides', [1, 2])
 def test_folded_into_a_convolution(strides, train, x64):
@@ -140,17 +167,12 @@ def test_folded_in_float32():
 def test_folded_in_bfloat16_is_as_exact_as_apart():
     x, variables = rectified((64, 7, 7, 16)), random_variables(16, 64)
     exact = outcome(Folded(64, 1, False), variables, x, True)
-    folded, apart = (outcome(Folded(64, 1, fold, jnp.bfloat16), variables, x, True) for fold in (True, False))
-
-    def error(found):
-        def relative(a, b):
-            return float(jnp.linalg.norm((a - b).ravel()) / jnp.linalg.norm(b.ravel()))
-
-        return jax.tree.map(relative, found, exact)
-
+    folded, apart = (
+        relative_errors(outcome(Folded(64, 1, fold, jnp.bfloat16), variables, x, True), exact) for fold in (True, False)
+    )
     # Everything is rounded to 8 bits a few times; of the outputs, once or twice.
-    assert max(jax.tree.leaves(error(folded))) < 2**-6
-    assert error(folded)['outputs'] < 1.2 * error(apart)['outputs'] < 2**-7
+    assert max(jax.tree.leaves(folded)) < 2**-6
+    assert folded['outputs'] < 1.2 * apart['outputs'] < 2**-7
 
 
 def test_folded_sees_the_global_batch():
@@ -174,13 +196,51 @@ def test_folding_a_constant_is_finite():
 @pytest.mark.parametrize('train', [True, False])
 def test_only_the_maxima_are_normalised(train):
     x = jax.random.normal(jax.random.key(0), (4, 9, 8, 16))
-    variables = random_variables(1, 16)
-    variables = {'params': {'norm': variables['params']['norm']}, 'batch_stats': variables['batch_stats']}
-    pooled, whole = (outcome(PooledStem(only), variables, x, train) for only in (True, False))
+    pooled, whole = (outcome(PooledStem(only), norm_variables(16), x, train) for only in (True, False))
     # A channel of scale 0 is constant before the pool: which of the equal values is the largest is not defined.
     for found in (pooled, whole):
         found['gradients'][0]['norm']['scale'] = found['gradients'][0]['norm']['scale'][1:]
     assert_close(pooled, whole, 1e-6)
+
+
+def norm_variables(channels):
+    variables = random_variables(1, channels)
+    return {'params': {'norm': variables['params']['norm']}, 'batch_stats': variables['batch_stats']}
+
+
+@pytest.mark.parametrize('train', [True, False])
+@pytest.mark.parametrize('shortcut', [True, False])
+# The last one is between convolutions that have another order inside.
+@pytest.mark.parametrize('shape', [(32, 5), (8, 5, 6, 4), (4, 5, 6, 64)])
+def test_rectified(shape, shortcut, train):
+    x, variables = 1 + jax.random.normal(jax.random.key(0), shape), norm_variables(shape[-1])
+    fused, apart = (outcome(Rectified(fused, shortcut), variables, x, train) for fused in (True, False))
+    assert_close(fused, apart, 2e-6)
+
+
+@pytest.mark.parametrize('shortcut', [True, False])
+def test_rectified_in_float64(shortcut, x64):
+    x, variables = 1 + jax.random.normal(jax.random.key(0), (8, 5, 6, 4)), norm_variables(4)
+    x, variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (x, variables))
+    fused, apart = (outcome(Rectified(fused, shortcut), variables, x, True) for fused in (True, False))
+    assert_close(fused, apart, 1e-13)
+
+
+@pytest.mark.parametrize('shortcut', [True, False])
+def test_rectified_in_bfloat16_is_as_exact_as_apart(shortcut):
+    x, variables = 1 + jax.random.normal(jax.random.key(0), (64, 7, 7, 16)), norm_variables(16)
+    x = x.astype(jnp.bfloat16)
+    exact = outcome(Rectified(False, shortcut), variables, x.astype(jnp.float32), True)
+    fused, apart = (
+        relative_errors(outcome(Rectified(fused, shortcut), variables, x, True), exact) for fused in (True, False)
+    )
+    assert all(a <= 1.05 * b + 1e-6 for a, b in zip(*map(jax.tree.leaves, (fused, apart)), strict=True))
+
+
+def test_rectified_sees_the_global_batch():
+    x = jax.random.normal(jax.random.key(0), (16, 3, 3, 64)) + jnp.repeat(jnp.arange(8.0), 2)[:, None, None, None]
+    model, variables = Rectified(True, True), norm_variables(64)
+    assert_close(outcome(model, variables, sharded(x), True), outcome(model, variables, x, True), 1e-5)
 
 
 def test_rectifier_and_its_gradient():

@@ -14,6 +14,7 @@ Accelerators, and CPUs in other precisions, run `jax.lax.conv_general_dilated` a
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,31 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> 
         [N, H', W', D].
     """
     return _convolution(stride, padding)(x, kernel)
+
+
+def between_convolutions(function: Callable, images: Any, vectors: Any) -> tuple[Any, Any]:
+    """`function(images, vectors)`, for a function that takes the first three axes of images as one.
+
+    Between convolutions that have images as [H, W, N, C] inside, so has the function: XLA then sees transposes one
+    after the other, which cancel, and does not compute in one order to write in another, which is slow.
+
+    Args:
+        function: of (images, vectors), giving images and vectors.
+        images: of any structure, the first leaf being what a convolution has made: [N, H, W, C] each.
+        vectors: of any structure.
+
+    Returns:
+        As the function.
+    """
+    x = jax.tree.leaves(images)[0]
+    if x.ndim != 4 or x.dtype != jnp.float32 or not _is_within(WINOGRAD, x.shape[-1], x.shape[1:3]):
+        return function(images, vectors)
+
+    def function_of_transposed(images, vectors):
+        images, vectors = function(jax.tree.map(lambda image: image.transpose(1, 2, 0, 3), images), vectors)
+        return jax.tree.map(lambda image: image.transpose(2, 0, 1, 3), images), vectors
+
+    return jax.lax.platform_dependent(images, vectors, cpu=function_of_transposed, default=function)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +121,16 @@ def _on_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> _
     if kernel.shape[0] == 1 and border == 0:
         return _from_forward(functools.partial(_pointwise, stride))
     if kernel.shape[0] == 3 and border == 1 and stride == 1:
-        channels, side = min(kernel.shape[2:]), max(x.shape[1:3])
-        if channels >= WINOGRAD[0] and side <= WINOGRAD[1]:
+        channels, sides = min(kernel.shape[2:]), x.shape[1:3]
+        if _is_within(WINOGRAD, channels, sides):
             return _WINOGRAD
-        if channels >= WINOGRAD_KERNEL_GRADIENT[0] and side <= WINOGRAD_KERNEL_GRADIENT[1]:
+        if _is_within(WINOGRAD_KERNEL_GRADIENT, channels, sides):
             return dataclasses.replace(plain, kernel_gradient=_WINOGRAD.kernel_gradient)
     return dataclasses.replace(plain, kernel_gradient=functools.partial(_kernel_gradient_by_patches, stride, padding))
+
+
+def _is_within(limits: tuple[int, int], channels: int, sides: tuple[int, int]) -> bool:
+    return channels >= limits[0] and max(sides) <= limits[1]
 
 
 def _from_forward(forward: Callable[[jax.Array, jax.Array], jax.Array]) -> _Method:

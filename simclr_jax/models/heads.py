@@ -64,7 +64,7 @@ class ProjectionHead(nn.Module):
         outputs = [h]
         for index, width in enumerate(hidden_widths[:until]):
             x = dense(width, dtype=self.dtype, name=f'dense{index + 1}')(outputs[-1])
-            outputs.append(nn.relu(BatchNorm(name=f'bn{index + 1}')(x, train=train)))
+            outputs.append(BatchNorm(name=f'bn{index + 1}').rectified(x, train=train))
         if until > len(hidden_widths):
             last = len(outputs)
             x = at_least_float32(dense(self.out_dim, dtype=self.dtype, name=f'dense{last}')(outputs[-1]))

@@ -1,4 +1,4 @@
-"""What every part of the model is made of: convolution, dense layer and rectifier; and models/normalization.py."""
+"""What every part of the model is made of: convolution and dense layer; with normalization.py and rectifier.py."""
 
 import math
 from typing import Any
@@ -83,21 +83,3 @@ def dense(
         promote_dtype=to_compute_dtype,
         name=name,
     )
-
-
-@jax.custom_vjp
-def relu(x: jax.Array) -> jax.Array:
-    """max(x, 0); its gradient is told from the result, so that nothing else has to be kept."""
-    return jnp.maximum(x, 0)
-
-
-def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    y = relu(x)
-    return y, y
-
-
-def _relu_backward(y: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    return (jnp.where(y > 0, gradient, jnp.zeros_like(gradient)),)
-
-
-relu.defvjp(_relu_forward, _relu_backward)

@@ -11,9 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.models.layers import Conv, relu
+from simclr_jax.models.layers import Conv
 from simclr_jax.models.normalization import BATCH_NORM_MOMENTUM, BatchNorm
 from simclr_jax.models.precision import at_least_float32
+from simclr_jax.models.rectifier import relu
 
 STEMS = ('cifar', 'imagenet')
 # What an encoder consists of, from the image up.
@@ -63,9 +64,9 @@ class Stem(nn.Module):
         narrow, wide = scaled_width(32, self.width), scaled_width(64, self.width)
         if self.kind == 'resnet_d':
             x = Conv(narrow, 3, 2, name='conv1', dtype=self.dtype)(x)
-            x = relu(self.norm(name='bn1')(x, train=train))
+            x = self.norm(name='bn1').rectified(x, train=train)
             x = Conv(narrow, 3, name='conv2', dtype=self.dtype)(x)
-            x = relu(self.norm(name='bn2')(x, train=train))
+            x = self.norm(name='bn2').rectified(x, train=train)
             x = Conv(wide, 3, name='conv3', dtype=self.dtype)(x)
             last = self.norm(name='bn3')
         else:
@@ -74,7 +75,7 @@ class Stem(nn.Module):
             last = self.norm(name='bn')
         if pool and self.kind != 'cifar':
             return relu(last.pooled(x, self.pool, train=train))
-        return relu(last(x, train=train))
+        return last.rectified(x, train=train)
 
     def pool(self, x: jax.Array) -> jax.Array:
         """What `pool=False` leaves out: [N, H/2, W/2, ...] -> [N, H/4, W/4, ...]; nothing for 'cifar'."""
@@ -97,12 +98,12 @@ class SelectiveKernel(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[N, H, W, C] -> [N, H / strides, W / strides, features]."""
         x = Conv(2 * self.features, 3, self.strides, name='conv', dtype=self.dtype)(x)
-        x = relu(self.norm(name='bn')(x, train=train))
+        x = self.norm(name='bn').rectified(x, train=train)
         streams = x.reshape(*x.shape[:-1], 2, self.features)
 
         context = streams.sum(3).mean((1, 2), keepdims=True)
         context = Conv(max(int(self.features * self.ratio), 32), 1, name='reduce', dtype=self.dtype)(context)
-        context = relu(self.norm(name='reduce_bn')(context, train=train))
+        context = self.norm(name='reduce_bn').rectified(context, train=train)
         context = Conv(2 * self.features, 1, name='expand', dtype=self.dtype)(context)
         attention = nn.softmax(context.reshape(-1, 1, 1, 2, self.features), axis=3)
         return (attention * streams).sum(3)
@@ -162,11 +163,7 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[N, H, W, C] -> [N, H / strides, W / strides, filters * (4 if bottleneck else 1)]."""
         shortcut = self._shortcut(x, train=train) if self.project else x
-        x = self._bottleneck(x, train=train) if self.bottleneck else self._basic(x, train=train)
-        if self.se_ratio > 0:
-            hidden = max(1, int(self.filters * self.se_ratio))
-            x = SqueezeExcitation(hidden, self.dtype, name='se')(x)
-        return relu(x + shortcut)
+        return (self._bottleneck if self.bottleneck else self._basic)(x, shortcut, train=train)
 
     def _shortcut(self, x: jax.Array, *, train: bool) -> jax.Array:
         strides = self.strides
@@ -177,23 +174,32 @@ class ResidualBlock(nn.Module):
         norm = self.norm(name='shortcut_bn')
         return Conv(features, 1, strides, name='shortcut_conv', dtype=self.dtype).normalized(x, norm, train=train)
 
-    def _basic(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def _basic(self, x: jax.Array, shortcut: jax.Array, *, train: bool) -> jax.Array:
         x = Conv(self.filters, 3, self.strides, name='conv1', dtype=self.dtype)(x)
-        x = relu(self.norm(name='bn1')(x, train=train))
+        x = self.norm(name='bn1').rectified(x, train=train)
         x = Conv(self.filters, 3, name='conv2', dtype=self.dtype)(x)
-        return self.norm(zero_scale=True, name='bn2')(x, train=train)
+        norm = self.norm(zero_scale=True, name='bn2')
+        if self.se_ratio == 0:
+            return norm.rectified(x, shortcut, train=train)
+        return relu(self._excited(norm(x, train=train)) + shortcut)
 
-    def _bottleneck(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def _bottleneck(self, x: jax.Array, shortcut: jax.Array, *, train: bool) -> jax.Array:
         x = Conv(self.filters, 1, name='conv1', dtype=self.dtype)(x)
-        x = relu(self.norm(name='bn1')(x, train=train))
+        x = self.norm(name='bn1').rectified(x, train=train)
         if self.sk_ratio > 0:
             kernels = SelectiveKernel(self.filters, self.strides, self.sk_ratio, self.dtype, self.norm, name='sk')
             x = kernels(x, train=train)
         else:
             x = Conv(self.filters, 3, self.strides, name='conv2', dtype=self.dtype)(x)
-            x = relu(self.norm(name='bn2')(x, train=train))
+            x = self.norm(name='bn2').rectified(x, train=train)
         norm = self.norm(zero_scale=True, name='bn3')
-        return Conv(4 * self.filters, 1, name='conv3', dtype=self.dtype).normalized(x, norm, train=train)
+        x = Conv(4 * self.filters, 1, name='conv3', dtype=self.dtype).normalized(x, norm, train=train)
+        return relu(self._excited(x) + shortcut)
+
+    def _excited(self, x: jax.Array) -> jax.Array:
+        if self.se_ratio == 0:
+            return x
+        return SqueezeExcitation(max(1, int(self.filters * self.se_ratio)), self.dtype, name='se')(x)
 
 
 class Stage(nn.Module):

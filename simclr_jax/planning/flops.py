@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from simclr_jax.models import normalization, winograd
+from simclr_jax.models import batch_statistics, winograd
 
 # Scopes of operations that are not the network's, but of the way in which it is computed.
-UNCOUNTED = normalization.STATISTICS_SCOPE, winograd.SCOPE
+UNCOUNTED = batch_statistics.STATISTICS_SCOPE, winograd.SCOPE
 
 
 def count_flops(jaxpr: Jaxpr) -> int:

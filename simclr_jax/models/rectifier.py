@@ -1,0 +1,103 @@
+"""The rectifier, alone and behind a batch norm, with gradients that need little kept."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from simclr_jax.models.batch_statistics import Moments, moments
+from simclr_jax.models.convolution import between_convolutions
+from simclr_jax.models.precision import at_least_float32
+
+
+@jax.custom_vjp
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0); its gradient is told from the result, so that nothing else has to be kept."""
+    return jnp.maximum(x, 0)
+
+
+def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    y = relu(x)
+    return y, y
+
+
+def _relu_backward(y: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    return (jnp.where(y > 0, gradient, jnp.zeros_like(gradient)),)
+
+
+relu.defvjp(_relu_forward, _relu_backward)
+
+
+def normalize_and_rectify(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, shortcut: jax.Array | None = None
+) -> tuple[jax.Array, Moments]:
+    """max(scale (x - E[x]) / sqrt(Var[x] + epsilon) + bias + shortcut, 0), with statistics of all axes but the last.
+
+    Only x is kept for the gradients, and the result where there is a shortcut. They pass through the statistics, but
+    nothing passes back from the statistics that are returned.
+
+    Args:
+        x: [..., C].
+        scale: [C].
+        bias: [C].
+        epsilon: added to the variance.
+        shortcut: of the shape and dtype of x.
+
+    Returns:
+        The result, of the shape and dtype of x, and the statistics of x, in float32 at least.
+    """
+    y, batch = _normalize_and_rectify(epsilon, x, scale, bias, shortcut)
+    return y, jax.lax.stop_gradient(batch)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _normalize_and_rectify(epsilon, x, scale, bias, shortcut):
+    return _forward(epsilon, x, scale, bias, shortcut)[0]
+
+
+def _forward(epsilon, x, scale, bias, shortcut):
+    def compute(images, vectors):
+        x, shortcut = images
+        scale, bias = vectors
+        mean, variance = moments(at_least_float32(x))
+        inverse = jax.lax.rsqrt(variance + epsilon)
+        y = _normalized(x, scale, bias, mean, inverse)
+        if shortcut is not None:
+            y = y + at_least_float32(shortcut)
+        return jnp.maximum(y, 0).astype(x.dtype), (mean, variance, inverse)
+
+    y, (mean, variance, inverse) = between_convolutions(compute, (x, shortcut), (scale, bias))
+    kept = x, None if shortcut is None else y, scale, bias, mean, inverse
+    return (y, (mean, variance)), kept
+
+
+def _backward(epsilon, kept, gradients):
+    del epsilon
+    x, y, *vectors = kept
+
+    def compute(images, vectors):
+        x, y, dy = images
+        scale, bias, mean, inverse = vectors
+        positive = (_normalized(x, scale, bias, mean, inverse) if y is None else y) > 0
+        dy = jnp.where(positive, dy, jnp.zeros_like(dy))
+        # dx is what is left of dy without its projections on 1 and on the normalised x.
+        x_float, dy_float = at_least_float32(x), at_least_float32(dy)
+        axes = tuple(range(x.ndim - 1))
+        dbias = dy_float.sum(axes)
+        dscale = ((dy_float * x_float).sum(axes) - mean * dbias) * inverse
+        share = x.shape[-1] / x.size
+        slope = dscale * inverse * share
+        dx = (scale * inverse) * (dy_float - x_float * slope + (mean * slope - dbias * share))
+        return (dx.astype(x.dtype), None if y is None else dy), (dscale, dbias)
+
+    (dx, dshortcut), (dscale, dbias) = between_convolutions(compute, (x, y, gradients[0]), vectors)
+    return dx, dscale, dbias, dshortcut
+
+
+_normalize_and_rectify.defvjp(_forward, _backward)
+
+
+def _normalized(x, scale, bias, mean, inverse):
+    # Of x itself: x - mean, which sums would share with this, would be written and kept.
+    factor = scale * inverse
+    return at_least_float32(x) * factor + (bias - mean * factor)
