@@ -15,7 +15,7 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
     COMPILED = tempfile.mkdtemp(prefix='simclr-compiled-')
     atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
     os.environ['JAX_COMPILATION_CACHE_DIR'] = COMPILED
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
 import jax
 import numpy as np

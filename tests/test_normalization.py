@@ -47,12 +47,17 @@ def test_batch_norm_of_a_constant_is_finite():
 
 def test_batch_norm_sees_the_global_batch():
     # Eight devices with different means: statistics of one device's rows would remove the differences.
-    x = jnp.repeat(jnp.arange(8.0), 2)[:, None] + jax.random.normal(jax.random.key(0), (16, 3))
+    x = jnp.repeat(jnp.arange(8.0), 2)[:, None] + drawn((16, 3))
     layer = BatchNorm()
     variables = layer.init(jax.random.key(0), x, train=False)
     apply = jax.jit(lambda v, x: layer.apply(v, x, train=True, mutable=['batch_stats']))
     compare = functools.partial(np.testing.assert_allclose, atol=1e-5)
     jax.tree.map(compare, apply(variables, sharded(x)), apply(variables, x))
+
+
+def drawn(shape, seed=0):
+    """Standard normal, by NumPy: XLA takes a second to compile such a draw."""
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 def random_variables(channels, features):
@@ -69,7 +74,7 @@ def random_variables(channels, features):
 
 def rectified(shape):
     """What 1x1 convolutions see: positive numbers, whose mean is above their deviation."""
-    return jnp.maximum(1 + jax.random.normal(jax.random.key(0), shape), 0)
+    return jnp.maximum(1 + drawn(shape), 0)
 
 
 class Folded(nn.Module):
@@ -122,8 +127,8 @@ def outcome(model, variables, x, train):
         outputs, moved = model.apply(variables | {'params': params}, x, train, mutable=['batch_stats'])
         outputs = at_least_float32(outputs)
         # The sum of normalised values is constant, and so is that of their squares.
-        weights = jax.random.normal(jax.random.key(2), outputs.shape, outputs.dtype)
-        return (weights * outputs).sum(), (outputs, moved)
+        weights = drawn(outputs.shape, seed=2)
+        return (weights.astype(outputs.dtype) * outputs).sum(), (outputs, moved)
 
     gradients, (outputs, moved) = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(variables['params'], x)
     return {'outputs': outputs, 'moved': moved, 'gradients': gradients}
@@ -165,10 +170,12 @@ def test_folded_in_float32():
 
 
 def test_folded_in_bfloat16_is_as_exact_as_apart():
-    x, variables = rectified((64, 7, 7, 16)), random_variables(16, 64)
-    exact = outcome(Folded(64, 1, False), variables, x, True)
+    # As in ResNet-50: with fewer channels the roundings of few weights decide.
+    x, variables = rectified((64, 7, 7, 64)), random_variables(64, 256)
+    exact = outcome(Folded(256, 1, False), variables, x, True)
     folded, apart = (
-        relative_errors(outcome(Folded(64, 1, fold, jnp.bfloat16), variables, x, True), exact) for fold in (True, False)
+        relative_errors(outcome(Folded(256, 1, fold, jnp.bfloat16), variables, x, True), exact)
+        for fold in (True, False)
     )
     # Everything is rounded to 8 bits a few times; of the outputs, once or twice.
     assert max(jax.tree.leaves(folded)) < 2**-6
@@ -195,7 +202,7 @@ def test_folding_a_constant_is_finite():
 
 @pytest.mark.parametrize('train', [True, False])
 def test_only_the_maxima_are_normalised(train):
-    x = jax.random.normal(jax.random.key(0), (4, 9, 8, 16))
+    x = drawn((4, 9, 8, 16))
     pooled, whole = (outcome(PooledStem(only), norm_variables(16), x, train) for only in (True, False))
     # A channel of scale 0 is constant before the pool: which of the equal values is the largest is not defined.
     for found in (pooled, whole):
@@ -213,14 +220,14 @@ def norm_variables(channels):
 # The last one is between convolutions that have another order inside.
 @pytest.mark.parametrize('shape', [(32, 5), (8, 5, 6, 4), (4, 5, 6, 64)])
 def test_rectified(shape, shortcut, train):
-    x, variables = 1 + jax.random.normal(jax.random.key(0), shape), norm_variables(shape[-1])
+    x, variables = 1 + drawn(shape), norm_variables(shape[-1])
     fused, apart = (outcome(Rectified(fused, shortcut), variables, x, train) for fused in (True, False))
     assert_close(fused, apart, 2e-6)
 
 
 @pytest.mark.parametrize('shortcut', [True, False])
 def test_rectified_in_float64(shortcut, x64):
-    x, variables = 1 + jax.random.normal(jax.random.key(0), (8, 5, 6, 4)), norm_variables(4)
+    x, variables = 1 + drawn((8, 5, 6, 4)), norm_variables(4)
     x, variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (x, variables))
     fused, apart = (outcome(Rectified(fused, shortcut), variables, x, True) for fused in (True, False))
     assert_close(fused, apart, 1e-13)
@@ -228,7 +235,7 @@ def test_rectified_in_float64(shortcut, x64):
 
 @pytest.mark.parametrize('shortcut', [True, False])
 def test_rectified_in_bfloat16_is_as_exact_as_apart(shortcut):
-    x, variables = 1 + jax.random.normal(jax.random.key(0), (64, 7, 7, 16)), norm_variables(16)
+    x, variables = 1 + drawn((64, 7, 7, 16)), norm_variables(16)
     x = x.astype(jnp.bfloat16)
     exact = outcome(Rectified(False, shortcut), variables, x.astype(jnp.float32), True)
     fused, apart = (
@@ -238,7 +245,7 @@ def test_rectified_in_bfloat16_is_as_exact_as_apart(shortcut):
 
 
 def test_rectified_sees_the_global_batch():
-    x = jax.random.normal(jax.random.key(0), (16, 3, 3, 64)) + jnp.repeat(jnp.arange(8.0), 2)[:, None, None, None]
+    x = drawn((16, 3, 3, 64)) + jnp.repeat(jnp.arange(8.0), 2)[:, None, None, None]
     model, variables = Rectified(True, True), norm_variables(64)
     assert_close(outcome(model, variables, sharded(x), True), outcome(model, variables, x, True), 1e-5)
 

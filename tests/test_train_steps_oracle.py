@@ -47,6 +47,8 @@ def run_steps(oracle):
     variables = reference_variables([{'name': name, 'shape': shape} for name, shape in shapes.items()])
     variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), variables)
     state = TrainState(jnp.zeros((), jnp.int32), **variables, opt_state=tx.init(variables['params']))
+    # Where the step leaves it, so that it is compiled once.
+    state = jax.device_put(state, parallel.replicated(mesh))
     step = make_train_step(task, tx, mesh)
 
     states, metrics = [jax.tree.map(np.asarray, state)], []
