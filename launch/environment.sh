@@ -2,8 +2,8 @@
 # Sourced by the launchers, which set `root`: the virtual environment $root/.venv with the locked versions, and the
 # settings of the machine that what is launched inherits.
 
-# The kernel's pages of 2 MB for large arrays, where it gives them on request: on some CPUs a training step takes
-# three quarters of its time (benchmarks/README.md). Other systems than glibc's do not know the variable.
+# The kernel's pages of 2 MB for large arrays, where it gives them on request: a step of a small network takes 0.72 to
+# 0.96 of its time (benchmarks/README.md). Other systems than glibc's do not know the variable.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
 # First Python on the PATH that is new enough; SIMCLR_PYTHON names another one.
