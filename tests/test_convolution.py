@@ -141,3 +141,17 @@ def test_on_cpus_a_norm_between_wide_convolutions_has_their_order():
     # Of the images where they come in, and where they go out.
     orders = re.findall(r' transpose\(.*?dimensions={(.*?)}', text)
     assert sorted(order for order in orders if order.endswith(',3')) == ['1,2,0,3', '2,0,1,3']
+
+
+def test_on_cpus_patches_are_made_in_the_backward_pass():
+    def loss(kernel, x):
+        for _ in range(2):
+            x = jnp.maximum(convolve(x, kernel, 2, _padding(3)), 0)
+        return jnp.square(x).sum()
+
+    x, kernel, _ = (jnp.asarray(array, jnp.float32) for array in _drawn((8, 16, 16, 16, 3, 2)))
+    text = jax.jit(jax.grad(loss)).lower(kernel, x).compile().as_text()
+    # In the order in which they run; of the convolutions the first two are the forward pass.
+    order = re.findall(r' (convolution|concatenate)\(', text[text.index('ENTRY') :])
+    assert order[:2] == ['convolution', 'convolution']
+    assert order.count('concatenate') == 2

@@ -244,6 +244,19 @@ def test_rectified_in_bfloat16_is_as_exact_as_apart(shortcut):
     assert all(a <= 1.05 * b + 1e-6 for a, b in zip(*map(jax.tree.leaves, (fused, apart)), strict=True))
 
 
+@pytest.mark.parametrize('shortcut', [True, False])
+def test_rectified_keeps_its_input_alone_or_with_its_result(shortcut):
+    x, variables = drawn((8, 5, 6, 4)), norm_variables(4)
+
+    def kept(fused):
+        def run(x):
+            return Rectified(fused, shortcut).apply(variables, x, True, mutable=['batch_stats'])[0]
+
+        return sum(leaf.size == x.size for leaf in jax.tree.leaves(jax.vjp(run, x)[1]))
+
+    assert kept(fused=True) == 1 + shortcut < kept(fused=False)
+
+
 def test_rectified_sees_the_global_batch():
     x = drawn((16, 3, 3, 64)) + jnp.repeat(jnp.arange(8.0), 2)[:, None, None, None]
     model, variables = Rectified(True, True), norm_variables(64)
