@@ -74,7 +74,7 @@ def test_the_first_process_that_ends_badly_decides(world, script, end, code, mes
 @pytest.mark.slow
 @pytest.mark.parametrize('other', ['hang', 'freeze'])
 def test_processes_that_do_not_stop_are_killed(world, script, other):
-    world.plan(p0=[other], p1=[1], p2=['save'])
+    world.plan(p0=[other], p1=['last'], p2=['save'])
     begin = time.monotonic()
     done = world.run(script, '--processes=3', 'train')
     assert 10 <= time.monotonic() - begin < 30

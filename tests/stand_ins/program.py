@@ -1,8 +1,8 @@
 """In place of simclr: notes its arguments, then does what the plan says for this process and the number of this run.
 
 A number: ends with that exit code. save: waits for SIGTERM, then ends with 42. hang: outlasts SIGTERM. kill: kills
-itself. freeze: stops itself. preempt: makes the file $STAND_INS/preempt, which the stand-ins look for, then as save;
-preempt and fail: the same, but ends with 1.
+itself. freeze: stops itself. last: ends with 1 when all others of its pod wait. preempt: makes the file
+$STAND_INS/preempt, which the stand-ins look for, then as save; preempt and fail: the same, but ends with 1.
 """
 
 import json
@@ -44,6 +44,9 @@ def perform(act: str) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1 if act.endswith('fail') else 42))
+    if act == 'last':
+        return wait_for_others()
+    (STATE / f'waits-{process_number()}').touch()
     if act == 'freeze':
         os.kill(os.getpid(), signal.SIGSTOP)
     if act.startswith('preempt'):
@@ -51,6 +54,12 @@ def perform(act: str) -> int:
     print('waiting', flush=True)
     time.sleep(150)
     return 99
+
+
+def wait_for_others() -> int:
+    while len(list(STATE.glob('waits-*'))) < int(os.environ['JAX_NUM_PROCESSES']) - 1:
+        time.sleep(0.02)
+    return 1
 
 
 if __name__ == '__main__':
