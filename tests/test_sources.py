@@ -339,3 +339,37 @@ def test_tfds_that_cannot_be_read_names_the_cure(name, split, message):
 def test_tfds_in_another_directory_is_not_prepared(tmp_path):
     with pytest.raises(DataError, match=r'data.name=cifar10 is not prepared in .*; set TFDS_DATA_DIR'):
         load_tfds('cifar10', 'train', data_dir=tmp_path)
+
+
+def test_tfds_in_each_format(tmp_path):
+    """Blocks of tfrecord's records, single examples of others, and one that TFDS does not read this way."""
+    tfds = pytest.importorskip('tensorflow_datasets', reason='the source tfds needs TensorFlow Datasets')
+
+    class Numbered(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version('1.0.0')
+
+        def _info(self):
+            features = {'image': tfds.features.Image(), 'label': tfds.features.ClassLabel(num_classes=3)}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {'train': self._generate_examples()}
+
+        def _generate_examples(self):
+            for n in range(9):
+                yield n, {'image': np.full((2, 2, 3), n, np.uint8), 'label': n % 3}
+
+    def load(file_format, **limit):
+        folder = tmp_path / file_format
+        if not folder.exists():
+            Numbered(data_dir=folder, file_format=file_format).download_and_prepare()
+        return load_tfds('numbered', 'train', data_dir=folder, **limit)
+
+    records, others = load('tfrecord'), load('parquet')
+    assert sorted(records.labels) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert records.content == others.content
+    np.testing.assert_array_equal(records.labels, others.labels)
+    with pytest.raises(DataError, match=r'is stored as parquet, and larger than .* with --file_format=tfrecord'):
+        load('parquet', memory_limit=0)
+    with pytest.raises(DataError, match=r'is stored as array_record, which .* with --file_format=tfrecord'):
+        load('array_record')

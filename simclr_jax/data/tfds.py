@@ -7,6 +7,10 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from simclr_jax.data.spec import DataError, Encoded, Examples, Streamed
+from simclr_jax.data.streams import stored_rows
+
+# Examples that are taken apart by one call.
+_BLOCK = 1024
 
 
 def load_tfds(name: str, split: str, data_dir: str, *, memory_limit: int, shuffle_buffer: int, lanes: int) -> Examples:
@@ -23,8 +27,8 @@ def load_tfds(name: str, split: str, data_dir: str, *, memory_limit: int, shuffl
         shuffle_buffer, lanes: of a streamed split, see spec.Streamed.
 
     Raises:
-        DataError: unknown name or split, not prepared, without images, or several labels an image and larger
-            than memory_limit.
+        DataError: unknown name or split, not prepared, without images, in a format that cannot be read, or several
+            labels an image and larger than memory_limit.
     """
     builder = open_builder(name, data_dir)
     try:
@@ -42,15 +46,25 @@ def load_tfds(name: str, split: str, data_dir: str, *, memory_limit: int, shuffl
         raise DataError(f"data.name={name} has the features {list(features)}, but no 'image'")
     labels_of = _find_labels(features)
     full_name = f'{name}/{split}'
+    is_records = all('.tfrecord' in str(instruction.filename) for instruction in info.file_instructions)
     if _stored_bytes(builder, size) > memory_limit:
         if labels_of.is_multi_label:
             raise DataError(
                 f'{full_name} has several labels an image, and such a split is not streamed; its '
                 f'{_stored_bytes(builder, size) / 2**30:.2g} GiB must stay in memory: raise data.memory_limit_gb'
             )
+        if not is_records:
+            raise DataError(
+                f'{builder.info.full_name} is stored as {builder.info.file_format.value}, and larger than '
+                'data.memory_limit_gb; prepare it with --file_format=tfrecord, or raise the limit'
+            )
         content = _streamed(builder, info, labels_of, shuffle_buffer, lanes)
         return Examples(full_name, size, content, None, labels_of.class_names)
-    files, labels = _read_all(builder, split, labels_of)
+    if is_records and not labels_of.is_multi_label:
+        batches = _blocks_of_records(_streamed(builder, info, labels_of, shuffle_buffer, lanes))
+    else:
+        batches = _blocks(builder, split, labels_of)
+    files, labels = _read_all(batches)
     return Examples(full_name, size, Encoded(files), labels, labels_of.class_names)
 
 
@@ -124,18 +138,40 @@ def _stored_bytes(builder, size: int) -> float:
     return size * sum(split.num_bytes for split in splits) / sum(split.num_examples for split in splits)
 
 
-def _read_all(builder, split: str, labels_of: _Labels) -> tuple[list[bytes], np.ndarray]:
-    """Every encoded image and label, in the order in which they are stored."""
-    dataset = builder.as_dataset(
-        split=split,
-        decoders=tfds.decode.PartialDecoding(
-            {'image': True} | dict.fromkeys(labels_of.features, True),
-            decoders={'image': tfds.decode.SkipDecoding()},
-        ),
-        read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False, skip_prefetch=True),
-        shuffle_files=False,
+def _blocks_of_records(content: Streamed) -> tf.data.Dataset:
+    """(encoded images [B], labels [B]) in the order in which they are stored, many examples taken apart at once."""
+
+    def parse(_, records):
+        return tf.vectorized_map(content.parse, records, warn=False)
+
+    return stored_rows(content).batch(_BLOCK).map(parse)
+
+
+def _blocks(builder, split: str, labels_of: _Labels) -> tf.data.Dataset:
+    """The same of whatever format, one example after the other; labels [B] or, if multi-label, [B, K]."""
+    try:
+        dataset = builder.as_dataset(
+            split=split,
+            decoders=_needed(labels_of),
+            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False, skip_prefetch=True),
+            shuffle_files=False,
+        )
+    except NotImplementedError as error:
+        raise DataError(
+            f'{builder.info.full_name} is stored as {builder.info.file_format.value}, which TensorFlow Datasets does '
+            'not read into tf.data; prepare it with --file_format=tfrecord'
+        ) from error
+    return dataset.ragged_batch(_BLOCK).map(lambda examples: (examples['image'], labels_of(examples)))
+
+
+def _needed(labels_of: _Labels) -> tfds.decode.PartialDecoding:
+    """Labels, and images as they are stored."""
+    return tfds.decode.PartialDecoding(
+        {'image': True} | dict.fromkeys(labels_of.features, True), decoders={'image': tfds.decode.SkipDecoding()}
     )
-    batches = dataset.ragged_batch(1024).map(lambda examples: (examples['image'], labels_of(examples)))
+
+
+def _read_all(batches: tf.data.Dataset) -> tuple[list[bytes], np.ndarray]:
     files, labels = [], []
     for images, rows in batches.as_numpy_iterator():
         files.extend(images)
@@ -145,11 +181,8 @@ def _read_all(builder, split: str, labels_of: _Labels) -> tuple[list[bytes], np.
 
 def _streamed(builder, info, labels_of: _Labels, shuffle_buffer: int, lanes: int) -> Streamed:
     instructions = info.file_instructions
-    if not all('.tfrecord' in str(instruction.filename) for instruction in instructions):
-        raise DataError(
-            f'{builder.info.full_name} is stored in another format than tfrecord, and larger than '
-            'data.memory_limit_gb; prepare it with --file_format=tfrecord, or raise the limit'
-        )
+    needed = _needed(labels_of)
+    features = needed.extract_features(builder.info.features)
     paths = np.array([str(instruction.filename) for instruction in instructions])
     skips = np.array([instruction.skip for instruction in instructions], np.int64)
     takes = np.array([instruction.take for instruction in instructions], np.int64)
@@ -161,7 +194,7 @@ def _streamed(builder, info, labels_of: _Labels, shuffle_buffer: int, lanes: int
         return records.enumerate(tf.gather(firsts, shard))
 
     def parse(record):
-        example = builder.info.features.deserialize_example(record, decoders={'image': tfds.decode.SkipDecoding()})
+        example = features.deserialize_example(record, decoders=needed.decoders)
         return example['image'], labels_of(example)
 
     return Streamed(takes.tolist(), read, parse, lanes, shuffle_buffer)
