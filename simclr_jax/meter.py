@@ -63,6 +63,7 @@ class Meter:
 
     def __init__(self, schedule: Schedule, checkpoints: Checkpoints, step_flops: float = 0.0):
         self._schedule, self._checkpoints, self._step_flops = schedule, checkpoints, step_flops
+        self._learning_rate = jax.jit(schedule.learning_rate)
         self._unchecked = collections.deque()
         self.told: set[str] = set()
         self._begin_interval()
@@ -129,7 +130,7 @@ class Meter:
         scalars |= {name: float(np.mean(values)) for name, values in rows.items()}
         if gram is not None:
             scalars['effective_rank'] = measures.effective_rank_from_gram(gram[-1])
-        scalars['learning_rate'] = float(self._schedule.learning_rate(self._step - 1))
+        scalars['learning_rate'] = float(self._learning_rate(self._step - 1))
         seconds = time.perf_counter() - self._start - self._paused
         steps = sum(count for _, count in self._metrics)
         scalars |= self._times(seconds, steps) | {'memory_gib': _memory_gib()}

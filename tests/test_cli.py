@@ -51,6 +51,28 @@ def test_help_comes_at_once(arguments, words):
     assert cpu_seconds_of_children() - before < 1.0
 
 
+# After any command, imports TensorFlow, then what Keras would have taken along; tells when they are there.
+IMPORT_TENSORFLOW = """
+import sys
+from simclr_jax.cli.main import main
+assert main(['evaluate', '--workdir=/nowhere']) == 2
+import tensorflow
+assert 'keras' in sys.modules
+print(*sorted({'matplotlib', 'sklearn'} & set(sys.modules)))
+import matplotlib, sklearn
+import keras
+print(*sorted({'matplotlib', 'sklearn'} & set(sys.modules)))
+"""
+
+
+def test_keras_takes_along_nothing_and_loses_nothing_for_others():
+    pytest.importorskip('tensorflow', reason='tests how it is imported')
+    done = subprocess.run(
+        [sys.executable, '-c', IMPORT_TENSORFLOW], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, '\nmatplotlib sklearn\n')
+
+
 @pytest.fixture
 def mistake(capsys, monkeypatch):
     """mistake('train', ...) -> what the program says on stderr; it must exit with 2, and train nothing."""

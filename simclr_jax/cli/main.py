@@ -6,6 +6,7 @@ JAX and TensorFlow are imported by the sub-commands when they run, so that --hel
 import argparse
 import collections
 import errno
+import importlib.abc
 import logging
 import os
 import pathlib
@@ -75,6 +76,8 @@ def _split_overrides(arguments: list[str]) -> tuple[list[str], list[tuple[str, s
 
 def _run(options: argparse.Namespace) -> int:
     _quiet_third_parties()
+    if _NotForKeras not in sys.meta_path:
+        sys.meta_path.insert(0, _NotForKeras)
     # Before JAX is imported. JAX_ENABLE_COMPILATION_CACHE=false is JAX's own way not to have it.
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache.programs()))
     from simclr_jax.checkpoints import CheckpointError
@@ -136,6 +139,18 @@ def _quiet_third_parties() -> None:
     for logger in (absl_logging.get_absl_logger(), logging.getLogger('asyncio')):
         logger.addFilter(_is_not_told_again)
     sys.unraisablehook = _tell_of_unraisable
+
+
+class _NotForKeras(importlib.abc.MetaPathFinder):
+    """TensorFlow imports Keras, which looks for libraries of which nothing here is used: 1.3 s of every start."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        """Says that they are not there, as long as TensorFlow is being imported."""
+        tensorflow = sys.modules.get('tensorflow')
+        if name in ('matplotlib', 'sklearn') and getattr(tensorflow and tensorflow.__spec__, '_initializing', False):
+            raise ModuleNotFoundError(f'{name} is kept from Keras', name=name)
+        return None
 
 
 def _tell_of_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
