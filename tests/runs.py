@@ -25,6 +25,8 @@ DIGITS = [
     '--config.checkpoint_keep=2',
     '--config.knn.every_epochs=0.4',
 ]
+# In the tests' own processes: a network that is compiled sooner, see conftest.py.
+DIGITS_HERE = [*DIGITS, '--config.model.depth=10']
 
 
 def rows_of(workdir):

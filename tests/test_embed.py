@@ -8,7 +8,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from conftest import SHARED
-from runs import DIGITS, model_of
+from runs import DIGITS_HERE, model_of
 from simclr_jax import embedding, parallel, workdir
 from simclr_jax.checkpoints import Checkpoints
 from simclr_jax.cli.main import main
@@ -29,8 +29,8 @@ BATCH = 56
 def run(tmp_path_factory):
     """A work directory with a checkpoint of the digits' encoder; its values are random, the moving statistics' too."""
     directory = tmp_path_factory.mktemp('runs') / 'digits'
-    overrides = [tuple(option.removeprefix('--config.').split('=', 1)) for option in DIGITS[1:]]
-    config = load_config(DIGITS[0].removeprefix('--config='), overrides)
+    overrides = [tuple(option.removeprefix('--config.').split('=', 1)) for option in DIGITS_HERE[1:]]
+    config = load_config(DIGITS_HERE[0].removeprefix('--config='), overrides)
     workdir.claim(str(directory), config, allow_change=False)
     mesh = parallel.make_mesh(jax.devices()[:1])
     generator = np.random.default_rng(0)

@@ -9,7 +9,7 @@ import pytest
 from sklearn import datasets as sklearn_datasets
 from sklearn import neighbors
 
-from runs import DIGITS
+from runs import DIGITS_HERE
 from simclr_jax import config as configuration
 from simclr_jax import parallel, workdir
 from simclr_jax.checkpoints import Checkpoints
@@ -43,9 +43,9 @@ QUICK = [
 
 def make_workdir(path, seed=0):
     """A work directory as a converted encoder has it: configuration and model, not trained, nothing else."""
-    overrides = [tuple(option.removeprefix('--config.').split('=', 1)) for option in DIGITS[1:]]
+    overrides = [tuple(option.removeprefix('--config.').split('=', 1)) for option in DIGITS_HERE[1:]]
     config = configuration.load_config(
-        DIGITS[0].removeprefix('--config='), [*overrides, ('model.width', '0.0625'), ('seed', str(seed))]
+        DIGITS_HERE[0].removeprefix('--config='), [*overrides, ('model.width', '0.0625'), ('seed', str(seed))]
     )
     mesh = parallel.make_mesh()
     variables = jax.jit(make_task(config, 10, mesh).init)(jax.random.key(7))

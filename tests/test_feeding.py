@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runs import DIGITS, assert_same_bits, model_of, rows_of
+from runs import DIGITS_HERE, assert_same_bits, model_of, rows_of
 from simclr_jax import feeding, parallel
 from simclr_jax.cli.main import main
 from simclr_jax.config import ConfigError, base_config
@@ -35,7 +35,7 @@ def png(height, width):
 def config():
     config = base_config()
     config.data.source, config.data.name, config.data.image_size = 'digits', '', SIZE
-    config.model.depth, config.model.width, config.head.layers = 18, 0.125, 2
+    config.model.depth, config.model.width, config.head.layers = 10, 0.125, 2
     config.augment.views = ('crop flip jitter drop blur', 'crop flip jitter drop')
     config.batch_size = BATCH
     return config
@@ -202,7 +202,7 @@ def test_a_run_learns_and_resumes_to_the_same_bits(feed, tmp_path, monkeypatch):
 
     def train(workdir, *more):
         options = [f'--config.data.feed={feed}', '--config.knn.every_epochs=0', f'--workdir={workdir}']
-        assert main(['train', *DIGITS, *options, *more]) == 0
+        assert main(['train', *DIGITS_HERE, *options, *more]) == 0
 
     train(tmp_path / 'whole')
     shutil.copytree(tmp_path / 'whole', tmp_path / 'parts')

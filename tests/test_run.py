@@ -14,14 +14,14 @@ from PIL import Image
 from tensorboard.backend.event_processing import event_accumulator
 
 from conftest import REPOSITORY, SHARED
-from runs import DIGITS, assert_same_bits, model_of, rows_of
+from runs import DIGITS_HERE, assert_same_bits, model_of, rows_of
 from simclr_jax import feeding, loop, parallel, pretraining
 from simclr_jax.cli.main import main
 from simclr_jax.config import load_config
 from simclr_jax.evaluation.encoder import make_baseline, open_encoder
 
 
-def train(workdir, *options, base=DIGITS):
+def train(workdir, *options, base=DIGITS_HERE):
     return main(['train', *base, f'--workdir={workdir}', *options])
 
 
@@ -142,8 +142,8 @@ class TestInitFrom:
     def test_the_run_begins_with_the_other_runs_model(self, finished, tmp_path, monkeypatch):
         """What the loop is given to begin with, and hands back here untrained."""
         monkeypatch.setattr(loop, 'train', lambda state, *_, **__: state)
-        overrides = [option.removeprefix('--config.').split('=', 1) for option in DIGITS[1:]]
-        config = load_config(DIGITS[0].removeprefix('--config='), [*overrides, ('init_from', str(finished))])
+        overrides = [option.removeprefix('--config.').split('=', 1) for option in DIGITS_HERE[1:]]
+        config = load_config(DIGITS_HERE[0].removeprefix('--config='), [*overrides, ('init_from', str(finished))])
         found = pretraining.pretrain(config, str(tmp_path / 'run'))
         assert int(found.step) == 0
         model = {'params': found.params, 'batch_stats': found.batch_stats}
@@ -151,8 +151,8 @@ class TestInitFrom:
 
     def test_the_untrained_baseline_is_what_the_run_began_with(self, finished, tmp_path, monkeypatch):
         monkeypatch.setattr(loop, 'train', lambda state, *_, **__: state)
-        overrides = [option.removeprefix('--config.').split('=', 1) for option in DIGITS[1:]]
-        config = load_config(DIGITS[0].removeprefix('--config='), overrides)
+        overrides = [option.removeprefix('--config.').split('=', 1) for option in DIGITS_HERE[1:]]
+        config = load_config(DIGITS_HERE[0].removeprefix('--config='), overrides)
         began = jax.device_get(pretraining.pretrain(config, str(tmp_path / 'run')).params)
         untrained = make_baseline(open_encoder(str(finished))[0], 'untrained')
         for part in ('encoder', 'head'):
@@ -175,7 +175,7 @@ def test_own_images_without_labels(tmp_path, capsys):
         Image.fromarray(pixels).save(tmp_path / f'{number}.png')
     (tmp_path / 'broken.jpg').write_text('no image')
     options = [
-        '--config.data.image_size=8', '--config.model.depth=18', '--config.model.width=0.125',
+        '--config.data.image_size=8', '--config.model.depth=10', '--config.model.width=0.125',
         '--config.batch_size=16', '--config.train_steps=3', '--config.log_every_steps=1',
         '--config.warmup_epochs=0', '--config.data.max_unreadable=0.1',
     ]  # fmt: skip
@@ -194,7 +194,7 @@ def test_imagenet_recipe_takes_two_steps(tmp_path):
     if not prepared.exists():
         pytest.skip(f'the ImageNet samples are not prepared at {prepared}')
     arguments = [
-        f'--config={REPOSITORY}/configs/imagenet.py:v2,depth=18,width=0.125,batch=4',
+        f'--config={REPOSITORY}/configs/imagenet.py:v2,width=0.125,batch=4', '--config.model.depth=10',
         f'--config.data.path={prepared}', '--config.train_steps=2', '--config.log_every_steps=1',
         '--config.knn.every_epochs=0',
     ]  # fmt: skip
