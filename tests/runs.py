@@ -26,7 +26,7 @@ DIGITS = [
     '--config.knn.every_epochs=0.4',
 ]
 # In the tests' own processes: a network that is compiled sooner, see conftest.py.
-DIGITS_HERE = [*DIGITS, '--config.model.depth=10']
+DIGITS_HERE = [*DIGITS, '--config.model.depth=6']
 
 
 def rows_of(workdir):

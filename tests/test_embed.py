@@ -30,7 +30,7 @@ def run(tmp_path_factory):
     """A work directory with a checkpoint of the digits' encoder; its values are random, the moving statistics' too."""
     directory = tmp_path_factory.mktemp('runs') / 'digits'
     overrides = [tuple(option.removeprefix('--config.').split('=', 1)) for option in DIGITS_HERE[1:]]
-    config = load_config(DIGITS_HERE[0].removeprefix('--config='), overrides)
+    config = load_config(DIGITS_HERE[0].removeprefix('--config='), [*overrides, ('model.depth', '10')])
     workdir.claim(str(directory), config, allow_change=False)
     mesh = parallel.make_mesh(jax.devices()[:1])
     generator = np.random.default_rng(0)

@@ -45,7 +45,8 @@ def make_workdir(path, seed=0):
     """A work directory as a converted encoder has it: configuration and model, not trained, nothing else."""
     overrides = [tuple(option.removeprefix('--config.').split('=', 1)) for option in DIGITS_HERE[1:]]
     config = configuration.load_config(
-        DIGITS_HERE[0].removeprefix('--config='), [*overrides, ('model.width', '0.0625'), ('seed', str(seed))]
+        DIGITS_HERE[0].removeprefix('--config='),
+        [*overrides, ('model.depth', '10'), ('model.width', '0.0625'), ('seed', str(seed))],
     )
     mesh = parallel.make_mesh()
     variables = jax.jit(make_task(config, 10, mesh).init)(jax.random.key(7))

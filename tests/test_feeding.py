@@ -35,7 +35,7 @@ def png(height, width):
 def config():
     config = base_config()
     config.data.source, config.data.name, config.data.image_size = 'digits', '', SIZE
-    config.model.depth, config.model.width, config.head.layers = 10, 0.125, 2
+    config.model.depth, config.model.width, config.head.layers = 6, 0.125, 2
     config.augment.views = ('crop flip jitter drop blur', 'crop flip jitter drop')
     config.batch_size = BATCH
     return config

@@ -40,8 +40,15 @@ def plain_numbers(dtype, views=2, normalize=True):
 
 
 @pytest.mark.parametrize('devices', [1, 8])
-@pytest.mark.parametrize('normalize', [True, False])
-@pytest.mark.parametrize('views', [2, 3])
+@pytest.mark.parametrize(
+    'views, normalize',
+    [
+        (2, True),
+        (3, False),
+        pytest.param(2, False, marks=pytest.mark.slow),
+        pytest.param(3, True, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize('block_size', BLOCK_SIZES)
 def test_blocks_have_the_numbers_of_the_plain_form(x64, block_size, views, normalize, devices):
     z = random_views(16, views, 8).astype(np.float64)

@@ -266,7 +266,7 @@ def test_mean_pool_beyond_the_border(size):
     'make, message',
     [
         # Depth 10 is the tests' own, see conftest.py.
-        (lambda: ResNet(20), r'depth=20 is unknown; choose one of \[10, 18, 34, 50, 101, 152, 200\]'),
+        (lambda: ResNet(20), r'depth=20 is unknown; choose one of \[6, 10, 18, 34, 50, 101, 152, 200\]'),
         (lambda: ResNet(18, stem='tiny'), "stem='tiny' is unknown.*cifar.*imagenet"),
         (lambda: ResNet(18, width=0), 'width=0 must be positive'),
         (lambda: ResNet(18, sk_ratio=0.0625), 'depth=18 has none; choose depth 50'),

@@ -175,7 +175,7 @@ def test_own_images_without_labels(tmp_path, capsys):
         Image.fromarray(pixels).save(tmp_path / f'{number}.png')
     (tmp_path / 'broken.jpg').write_text('no image')
     options = [
-        '--config.data.image_size=8', '--config.model.depth=10', '--config.model.width=0.125',
+        '--config.data.image_size=8', '--config.model.depth=6', '--config.model.width=0.125',
         '--config.batch_size=16', '--config.train_steps=3', '--config.log_every_steps=1',
         '--config.warmup_epochs=0', '--config.data.max_unreadable=0.1',
     ]  # fmt: skip
@@ -194,7 +194,7 @@ def test_imagenet_recipe_takes_two_steps(tmp_path):
     if not prepared.exists():
         pytest.skip(f'the ImageNet samples are not prepared at {prepared}')
     arguments = [
-        f'--config={REPOSITORY}/configs/imagenet.py:v2,width=0.125,batch=4', '--config.model.depth=10',
+        f'--config={REPOSITORY}/configs/imagenet.py:v2,width=0.125,batch=4', '--config.model.depth=6',
         f'--config.data.path={prepared}', '--config.train_steps=2', '--config.log_every_steps=1',
         '--config.knn.every_epochs=0',
     ]  # fmt: skip

@@ -21,7 +21,7 @@ class Run:
     def __init__(self, sharding, microbatches=1):
         self.mesh = parallel.make_mesh()
         config = small_config()
-        config.model.width = 0.25
+        config.model.depth, config.model.width = 10, 0.25
         self.task = make_task(config, CLASSES, self.mesh)
         self.tx = optim.make_optimizer('lars', optim.warmup_cosine(0.5, 10, 0), weight_decay=1e-4)
         self.shardings = state_shardings(self.task, self.tx, self.mesh, sharding)

@@ -25,7 +25,7 @@ RELATIVE = 1e-9
 def small_config():
     config = base_config()
     config.data.image_size = SIZE
-    config.model.depth = 10
+    config.model.depth = 6
     config.model.width = 0.125
     config.head.layers = 2
     return config

@@ -298,7 +298,8 @@ class ResNet(nn.Module):
     @property
     def feature_width(self) -> int:
         """F, the number of values of a representation."""
-        return scaled_width(512, self.width) * (4 if self.bottleneck else 1)
+        last = len(self.STAGES[self.depth]) - 1
+        return scaled_width(64 * 2**last, self.width) * (4 if self.bottleneck else 1)
 
     @nn.compact
     def __call__(
