@@ -51,7 +51,7 @@ def make_workdir(path, seed=0):
     mesh = parallel.make_mesh()
     variables = jax.jit(make_task(config, 10, mesh).init)(jax.random.key(7))
     tx = make_optimizer('momentum', lambda step: 0.1, weight_decay=0.0)
-    state = TrainState(np.int32(3), opt_state=tx.init(variables['params']), **variables)
+    state = TrainState(np.int32(3), opt_state=jax.jit(tx.init)(variables['params']), **variables)
     workdir.claim(str(path), config, allow_change=False)
     checkpoints = Checkpoints(str(path))
     checkpoints.save(jax.device_put(state, parallel.replicated(mesh)))

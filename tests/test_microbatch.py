@@ -76,6 +76,7 @@ def test_with_fixed_statistics_it_is_the_whole_batch(double_precision):
     assert_equal(start.run(batch, MICROBATCHES), whole)
 
 
+@pytest.mark.slow
 def test_with_equal_statistics_in_every_part_it_is_the_whole_batch(double_precision):
     """Every device's rows are a few images over and over, so that each microbatch holds the same ones."""
     start = Start(Pretrain)
@@ -107,6 +108,7 @@ def test_moving_statistics_move_by_the_mean_of_the_parts(double_precision):
     assert_same(state.batch_stats, jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *moved), RELATIVE)
 
 
+@pytest.mark.slow
 def test_memory_falls_with_the_microbatch():
     """Of the compiled program, with the global batch as it is."""
     start = Start(Pretrain)

@@ -188,6 +188,7 @@ def test_own_images_without_labels(tmp_path, capsys):
     assert 'probe' not in model_of(workdir)[0]['params']
 
 
+@pytest.mark.slow
 def test_imagenet_recipe_takes_two_steps(tmp_path):
     """The published recipe at 224 pixels, made narrow: real JPEGs through TFDS, bfloat16, ImageNet stem, blur."""
     prepared = SHARED / 'data' / 'tfds'
