@@ -244,14 +244,18 @@ def test_failures_and_interruptions_are_told_apart(capsys, monkeypatch, tmp_path
 
 def test_compiled_programs_are_kept_where_nothing_else_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+    monkeypatch.delenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS')
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     assert main(['evaluate', f'--workdir={tmp_path}/none']) == 2
     place = pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR'])
     assert place.parent == tmp_path / 'simclr_jax'
     assert place.name.startswith('programs-')
+    assert os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] == '0'
     monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', 'gs://mine')
+    monkeypatch.delenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS')
     assert main(['evaluate', f'--workdir={tmp_path}/none']) == 2
     assert os.environ['JAX_COMPILATION_CACHE_DIR'] == 'gs://mine'
+    assert 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ
 
 
 def test_a_full_disk_is_told(monkeypatch, mistake, tmp_path):

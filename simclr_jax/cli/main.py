@@ -78,8 +78,7 @@ def _run(options: argparse.Namespace) -> int:
     _quiet_third_parties()
     if _NotForKeras not in sys.meta_path:
         sys.meta_path.insert(0, _NotForKeras)
-    # Before JAX is imported. JAX_ENABLE_COMPILATION_CACHE=false is JAX's own way not to have it.
-    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache.programs()))
+    _keep_compiled_programs()
     from simclr_jax.checkpoints import CheckpointError
     from simclr_jax.config import ConfigError
     from simclr_jax.data.spec import DataError
@@ -125,6 +124,14 @@ def _run_to_the_end(options: argparse.Namespace) -> int:
         _tell(f'another process of this job is gone; start all of it again ({str(error).splitlines()[0]})', START_AGAIN)
         # There is nobody left with whom to end in order.
         os._exit(START_AGAIN)
+
+
+def _keep_compiled_programs() -> None:
+    """Before JAX is imported. JAX_ENABLE_COMPILATION_CACHE=false is JAX's own way not to have it."""
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+        os.environ['JAX_COMPILATION_CACHE_DIR'] = str(cache.programs())
+        # The hundreds of small ones too: on a local disk each is read sooner than compiled.
+        os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 
 def _quiet_third_parties() -> None:
