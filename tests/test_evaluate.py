@@ -161,6 +161,7 @@ class TestFeatures:
         monkeypatch.setattr(Encoder, 'encode', lambda *_: pytest.fail('extracted again'))
         assert evaluate(frozen, '--protocols=knn') == 0
 
+    @pytest.mark.slow
     def test_of_other_labels_or_images_are_not_taken(self, frozen, monkeypatch, tmp_path):
         """The same files' names, with other labels and then other images in them."""
         encoded, encode = [], Encoder.encode
@@ -280,6 +281,7 @@ def test_several_labels_an_image(untouched, tmp_path, capsys):
     assert found['linear', '', 'all', 'map_11_point'] > 0.8
 
 
+@pytest.mark.slow
 def test_earlier_scores_stay_and_those_of_another_step_go(tmp_path):
     directory = make_workdir(tmp_path / 'run')
     for k in (3, 7):
@@ -331,6 +333,7 @@ class TestMistakes:
         assert evaluate(untouched, f'--dataset={tmp_path}/x_{{split}}.npz') == 2
         assert message in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_without_labels_there_are_the_measures(self, untouched, tmp_path):
         images = np.random.default_rng(0).integers(0, 255, (24, 8, 8), dtype=np.uint8)
         for split in ('train', 'test'):

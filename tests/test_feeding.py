@@ -169,6 +169,7 @@ def test_views_do_not_depend_on_devices_or_parts(config, examples, feed):
     np.testing.assert_allclose(again, one[BATCH // 2 :], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_all_feeds_make_the_same_views_on_average(config, examples):
     """Pixels, contrast within a view, and how alike the two views of an image are."""
     measures = {}

@@ -102,7 +102,7 @@ def run_in_float64(*arguments, **settings):
         return Run(*arguments, **settings, dtype=np.float64)
 
 
-@pytest.mark.parametrize('train_after_block', [-1, 0, 2, 4])
+@pytest.mark.parametrize('train_after_block', [-1, pytest.param(0, marks=pytest.mark.slow), 2, 4])
 def test_frozen_parts_keep_their_bits_and_all_others_learn(train_after_block):
     run = run_in_float32(train_after_block)
     frozen = [f'encoder/{part}/' for part in ['stem', 'stage1', 'stage2', 'stage3', 'stage4'][: train_after_block + 1]]
