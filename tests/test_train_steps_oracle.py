@@ -18,7 +18,7 @@ from simclr_jax.config import base_config
 from simclr_jax.state import TrainState
 from simclr_jax.step import make_train_step
 from simclr_jax.tasks.pretrain import make_task
-from test_models_oracle import convolution_as_product
+from test_models_oracle import COMPILER_OPTIONS, convolution_as_product
 
 # Rounding of the stored values, and of float64 sums in another order.
 RELATIVE = 1e-6
@@ -51,7 +51,7 @@ def run_steps(oracle):
     state = TrainState(jnp.zeros((), jnp.int32), **variables, opt_state=tx.init(variables['params']))
     # Where the step leaves it, so that it is compiled once.
     state = jax.device_put(state, parallel.replicated(mesh))
-    step = make_train_step(task, tx, mesh)
+    step = jax.jit(make_train_step(task, tx, mesh), compiler_options=COMPILER_OPTIONS)
 
     states, metrics = [jax.tree.map(np.asarray, state)], []
     with nn.intercept_methods(convolution_as_product):
