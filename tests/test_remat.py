@@ -11,8 +11,8 @@ from simclr_jax.models.resnet import ResNet
 
 def test_it_changes_nothing_but_what_is_kept():
     images = jax.random.uniform(jax.random.key(0), (4, 16, 16, 3))
-    plain = ResNet(6, width=1 / 16)
-    anew = plain.clone(remat=(1, 2))
+    plain = ResNet(10, width=1 / 16)
+    anew = plain.clone(remat=(1, 2, 3, 4))
     variables = jax.jit(functools.partial(plain.init, train=True))(jax.random.key(1), images)
 
     def loss(model):
@@ -30,7 +30,7 @@ def test_it_changes_nothing_but_what_is_kept():
         jaxprs[name] = str(jax.make_jaxpr(gradient)(variables['params']))
         results[name] = jax.device_get(jax.jit(gradient)(variables['params']))
     assert 'remat' not in jaxprs['plain']
-    assert jaxprs['anew'].count('checkpoint') + jaxprs['anew'].count('remat') >= 2
+    assert jaxprs['anew'].count('checkpoint') + jaxprs['anew'].count('remat') >= 4
     # Sums of float32 in another order.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(b).max() + 1e-6), *results.values()

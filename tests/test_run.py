@@ -195,7 +195,7 @@ def test_imagenet_recipe_takes_two_steps(tmp_path):
     if not prepared.exists():
         pytest.skip(f'the ImageNet samples are not prepared at {prepared}')
     arguments = [
-        f'--config={REPOSITORY}/configs/imagenet.py:v2,width=0.125,batch=4', '--config.model.depth=6',
+        f'--config={REPOSITORY}/configs/imagenet.py:v2,depth=18,width=0.125,batch=4',
         f'--config.data.path={prepared}', '--config.train_steps=2', '--config.log_every_steps=1',
         '--config.knn.every_epochs=0',
     ]  # fmt: skip

@@ -10,7 +10,7 @@ from simclr_jax.step import init_state, make_train_step, state_shardings
 from simclr_jax.tasks.pretrain import make_task
 from test_step import CLASSES, RELATIVE, assert_same, random_batch, small_config
 
-STEPS = 2
+STEPS = 3
 # Of this model a third is in parameters too small to be divided; the rest lies on each device by an eighth.
 LARGEST_SHARE = 0.25
 
