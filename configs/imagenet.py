@@ -9,7 +9,7 @@
 from ml_collections import ConfigDict
 
 from simclr_jax.config import ConfigError, base_config
-from simclr_jax.overrides import parse_argument
+from simclr_jax.config.overrides import parse_argument
 
 
 def get_config(arg: str = '') -> ConfigDict:

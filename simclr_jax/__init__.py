@@ -10,7 +10,7 @@ _PUBLIC = {
     'load_config': 'simclr_jax.config',
     'pretrain': 'simclr_jax.pretraining',
     'evaluate': 'simclr_jax.evaluation.run',
-    'load_evaluation': 'simclr_jax.evaluation_config',
+    'load_evaluation': 'simclr_jax.config',
     'nt_xent': 'simclr_jax.losses',
 }
 

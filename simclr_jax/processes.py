@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from simclr_jax.overrides import ConfigError
+from simclr_jax.config import ConfigError
 
 # Seconds without a sign of life after which a process counts as lost; in which a process that has ended waits for
 # the others to end as well; and in which all must have started.

@@ -6,8 +6,8 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import config as configuration
 from simclr_jax.config import ConfigError
+from simclr_jax.config import pretraining as configuration
 
 
 def write_whole(path: epath.Path, text: str) -> None:

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import pytest
 
-from simclr_jax import config as configuration
+from simclr_jax.config import pretraining as configuration
 from simclr_jax.models.resnet import ResNet
 
 jax.config.update('jax_numpy_dtype_promotion', 'strict')

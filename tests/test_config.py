@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from simclr_jax import config as configuration
 from simclr_jax.config import ConfigError, base_config, check, flatten, load_config
+from simclr_jax.config import pretraining as configuration
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / 'configs'
 FILES = sorted(CONFIGS.glob('*.py'))

@@ -10,18 +10,18 @@ from sklearn import datasets as sklearn_datasets
 from sklearn import neighbors
 
 from runs import DIGITS_HERE
-from simclr_jax import config as configuration
 from simclr_jax import parallel, workdir
 from simclr_jax.checkpoints import Checkpoints
 from simclr_jax.cli.main import main
+from simclr_jax.config import load_evaluation
+from simclr_jax.config import pretraining as configuration
+from simclr_jax.config.label_budget import parse_labels
 from simclr_jax.data.select import select
 from simclr_jax.evaluation import frozen as frozen_module
 from simclr_jax.evaluation import trained as trained_module
 from simclr_jax.evaluation.datasets import Dataset, open_dataset
 from simclr_jax.evaluation.encoder import Encoder, open_encoder
-from simclr_jax.evaluation_config import load_evaluation
 from simclr_jax.evaluators.features import Features
-from simclr_jax.labels import parse_labels
 from simclr_jax.optim import make_optimizer
 from simclr_jax.state import TrainState
 from simclr_jax.tasks.pretrain import make_task

@@ -5,8 +5,8 @@ import pytest
 
 from conftest import REPOSITORY
 from simclr_jax import lengths
-from simclr_jax.evaluation_config import PROTOCOLS, base_evaluation, load_evaluation
-from simclr_jax.overrides import ConfigError
+from simclr_jax.config import ConfigError, base_evaluation, load_evaluation
+from simclr_jax.config.evaluation import PROTOCOLS
 
 FOLDER = REPOSITORY / 'configs' / 'evaluate'
 

@@ -12,7 +12,7 @@ PACKAGE = REPOSITORY / 'simclr_jax'
 
 # From the lowest floor up: modules, and packages with all that is in them; the longest name counts.
 FLOORS = (
-    ('config', 'evaluation_config', 'schema', 'labels', 'overrides', 'lengths', 'cache', 'augment.policy'),
+    ('config', 'lengths', 'cache', 'augment.policy'),
     ('models', 'augment', 'similarities', 'losses', 'measures', 'optim', 'state', 'parallel', 'processes', 'chips'),
     ('tasks', 'step', 'data', 'evaluators', 'checkpoints', 'workdir', 'log', 'profiling'),
     ('loop', 'meter', 'feeding', 'program', 'pretraining', 'evaluation', 'embedding', 'planning', 'report', 'interop'),

@@ -11,7 +11,7 @@ import pytest
 
 from conftest import REPOSITORY
 from simclr_jax import processes
-from simclr_jax.overrides import ConfigError
+from simclr_jax.config import ConfigError
 from simclr_jax.processes import find_job
 
 SLURM = {'SLURM_JOB_ID': '7', 'SLURM_STEP_NODELIST': 'n[1-2]', 'SLURM_NTASKS': '2', 'SLURM_PROCID': '1'}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import conftest
+from simclr_jax.config.label_budget import Labels, parse_labels
 from simclr_jax.data.select import concatenate, labelled_indices, labelled_part, published_subset, select
 from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files, Streamed
-from simclr_jax.labels import Labels, parse_labels
 
 TFDS = conftest.SHARED / 'data' / 'tfds'
 needs_data = pytest.mark.skipif(not TFDS.is_dir(), reason=f'the prepared data sets are not at {TFDS}')

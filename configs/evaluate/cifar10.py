@@ -1,7 +1,7 @@
 """Every protocol on CIFAR-10, in lengths that two cores can do (argument `cpu`) or the papers' (none)."""
 
-from simclr_jax.evaluation_config import FROZEN, TRAINED, base_evaluation
-from simclr_jax.overrides import ConfigError
+from simclr_jax.config import ConfigError, base_evaluation
+from simclr_jax.config.evaluation import FROZEN, TRAINED
 
 # Epochs of each protocol that trains, on two cores.
 CPU_EPOCHS = {'linear_sgd': 2.0, 'finetune': 1.0, 'multihead': 2.0}

@@ -4,8 +4,8 @@
 --config=configs/evaluate/imagenet.py:v2,labels=10%   SimCLRv2 (2006.10029, appendix B.4): from the head's layer 1
 """
 
-from simclr_jax.evaluation_config import base_evaluation
-from simclr_jax.overrides import ConfigError, parse_argument
+from simclr_jax.config import ConfigError, base_evaluation
+from simclr_jax.config.overrides import parse_argument
 
 EPOCHS = {'1%': 60.0, '10%': 30.0, 'all': 30.0}
 

@@ -7,9 +7,8 @@
 
 import numpy as np
 
+from simclr_jax.config import ConfigError, base_evaluation
 from simclr_jax.data.suite import TRANSFER_SUITE
-from simclr_jax.evaluation_config import base_evaluation
-from simclr_jax.overrides import ConfigError
 
 
 def get_config(arg='linear'):

@@ -45,8 +45,8 @@ def run(options: argparse.Namespace) -> int:
     from etils import epath
 
     from simclr_jax import embedding, processes
+    from simclr_jax.config import ConfigError
     from simclr_jax.evaluation.encoder import open_encoder
-    from simclr_jax.overrides import ConfigError
     from simclr_jax.report import neighbours
 
     out = epath.Path(options.out)
@@ -80,8 +80,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _problems(options: argparse.Namespace, out, picture) -> list[str]:
     """What is wrong with the options, as far as can be seen before anything is read; `picture` None: not asked for."""
+    from simclr_jax.config.evaluation import LAYERS
     from simclr_jax.embedding import ENDINGS
-    from simclr_jax.evaluation_config import LAYERS
 
     problems = []
     if options.layer not in LAYERS:

@@ -7,7 +7,7 @@
 
 Protocols: knn, linear (logistic regression by L-BFGS), svm, low_shot (SVM) on frozen features; linear_sgd,
 finetune, multihead train on augmented images; measures need no labels. Every field of the configuration
-(simclr_jax/evaluation_config.py) can be set as --config.FIELD=VALUE.
+(simclr_jax/config/evaluation.py) can be set as --config.FIELD=VALUE.
 
 Prints the table and writes result.json, results.md and report/summary.png in the work directory.
 """
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluates, prints the table, draws the summary; or compares."""
-    from simclr_jax.overrides import ConfigError
+    from simclr_jax.config import ConfigError
 
     if bool(options.workdir) == bool(options.compare):
         raise ConfigError(['give either --workdir=DIR, to evaluate it, or --compare DIR DIR, to compare results'])
@@ -48,8 +48,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     from etils import epath
 
     from simclr_jax import processes, workdir
+    from simclr_jax.config import load_evaluation
     from simclr_jax.evaluation.run import evaluate
-    from simclr_jax.evaluation_config import load_evaluation
     from simclr_jax.report import summary, table
 
     given = [(field, getattr(options, option)) for option, field in SHORT.items()]
@@ -67,8 +67,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _compare(directories: list[str]) -> int:
+    from simclr_jax.config import ConfigError
     from simclr_jax.evaluation import scores
-    from simclr_jax.overrides import ConfigError
     from simclr_jax.report import table
 
     results = {directory: scores.read(directory) for directory in directories}

@@ -2,7 +2,7 @@
 
   simclr train --config=configs/cifar10.py:r18 --workdir=runs/cifar10 --config.loss.temperature=0.2
 
-Every field of the configuration (simclr_jax/config.py) can be set as --config.FIELD=VALUE.
+Every field of the configuration (simclr_jax/config/pretraining.py) can be set as --config.FIELD=VALUE.
 
 Where a scheduler or environment says that there are several processes (launch/), they train together. SIGTERM saves
 and exits with 42: the same command goes on.

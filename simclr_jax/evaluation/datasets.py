@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 from ml_collections import ConfigDict
 
+from simclr_jax.config.label_budget import Labels
 from simclr_jax.data.select import concatenate, labelled_part, published_subset, select
 from simclr_jax.data.sources import align_classes, load_examples
 from simclr_jax.data.spec import DataError, Examples
 from simclr_jax.data.suite import resolve_dataset
 from simclr_jax.evaluators.subsets import train_validation_split
-from simclr_jax.labels import Labels
 
 
 @dataclasses.dataclass(frozen=True)

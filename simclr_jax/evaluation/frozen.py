@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
+from simclr_jax.config.label_budget import Labels
 from simclr_jax.data.select import labelled_indices
 from simclr_jax.evaluation.datasets import Dataset, hold_out
 from simclr_jax.evaluation.encoder import Encoder
@@ -15,7 +16,6 @@ from simclr_jax.evaluators import logistic, svm
 from simclr_jax.evaluators.features import Features
 from simclr_jax.evaluators.knn import knn_predict
 from simclr_jax.evaluators.linear_model import predict_logits
-from simclr_jax.labels import Labels
 
 # Classes with fewer labels have none to spare for choosing the penalty, and get this one.
 LABELS_TO_VALIDATE = 20

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from ml_collections import ConfigDict
 
 from simclr_jax import processes, workdir
+from simclr_jax.config.evaluation import FROZEN, TRAINED
+from simclr_jax.config.label_budget import Labels, parse_labels
 from simclr_jax.data.spec import DataError
 from simclr_jax.evaluation import scores
 from simclr_jax.evaluation.datasets import Dataset, dataset_name, open_dataset
@@ -13,9 +15,7 @@ from simclr_jax.evaluation.frozen import evaluate_frozen
 from simclr_jax.evaluation.scores import ENCODERS, Results, Score, amount
 from simclr_jax.evaluation.trained import evaluate_trained
 from simclr_jax.evaluation.views import evaluate_views
-from simclr_jax.evaluation_config import FROZEN, TRAINED
 from simclr_jax.evaluators.svm import FOLDS
-from simclr_jax.labels import Labels, parse_labels
 
 
 def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = print) -> Results:
@@ -24,7 +24,7 @@ def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = pr
     Scores of an earlier evaluation of the same checkpoint stay in it, unless they are measured again.
 
     Args:
-        config: a checked configuration (evaluation_config.load_evaluation).
+        config: a checked configuration (config.load_evaluation).
         directory: the work directory; config.json and the newest checkpoint's `model` are all that is needed.
         say: called with lines for the user.
 

@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 
 from simclr_jax import workdir
-from simclr_jax.overrides import ConfigError
+from simclr_jax.config import ConfigError
 
 ENCODERS = {'pixels': 'raw pixels', 'untrained': 'untrained encoder', 'simclr': 'SimCLR'}
 # Metrics that are shares, shown in percent.
@@ -21,7 +21,7 @@ class Score:
 
     Attributes:
         dataset: name of the data set.
-        protocol: of evaluation_config.PROTOCOLS.
+        protocol: of config.evaluation.PROTOCOLS.
         detail: of the protocol, as 'k=20' or 'feature3'; '' if there is but one.
         labels: that were learnt from, 'all', '10' (a class) or '1%'; '' for measures without labels.
         metric: 'top1', 'mean_per_class', 'map', 'map_11_point', 'alignment', 'uniformity', 'effective_rank' or

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 
 from simclr_jax import cache
-from simclr_jax.overrides import ConfigError
+from simclr_jax.config import ConfigError
 
 # JAX itself runs on the CPU; libtpu neither asks for a machine's metadata nor minds other processes that use it; what
 # is compiled for devices that are not there cannot be read back from a cache.

@@ -5,7 +5,7 @@ import math
 import re
 
 from simclr_jax.chips import PEAK_FLOPS
-from simclr_jax.overrides import ConfigError
+from simclr_jax.config import ConfigError
 
 GIB = 2**30
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
-from simclr_jax import schema
-from simclr_jax.labels import parse_labels
-from simclr_jax.schema import AMOUNT, BELOW_ONE, COUNT, NATURAL, POSITIVE, Schema
+from simclr_jax.config import schema
+from simclr_jax.config.label_budget import parse_labels
+from simclr_jax.config.schema import AMOUNT, BELOW_ONE, COUNT, NATURAL, POSITIVE, Schema
 
 # Protocols that classify features as they are, and those that train on augmented images.
 FROZEN = ('knn', 'linear', 'svm', 'low_shot')

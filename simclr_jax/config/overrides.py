@@ -56,7 +56,7 @@ def unknown_field(name: str, fields: dict[str, object]) -> str:
     same_ending = [field for field in fields if field.rpartition('.')[2] == name.rpartition('.')[2]]
     candidates = same_ending or nearest
     hint = f'; did you mean {" or ".join(candidates)}?' if candidates else ''
-    return f'there is no such field{hint} (see simclr_jax/config.py, and evaluation_config.py there)'
+    return f'there is no such field{hint} (see simclr_jax/config/pretraining.py, and evaluation.py there)'
 
 
 def _parse(text: str, current: object) -> object:

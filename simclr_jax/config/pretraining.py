@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
-from simclr_jax import schema
 from simclr_jax.augment import policy
-from simclr_jax.overrides import ConfigError, flatten
-from simclr_jax.schema import AMOUNT, BELOW_ONE, COUNT, NATURAL, POSITIVE, SHARE, Schema, to_json
+from simclr_jax.config import schema
+from simclr_jax.config.overrides import ConfigError, flatten
+from simclr_jax.config.schema import AMOUNT, BELOW_ONE, COUNT, NATURAL, POSITIVE, SHARE, Schema, to_json
 
 __all__ = ['ConfigError', 'base_config', 'check', 'differences', 'flatten', 'from_json', 'load_config', 'to_json']
 

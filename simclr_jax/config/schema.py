@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 from ml_collections import ConfigDict
 
-from simclr_jax.overrides import ConfigError, apply_overrides, flatten, unknown_field
+from simclr_jax.config.overrides import ConfigError, apply_overrides, flatten, unknown_field
 
 # Rules for RANGES: what to say, and whether a value of the right type holds to it.
 Rule = tuple[str, Callable]

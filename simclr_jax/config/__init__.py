@@ -1,0 +1,19 @@
+"""Configurations: their fields with defaults and ranges, and how files and command lines set them."""
+
+from simclr_jax.config.evaluation import base_evaluation, load_evaluation
+from simclr_jax.config.overrides import ConfigError, flatten
+from simclr_jax.config.pretraining import base_config, check, differences, from_json, load_config
+from simclr_jax.config.schema import to_json
+
+__all__ = [
+    'ConfigError',
+    'base_config',
+    'base_evaluation',
+    'check',
+    'differences',
+    'flatten',
+    'from_json',
+    'load_config',
+    'load_evaluation',
+    'to_json',
+]
