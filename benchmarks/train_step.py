@@ -22,7 +22,7 @@ import time
 import jax
 import numpy as np
 
-from simclr_jax import feeding, optim, parallel, program
+from simclr_jax import feeding, optim, program, sharding
 from simclr_jax.chips import peak_flops
 from simclr_jax.config import load_config
 from simclr_jax.step import init_state, make_train_step
@@ -44,7 +44,7 @@ def main():
     config = load_config(options.config, batch_size)
     images, size = config.batch_size, config.data.image_size
 
-    mesh = parallel.make_mesh()
+    mesh = sharding.make_mesh()
     policy = feeding.training_policy(config)
     task = make_task(config, options.classes, mesh, feeding.make_views(options.feed, policy))
     tx = optim.make_optimizer(config.optimizer.name, lambda step: 0.1, weight_decay=config.optimizer.weight_decay)
@@ -57,7 +57,7 @@ def main():
         'mask': np.ones(images, np.float32),
         'index': np.arange(images),
     }
-    batch = parallel.to_global(batch, mesh)
+    batch = sharding.to_global(batch, mesh)
     step = make_train_step(task, tx, mesh)
 
     def run():

@@ -18,8 +18,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh
 
-from simclr_jax import processes
-from simclr_jax.parallel import replicated
+from simclr_jax import distributed
+from simclr_jax.sharding import replicated
 from simclr_jax.state import TrainState
 
 
@@ -198,14 +198,14 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         self._manager.close()
-        if processes.is_first():
+        if distributed.is_first():
             target = self._directory.parent / 'damaged'
             target.mkdir(parents=True, exist_ok=True)
             taken = {path.name for path in target.iterdir()}
             name = next(name for name in (f'{step}', *(f'{step}.{n}' for n in range(1, 1000))) if name not in taken)
             (self._directory / str(step)).rename(target / name)
             self._say(f'It was moved to {target / name}.')
-        processes.wait_for_all('a damaged checkpoint was set aside')
+        distributed.wait_for_all('a damaged checkpoint was set aside')
         self._open()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from simclr_jax import processes
+from simclr_jax import distributed
 
 
 class MetricsFile:
@@ -61,7 +61,7 @@ class Log:
     def __init__(self, workdir: str | None, total_steps: int, *, tensorboard: bool = False):
         self._total_steps = total_steps
         self._file, self._events, self._console = None, None, _Silence()
-        if not processes.is_first():
+        if not distributed.is_first():
             return
         self._console = _Bar(total_steps) if sys.stdout.isatty() else _Lines()
         if workdir:

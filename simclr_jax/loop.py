@@ -6,12 +6,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from simclr_jax import parallel
+from simclr_jax import sharding
 from simclr_jax.checkpoints import Checkpoints
 from simclr_jax.data.spec import Batch
+from simclr_jax.distributed import Preemption
 from simclr_jax.log import Log
 from simclr_jax.meter import Meter, Schedule
-from simclr_jax.processes import Preemption
 from simclr_jax.profiling import Profile
 from simclr_jax.state import TrainState
 from simclr_jax.step import Step, batch_at
@@ -75,7 +75,7 @@ def train(
             count = schedule.steps_from(step)
             profile.before(step + 1, count)
             with meter.waiting():
-                batch = parallel.to_global(next(batches), mesh)
+                batch = sharding.to_global(next(batches), mesh)
             if step == 0:
                 first = batch_at(batch, 0) if schedule.steps_per_dispatch > 1 else batch
                 log.images(0, {'views': _first_views(make_views, first, key, mesh)})
@@ -114,7 +114,7 @@ def _first_views(make_views: MakeViews, batch: dict[str, jax.Array], key: jax.Ar
         views = make_views(rows, jax.random.fold_in(key, 0))
         return views.reshape(-1, *views.shape[2:])
 
-    return parallel.to_host(jax.jit(first, out_shardings=parallel.replicated(mesh))(batch, key))
+    return sharding.to_host(jax.jit(first, out_shardings=sharding.replicated(mesh))(batch, key))
 
 
 def _tell_unreadable(batches: Iterator[Batch], log: Log, meter: Meter) -> None:

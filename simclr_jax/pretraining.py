@@ -11,7 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import feeding, loop, parallel, processes, workdir
+from simclr_jax import distributed, feeding, loop, sharding, workdir
 from simclr_jax.checkpoints import CheckpointError, Checkpoints, abstract
 from simclr_jax.config import ConfigError
 from simclr_jax.data.sources import align_classes, load_examples, without_multi_labels
@@ -53,7 +53,7 @@ def pretrain(
         meter.NotFiniteError: the loss is no number any more.
         loop.Preempted: SIGTERM came.
     """
-    mesh = parallel.make_mesh()
+    mesh = sharding.make_mesh()
 
     def prepare():
         examples, eval_examples = _open_data(config)
@@ -62,10 +62,10 @@ def pretrain(
         schedule = dataclasses.replace(make_schedule(config, examples.size), steps_per_dispatch=at_once)
         program = make_program(config, examples.num_classes, schedule, mesh, feed)
         # Only now, when data and devices are found to fit, is anything written.
-        changed = workdir.claim(directory, config, allow_change=allow_change) if processes.is_first() else []
+        changed = workdir.claim(directory, config, allow_change=allow_change) if distributed.is_first() else []
         return examples, eval_examples, schedule, program, changed
 
-    examples, eval_examples, schedule, program, changed = processes.together(prepare, MISTAKES)
+    examples, eval_examples, schedule, program, changed = distributed.together(prepare, MISTAKES)
     log = Log(directory, schedule.total_steps, tensorboard=True)
     for line in changed:
         log.say(f'Configuration changed: {line}')

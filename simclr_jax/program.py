@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import feeding, lengths, optim, parallel
+from simclr_jax import feeding, lengths, optim, sharding
 from simclr_jax.chips import peak_flops
 from simclr_jax.config import ConfigError
 from simclr_jax.meter import Schedule
@@ -42,8 +42,8 @@ class Program:
     def abstract_arguments(self, config: ConfigDict) -> tuple[TrainState, dict[str, jax.ShapeDtypeStruct], jax.Array]:
         """Shapes and shardings of the step's arguments, for compiling it without any data or device memory."""
 
-        def placed(leaf, sharding):
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        def placed(leaf, place):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
         mesh = self.task.mesh
         state = jax.tree.map(placed, abstract_state(self.task, self.tx), self.shardings)
@@ -60,9 +60,9 @@ class Program:
             'mask': ((images,), jnp.float32),
             'index': ((images,), jnp.int32),
         }
-        batch = {name: jax.ShapeDtypeStruct(*row, sharding=parallel.by_rows(mesh)) for name, row in rows.items()}
+        batch = {name: jax.ShapeDtypeStruct(*row, sharding=sharding.by_rows(mesh)) for name, row in rows.items()}
         key = jax.eval_shape(jax.random.key, 0)
-        return state, batch, placed(key, parallel.replicated(mesh))
+        return state, batch, placed(key, sharding.replicated(mesh))
 
 
 def make_program(config: ConfigDict, num_classes: int, schedule: Schedule, mesh: Mesh, feed: str = 'host') -> Program:
@@ -78,9 +78,9 @@ def make_program(config: ConfigDict, num_classes: int, schedule: Schedule, mesh:
     Raises:
         ConfigError: batch or microbatch cannot be divided among the devices.
     """
-    problems = parallel.check_batch_size(config.batch_size, mesh.size)
+    problems = sharding.check_batch_size(config.batch_size, mesh.size)
     if config.microbatch:
-        problems += parallel.check_batch_size(config.microbatch, mesh.size, 'microbatch')
+        problems += sharding.check_batch_size(config.microbatch, mesh.size, 'microbatch')
     if problems:
         raise ConfigError(problems)
     task = make_task(config, num_classes, mesh, feeding.make_views(feed, feeding.training_policy(config)))

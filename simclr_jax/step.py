@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from simclr_jax import parallel
-from simclr_jax.parallel import by_rows, replicated
+from simclr_jax.sharding import by_rows, divided, gather, join_rows, replicated, split_rows
 from simclr_jax.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -45,8 +44,8 @@ def state_shardings(
     everywhere = jax.tree.map(lambda _: replicated(mesh), shapes)
     if sharding == 'replicated':
         return everywhere
-    divided = jax.tree.map(lambda leaf: parallel.divided(mesh, leaf.shape), shapes)
-    return everywhere.replace(params=divided.params, opt_state=divided.opt_state)
+    by_parameter = jax.tree.map(lambda leaf: divided(mesh, leaf.shape), shapes)
+    return everywhere.replace(params=by_parameter.params, opt_state=by_parameter.opt_state)
 
 
 def abstract_state(task: Task, tx: optax.GradientTransformation) -> TrainState:
@@ -107,7 +106,7 @@ def make_train_step(
 
         def outputs(params, batch):
             if shardings is not None:
-                params = parallel.gather(params, shardings.params)
+                params = gather(params, shardings.params)
             return task.outputs(params, state.batch_stats, batch, step_key)
 
         if microbatches == 1:
@@ -201,11 +200,11 @@ def _gradients_by_microbatches(
     of these. Where the statistics of the microbatches are the same as those of the whole, so are the gradients. The
     network runs forward twice. The TPU's compiler sums the gradients over the devices once, after the last part.
     """
-    parts = parallel.split_rows(batch, microbatches, mesh)
+    parts = split_rows(batch, microbatches, mesh)
     _, (found, moved) = jax.lax.scan(lambda _, part: (None, outputs(params, part)), None, parts)
     batch_stats = jax.tree.map(lambda statistics: statistics.mean(0), moved)
 
-    found = parallel.join_rows(found, mesh)
+    found = join_rows(found, mesh)
     (_, metrics), sensitivities = jax.value_and_grad(task.loss, has_aux=True)(found, batch)
 
     def accumulate(total, part):
@@ -213,6 +212,6 @@ def _gradients_by_microbatches(
         _, pull_back = jax.vjp(lambda params: outputs(params, rows)[0], params)
         return jax.tree.map(jnp.add, total, *pull_back(sensitivity)), None
 
-    backwards = (parts, parallel.split_rows(sensitivities, microbatches, mesh))
+    backwards = (parts, split_rows(sensitivities, microbatches, mesh))
     gradients, _ = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, params), backwards)
     return gradients, batch_stats, metrics

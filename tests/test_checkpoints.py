@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax import parallel
+from simclr_jax import sharding
 from simclr_jax.checkpoints import CheckpointError, Checkpoints, abstract, checksum
 from simclr_jax.state import TrainState
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptio
 
 @pytest.fixture(scope='module')
 def mesh():
-    return parallel.make_mesh()
+    return sharding.make_mesh()
 
 
 def make_state(mesh, step):
@@ -26,7 +26,7 @@ def make_state(mesh, step):
         batch_stats={'encoder': {'mean': jnp.arange(7, dtype=jnp.float32)}},
         opt_state=(jnp.asarray(step, jnp.int32), {'encoder': {'kernel': jax.random.normal(key, (64, 65))}}),
     )
-    return jax.device_put(state, parallel.replicated(mesh))
+    return jax.device_put(state, sharding.replicated(mesh))
 
 
 def assert_same_bits(found, expected):

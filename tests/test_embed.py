@@ -9,7 +9,7 @@ from pyarrow import parquet
 
 from conftest import SHARED
 from runs import DIGITS_HERE, model_of
-from simclr_jax import embedding, parallel, workdir
+from simclr_jax import embedding, sharding, workdir
 from simclr_jax.checkpoints import Checkpoints
 from simclr_jax.cli.main import main
 from simclr_jax.config import load_config
@@ -32,7 +32,7 @@ def run(tmp_path_factory):
     overrides = [tuple(option.removeprefix('--config.').split('=', 1)) for option in DIGITS_HERE[1:]]
     config = load_config(DIGITS_HERE[0].removeprefix('--config='), [*overrides, ('model.depth', '10')])
     workdir.claim(str(directory), config, allow_change=False)
-    mesh = parallel.make_mesh(jax.devices()[:1])
+    mesh = sharding.make_mesh(jax.devices()[:1])
     generator = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -45,7 +45,7 @@ def run(tmp_path_factory):
     shapes = jax.eval_shape(make_task(config, 10, mesh).init, jax.random.key(0))
     state = TrainState(np.int32(7), **jax.tree.map_with_path(draw, shapes), opt_state={})
     checkpoints = Checkpoints(str(directory))
-    checkpoints.save(jax.device_put(state, parallel.replicated(mesh)))
+    checkpoints.save(jax.device_put(state, sharding.replicated(mesh)))
     checkpoints.close()
     return directory
 
@@ -92,7 +92,7 @@ def assert_same_features(found, expected):
 def test_features_are_those_of_the_encoder(digits, run):
     found = read(digits)
     variables, _ = model_of(run)
-    task = make_task(workdir.read_config(str(run)), 0, parallel.make_mesh(jax.devices()[:1]))
+    task = make_task(workdir.read_config(str(run)), 0, sharding.make_mesh(jax.devices()[:1]))
     expected = jax.jit(task.encode)(variables, TEST.content.images / np.float32(255))
     assert found['features'].dtype == np.float32
     assert_same_features(found['features'], np.asarray(expected))
@@ -305,7 +305,7 @@ def test_extraction_keeps_the_order_of_what_is_in_flight():
         for rows in (slice(start, start + 2) for start in range(0, 14, 2))
     ]
     counts = []
-    mesh = parallel.make_mesh(jax.devices()[:2])
+    mesh = sharding.make_mesh(jax.devices()[:2])
     found = extract(jax.jit(lambda images: images.mean((1, 2))), iter(batches), mesh, counts.append)
     np.testing.assert_array_equal(found.values[:, 0], numbers[:13])
     np.testing.assert_array_equal(found.labels, numbers[:13] + 100)

@@ -10,7 +10,7 @@ from sklearn import datasets as sklearn_datasets
 from sklearn import neighbors
 
 from runs import DIGITS_HERE
-from simclr_jax import parallel, workdir
+from simclr_jax import sharding, workdir
 from simclr_jax.checkpoints import Checkpoints
 from simclr_jax.cli.main import main
 from simclr_jax.config import load_evaluation
@@ -48,13 +48,13 @@ def make_workdir(path, seed=0):
         DIGITS_HERE[0].removeprefix('--config='),
         [*overrides, ('model.depth', '10'), ('model.width', '0.0625'), ('seed', str(seed))],
     )
-    mesh = parallel.make_mesh()
+    mesh = sharding.make_mesh()
     variables = jax.jit(make_task(config, 10, mesh).init)(jax.random.key(7))
     tx = make_optimizer('momentum', lambda step: 0.1, weight_decay=0.0)
     state = TrainState(np.int32(3), opt_state=jax.jit(tx.init)(variables['params']), **variables)
     workdir.claim(str(path), config, allow_change=False)
     checkpoints = Checkpoints(str(path))
-    checkpoints.save(jax.device_put(state, parallel.replicated(mesh)))
+    checkpoints.save(jax.device_put(state, sharding.replicated(mesh)))
     checkpoints.close()
     return path
 
@@ -74,8 +74,8 @@ def scores_of(directory):
 def two_devices():
     """Features, kNN and machines on eight are in other files; programs for two are compiled sooner."""
     with pytest.MonkeyPatch.context() as patch:
-        make_mesh = parallel.make_mesh
-        patch.setattr(parallel, 'make_mesh', lambda devices=None: make_mesh(devices or jax.devices()[:2]))
+        make_mesh = sharding.make_mesh
+        patch.setattr(sharding, 'make_mesh', lambda devices=None: make_mesh(devices or jax.devices()[:2]))
         yield
 
 

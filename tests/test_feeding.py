@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from runs import DIGITS_HERE, assert_same_bits, model_of, rows_of
-from simclr_jax import feeding, parallel
+from simclr_jax import feeding, sharding
 from simclr_jax.cli.main import main
 from simclr_jax.config import ConfigError, base_config
 from simclr_jax.data.resident import ResidentBatches
@@ -48,12 +48,12 @@ def examples(config):
 
 def batches_of(feed, config, examples, num_devices=1, start_step=0):
     """Endless (global batch, views)."""
-    mesh = parallel.make_mesh(jax.devices()[:num_devices])
+    mesh = sharding.make_mesh(jax.devices()[:num_devices])
     views_of = jax.jit(feeding.make_views(feed, feeding.training_policy(config)))
     for step, batch in enumerate(
         feeding.train_batches(feed, config, examples, mesh, ONE_BY_ONE, start_step), start=start_step
     ):
-        batch = parallel.to_global(batch, mesh)
+        batch = sharding.to_global(batch, mesh)
         yield batch, views_of(batch, jax.random.fold_in(jax.random.key(5), step))
 
 
@@ -127,7 +127,7 @@ class TestStepsPerDispatch:
 class TestResident:
     def batches(self, num_devices=1, start_step=0):
         images = np.random.default_rng(0).integers(0, 256, (203, 4, 6, 3)).astype(np.uint8)
-        mesh = parallel.make_mesh(jax.devices()[:num_devices])
+        mesh = sharding.make_mesh(jax.devices()[:num_devices])
         labels = np.arange(203, dtype=np.int32)
         return images, ResidentBatches(images, labels, mesh, batch_size=16, seed=3, start_step=start_step)
 
@@ -199,7 +199,7 @@ def test_bytes_round_what_floats_say(config, examples):
 @pytest.mark.slow
 @pytest.mark.parametrize('feed', ['hybrid', 'resident'])
 def test_a_run_learns_and_resumes_to_the_same_bits(feed, tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, 'make_mesh', functools.partial(parallel.make_mesh, jax.devices()[:2]))
+    monkeypatch.setattr(sharding, 'make_mesh', functools.partial(sharding.make_mesh, jax.devices()[:2]))
 
     def train(workdir, *more):
         options = [f'--config.data.feed={feed}', '--config.knn.every_epochs=0', f'--workdir={workdir}']
@@ -220,7 +220,7 @@ def test_the_step_makes_the_views_by_image(config, examples):
     """What the network sees in a microbatch is what it sees of these images in the whole batch."""
     feed = 'resident'
     batch, views = next(batches_of(feed, config, examples))
-    mesh = parallel.make_mesh(jax.devices()[:1])
+    mesh = sharding.make_mesh(jax.devices()[:1])
     policy = feeding.training_policy(config)
     ready, made = (make_task(config, 10, mesh, *more) for more in ((), (feeding.make_views(feed, policy),)))
     variables = ready.init(jax.random.key(0))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax import losses, optim, parallel
+from simclr_jax import losses, optim, sharding
 from simclr_jax.models.classifier import Classifier, pretrained_into
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.normalization import BatchNorm
@@ -59,7 +59,7 @@ def random_batch(seed, dtype=np.float32):
 
 
 def start_from(pretrained, task, tx, key, mesh):
-    everywhere = parallel.replicated(mesh)
+    everywhere = sharding.replicated(mesh)
     return jax.jit(init_from, static_argnums=(1, 2), out_shardings=everywhere)(pretrained, task, tx, key)
 
 
@@ -72,19 +72,19 @@ class Run:
     """A few steps from the same pretrained variables."""
 
     def __init__(self, train_after_block, *, optimizer='lars', head_layer=1, dtype=np.float32, num_devices=1):
-        mesh = parallel.make_mesh(jax.devices()[:num_devices])
+        mesh = sharding.make_mesh(jax.devices()[:num_devices])
         model = Classifier(ENCODER, HEAD, CLASSES, head_layer=head_layer, zero_init=True)
         self.task = Finetune(model, SIZE, mesh, train_after_block)
         schedule = optim.warmup_cosine(0.5, 10, 0)
         tx = optim.make_optimizer(optimizer, schedule, weight_decay=0.01)
         tx = optim.freeze(tx, self.task.is_frozen)
         self.rates = [float(schedule(step)) for step in range(STEPS)]
-        self.pretrained = jax.device_put(trained_variables(dtype), parallel.replicated(mesh))
+        self.pretrained = jax.device_put(trained_variables(dtype), sharding.replicated(mesh))
         state = start_from(self.pretrained, self.task, tx, jax.random.key(1), mesh)
         state = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
         self.start, self.metrics = jax.device_get(state), []
         key = jax.random.key(0)
-        batches = [parallel.to_global(random_batch(number, dtype), mesh) for number in range(STEPS)]
+        batches = [sharding.to_global(random_batch(number, dtype), mesh) for number in range(STEPS)]
         step = make_train_step(self.task, tx, mesh).lower(state, batches[0], key).compile(QUICKLY)
         self.flops = step.cost_analysis()['flops']
         for batch in batches:
@@ -236,7 +236,7 @@ def test_eight_devices_are_one():
 
 def linear_loss():
     """Loss and metrics of a linear classifier, away from zero, on a frozen encoder: batch -> scalars."""
-    task = Finetune(Classifier(ENCODER, HEAD, CLASSES), SIZE, parallel.make_mesh(jax.devices()[:1]), 4)
+    task = Finetune(Classifier(ENCODER, HEAD, CLASSES), SIZE, sharding.make_mesh(jax.devices()[:1]), 4)
     variables = trained_variables()
     rng = np.random.default_rng(1)
     probe = {'kernel': rng.standard_normal((32, CLASSES)), 'bias': rng.standard_normal(CLASSES)}
@@ -301,7 +301,7 @@ def test_sigmoid_cross_entropy_of_padding_and_extremes():
 
 def test_every_view_has_the_label_of_its_image():
     batch = {'views': np.arange(6.0).reshape(3, 2, 1, 1, 1), 'label': np.arange(3), 'mask': np.array([1.0, 0, 1])}
-    images = images_of(batch, parallel.make_mesh(jax.devices()[:1]))
+    images = images_of(batch, sharding.make_mesh(jax.devices()[:1]))
     np.testing.assert_array_equal(images.ravel(), np.arange(6))
     np.testing.assert_array_equal(by_image(images, batch), batch['views'])
     labels, weights = labels_of(batch, batch['views'].shape[1])

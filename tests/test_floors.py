@@ -13,7 +13,7 @@ PACKAGE = REPOSITORY / 'simclr_jax'
 # From the lowest floor up: modules, and packages with all that is in them; the longest name counts.
 FLOORS = (
     ('config', 'lengths', 'cache', 'augment.policy'),
-    ('models', 'augment', 'similarities', 'losses', 'measures', 'optim', 'state', 'parallel', 'processes', 'chips'),
+    ('models', 'augment', 'similarities', 'losses', 'measures', 'optim', 'state', 'sharding', 'distributed', 'chips'),
     ('tasks', 'step', 'data', 'evaluators', 'checkpoints', 'workdir', 'log', 'profiling'),
     ('loop', 'meter', 'feeding', 'program', 'pretraining', 'evaluation', 'embedding', 'planning', 'report', 'interop'),
     ('cli', '__main__'),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax import losses, parallel
+from simclr_jax import losses, sharding
 from simclr_jax.config import base_config
 from simclr_jax.tasks.pretrain import make_task
 from test_losses import loss_by_loops, on_devices, random_views, value_and_gradient
@@ -165,7 +165,7 @@ def test_memory_is_that_of_a_block(devices):
 
 
 def test_the_configuration_says_how_many_at_a_time():
-    mesh = parallel.make_mesh(jax.devices()[:2])
+    mesh = sharding.make_mesh(jax.devices()[:2])
     config = base_config()
     outputs = {'projection': jnp.asarray(random_views(8, 2, 8))}
     numbers = []

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from simclr_jax import parallel
+from simclr_jax import sharding
 from simclr_jax.step import init_state, make_train_step
 from simclr_jax.tasks.pretrain import Pretrain, make_task
 from simclr_jax.tasks.views import by_image, images_of
@@ -34,7 +34,7 @@ class Start:
     """A task on two devices and its state in float64, with an optimiser whose momentum is the gradient."""
 
     def __init__(self, kind):
-        self.mesh = parallel.make_mesh(jax.devices()[:NUM_DEVICES])
+        self.mesh = sharding.make_mesh(jax.devices()[:NUM_DEVICES])
         task = make_task(small_config(), CLASSES, self.mesh)
         self.task = kind(**{field.name: getattr(task, field.name) for field in dataclasses.fields(task)})
         self.tx = optax.trace(decay=0.0)
@@ -46,8 +46,8 @@ class Start:
 
     def run(self, batch, microbatches):
         step = make_train_step(self.task, self.tx, self.mesh, microbatches=microbatches)
-        state = jax.device_put(self.state, parallel.replicated(self.mesh), may_alias=False)
-        state, metrics = step(state, parallel.to_global(batch, self.mesh), jax.random.key(0))
+        state = jax.device_put(self.state, sharding.replicated(self.mesh), may_alias=False)
+        state, metrics = step(state, sharding.to_global(batch, self.mesh), jax.random.key(0))
         return jax.device_get(state), jax.device_get(metrics)
 
 
@@ -112,7 +112,7 @@ def test_moving_statistics_move_by_the_mean_of_the_parts(double_precision):
 def test_memory_falls_with_the_microbatch():
     """Of the compiled program, with the global batch as it is."""
     start = Start(Pretrain)
-    batch = parallel.to_global(random_batch(0, images=64), start.mesh)
+    batch = sharding.to_global(random_batch(0, images=64), start.mesh)
     state = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, start.state))
 
     def temporaries(microbatches):

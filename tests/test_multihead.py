@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax import losses, optim, parallel
+from simclr_jax import losses, optim, sharding
 from simclr_jax.models.classifier import FeatureMapClassifiers
 from simclr_jax.models.resnet import PARTS, ResNet
 from simclr_jax.step import make_train_step
@@ -29,7 +29,7 @@ def quadrants(seed):
 @pytest.fixture(scope='module')
 def run():
     """The task, its state before and after some steps, and the metrics, on one device."""
-    mesh = parallel.make_mesh(jax.devices()[:1])
+    mesh = sharding.make_mesh(jax.devices()[:1])
     task = MultiHead(FeatureMapClassifiers(ENCODER, CLASSES), SIZE, mesh)
     schedule = optim.step_decay(0.01, milestones=(40, 50))
     tx = optim.freeze(optim.make_optimizer('momentum', schedule, weight_decay=1e-4), task.is_frozen)
@@ -37,7 +37,7 @@ def run():
     start, metrics = jax.device_get(state), []
     step = make_train_step(task, tx, mesh)
     for number in range(STEPS):
-        state, row = step(state, parallel.to_global(quadrants(number), mesh), jax.random.key(0))
+        state, row = step(state, sharding.to_global(quadrants(number), mesh), jax.random.key(0))
         metrics.append(jax.device_get(row))
     return task, start, jax.device_get(state), metrics
 

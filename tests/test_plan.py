@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from conftest import REPOSITORY
-from simclr_jax import parallel
+from simclr_jax import sharding
 from simclr_jax.cli.main import main
 from simclr_jax.config import load_config
 from simclr_jax.planning import libtpu
@@ -57,7 +57,7 @@ def planned(config_file, tmp_path_factory):
 
 def test_memory_of_the_arguments(planned, config_file):
     config = load_config(str(config_file), [(name, str(value)) for name, value in TINY.items()])
-    task = make_task(config, 0, parallel.make_mesh())
+    task = make_task(config, 0, sharding.make_mesh())
     variables = jax.eval_shape(task.init, jax.random.key(0))
     found = planned['compiled']['arguments']
     for name, collection in (('parameters', 'params'), ('statistics', 'batch_stats')):

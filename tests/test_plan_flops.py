@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from simclr_jax.models import convolution
-from simclr_jax.parallel import make_mesh
 from simclr_jax.planning.flops import count_flops
+from simclr_jax.sharding import make_mesh
 
 
 def flops(function, *shapes):

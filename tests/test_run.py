@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from conftest import REPOSITORY, SHARED
 from runs import DIGITS_HERE, assert_same_bits, model_of, rows_of
-from simclr_jax import feeding, loop, parallel, pretraining
+from simclr_jax import feeding, loop, pretraining, sharding
 from simclr_jax.cli.main import main
 from simclr_jax.config import load_config
 from simclr_jax.evaluation.encoder import make_baseline, open_encoder
@@ -28,7 +28,7 @@ def train(workdir, *options, base=DIGITS_HERE):
 @pytest.fixture(scope='module', autouse=True)
 def two_devices():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, 'make_mesh', functools.partial(parallel.make_mesh, jax.devices()[:2]))
+        patch.setattr(sharding, 'make_mesh', functools.partial(sharding.make_mesh, jax.devices()[:2]))
         yield
 
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from runs import assert_same_bits
-from simclr_jax import parallel
+from simclr_jax import sharding
 from simclr_jax.data.resident import ResidentBatches
 from simclr_jax.meter import Schedule
 from simclr_jax.step import init_state, make_train_step, several_steps
@@ -34,7 +34,7 @@ class Orders:
     """A regression on images in the devices' memory, in orders of given lengths from one step on."""
 
     def __init__(self, num_devices):
-        self.mesh = parallel.make_mesh(jax.devices()[:num_devices])
+        self.mesh = sharding.make_mesh(jax.devices()[:num_devices])
         self.task, self.tx, self.key = Regression(), optax.sgd(0.1, momentum=0.9), jax.random.key(3)
         self.step = make_train_step(self.task, self.tx, self.mesh)
         self.several = several_steps(self.step, self.mesh)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from simclr_jax import optim, parallel
+from simclr_jax import optim, sharding
 from simclr_jax.checkpoints import Checkpoints, abstract
 from simclr_jax.step import init_state, make_train_step, state_shardings
 from simclr_jax.tasks.pretrain import make_task
@@ -18,13 +18,13 @@ LARGEST_SHARE = 0.25
 class Run:
     """A few steps on eight devices in float64, from what this run has drawn or from the start of another one."""
 
-    def __init__(self, sharding, microbatches=1, start=None):
-        self.mesh = parallel.make_mesh()
+    def __init__(self, layout, microbatches=1, start=None):
+        self.mesh = sharding.make_mesh()
         config = small_config()
         config.model.width = 0.5
         self.task = make_task(config, CLASSES, self.mesh)
         self.tx = optim.make_optimizer('lars', optim.warmup_cosine(0.5, 10, 0), weight_decay=1e-4)
-        self.shardings = state_shardings(self.task, self.tx, self.mesh, sharding)
+        self.shardings = state_shardings(self.task, self.tx, self.mesh, layout)
         self.drawn = init_state(self.task, self.tx, jax.random.key(1), self.mesh, self.shardings)
         self.start = start or jax.tree.map(
             lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, jax.device_get(self.drawn)
@@ -33,7 +33,7 @@ class Run:
         step = make_train_step(self.task, self.tx, self.mesh, shardings=self.shardings, microbatches=microbatches)
         self.metrics = []
         for number in range(STEPS):
-            batch = parallel.to_global(random_batch(number), self.mesh)
+            batch = sharding.to_global(random_batch(number), self.mesh)
             state, metrics = step(state, batch, jax.random.key(0))
             self.metrics.append(jax.device_get(metrics))
         self.state = state
@@ -89,11 +89,11 @@ def test_each_device_holds_a_share(fsdp, replicated):
 
 
 def test_largest_dimension_that_divides_is_divided():
-    mesh = parallel.make_mesh()
-    specs = {shape: parallel.divided(mesh, shape).spec for shape in ((3, 3, 64, 128), (3, 3, 130, 64), (7, 7, 3, 99))}
+    mesh = sharding.make_mesh()
+    specs = {shape: sharding.divided(mesh, shape).spec for shape in ((3, 3, 64, 128), (3, 3, 130, 64), (7, 7, 3, 99))}
     assert [tuple(spec).index('data') for spec in list(specs.values())[:2]] == [3, 3]
-    assert parallel.divided(mesh, (7, 7, 3, 99)).is_fully_replicated
-    assert parallel.divided(mesh, (64,)).is_fully_replicated
+    assert sharding.divided(mesh, (7, 7, 3, 99)).is_fully_replicated
+    assert sharding.divided(mesh, (64,)).is_fully_replicated
 
 
 def test_its_checkpoint_is_read_by_other_devices_whole(fsdp, tmp_path):
@@ -102,8 +102,8 @@ def test_its_checkpoint_is_read_by_other_devices_whole(fsdp, tmp_path):
     checkpoints.wait()
     checkpoints.close()
     expected = jax.device_get(fsdp.state)
-    for mesh in (parallel.make_mesh(jax.devices()[:1]), parallel.make_mesh(jax.devices()[:2])):
-        like = jax.device_put(expected, parallel.replicated(mesh))
+    for mesh in (sharding.make_mesh(jax.devices()[:1]), sharding.make_mesh(jax.devices()[:2])):
+        like = jax.device_put(expected, sharding.replicated(mesh))
         again = Checkpoints(str(tmp_path))
         found = again.restore(abstract(like))
         model, step = again.restore_model(mesh)

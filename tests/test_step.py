@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from simclr_jax import optim, parallel
+from simclr_jax import optim, sharding
 from simclr_jax.config import base_config
 from simclr_jax.step import init_state, make_train_step
 from simclr_jax.tasks.pretrain import make_task
@@ -45,7 +45,7 @@ class Run:
     """States and metrics of a few steps from the same start on so many devices."""
 
     def __init__(self, num_devices, start=None):
-        self.mesh = parallel.make_mesh(jax.devices()[:num_devices])
+        self.mesh = sharding.make_mesh(jax.devices()[:num_devices])
         self.task = make_task(small_config(), CLASSES, self.mesh)
         self.tx = optim.make_optimizer('lars', optim.warmup_cosine(0.5, 10, 0), weight_decay=1e-4)
         self.key = jax.random.key(0)
@@ -63,10 +63,10 @@ class Run:
         if self.start is None:
             state = jax.device_get(init_state(self.task, self.tx, jax.random.key(1), self.mesh))
             self.start = jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, state)
-        return jax.device_put(self.start, parallel.replicated(self.mesh), may_alias=False)
+        return jax.device_put(self.start, sharding.replicated(self.mesh), may_alias=False)
 
     def batch(self, number):
-        return parallel.to_global(random_batch(number), self.mesh)
+        return sharding.to_global(random_batch(number), self.mesh)
 
 
 @pytest.fixture(scope='module')
@@ -168,5 +168,5 @@ def test_the_loss_has_the_negatives_of_all_devices(eight_devices):
 
 @pytest.mark.parametrize('num_devices, cure', [(24, '4080, 4104'), (8, None), (3000, '3000, 6000')])
 def test_batch_that_does_not_divide(num_devices, cure):
-    problems = parallel.check_batch_size(4096, num_devices)
+    problems = sharding.check_batch_size(4096, num_devices)
     assert [cure in problem for problem in problems] == ([True] if cure else [])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from reference_names import parameter_paths, reference_variables
-from simclr_jax import lengths, optim, parallel
+from simclr_jax import lengths, optim, sharding
 from simclr_jax.config import base_config
 from simclr_jax.state import TrainState
 from simclr_jax.step import make_train_step
@@ -36,7 +36,7 @@ def run_steps(oracle):
     theirs = oracle.info['config']
     config = base_config()
     config.model.depth, config.data.image_size = 18, 32
-    mesh = parallel.make_mesh(jax.devices()[:1])
+    mesh = sharding.make_mesh(jax.devices()[:1])
     task = make_task(config, num_classes=10, mesh=mesh)
     batch_size, epochs = theirs['train_batch_size'], theirs['train_epochs']
     schedule = optim.warmup_cosine(
@@ -50,7 +50,7 @@ def run_steps(oracle):
     variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), variables)
     state = TrainState(jnp.zeros((), jnp.int32), **variables, opt_state=tx.init(variables['params']))
     # Where the step leaves it, so that it is compiled once.
-    state = jax.device_put(state, parallel.replicated(mesh))
+    state = jax.device_put(state, sharding.replicated(mesh))
     step = jax.jit(make_train_step(task, tx, mesh), compiler_options=COMPILER_OPTIONS)
 
     states, metrics = [jax.tree.map(np.asarray, state)], []
@@ -59,7 +59,7 @@ def run_steps(oracle):
             views = np.float64(np.float32(images) * np.float32(1 / 255))
             views = np.stack([views[..., :3], views[..., 3:]], axis=1)
             batch = {'views': views, 'label': labels, 'mask': np.ones(8), 'index': np.arange(8)}
-            state, row = step(state, parallel.to_global(batch, mesh), jax.random.key(0))
+            state, row = step(state, sharding.to_global(batch, mesh), jax.random.key(0))
             states.append(jax.tree.map(np.asarray, state))
             metrics.append(jax.device_get(row))
         final = jax.jit(functools.partial(task.model.apply, train=False))(

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     """Embeds the images, writes the file, draws the neighbours."""
     from etils import epath
 
-    from simclr_jax import embedding, processes
+    from simclr_jax import distributed, embedding
     from simclr_jax.config import ConfigError
     from simclr_jax.evaluation.encoder import open_encoder
     from simclr_jax.report import neighbours
@@ -56,16 +56,16 @@ def run(options: argparse.Namespace) -> int:
     if problems:
         raise ConfigError(problems)
 
-    processes.start()
+    distributed.start()
     encoder, step = open_encoder(options.workdir, image_size=options.image_size, batch_size=options.batch_size)
     examples = embedding.open_split(encoder.config.data, options.dataset, options.split)
-    processes.say(f'Step {step} of {options.workdir}; {examples.name}, {examples.size:,} images.')
+    distributed.say(f'Step {step} of {options.workdir}; {examples.name}, {examples.size:,} images.')
     queries = neighbours.open_queries(names, examples, encoder, options.layer)
     started = time.perf_counter()
     with _progress(examples.size) as progress:
         found = embedding.embed(encoder, examples, options.layer, progress)
     seconds = time.perf_counter() - started
-    if not processes.is_first():
+    if not distributed.is_first():
         return 0
     _tell_unreadable(embedding.unreadable(found, examples))
     embedding.write(out, found, examples)

@@ -47,16 +47,16 @@ def run(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from etils import epath
 
-    from simclr_jax import processes, workdir
+    from simclr_jax import distributed, workdir
     from simclr_jax.config import load_evaluation
     from simclr_jax.evaluation.run import evaluate
     from simclr_jax.report import summary, table
 
     given = [(field, getattr(options, option)) for option, field in SHORT.items()]
     config = load_evaluation(options.config, [*((f, t) for f, t in given if t is not None), *options.overrides])
-    processes.start()
-    results = evaluate(config, options.workdir, say=processes.say)
-    if not processes.is_first():
+    distributed.start()
+    results = evaluate(config, options.workdir, say=distributed.say)
+    if not distributed.is_first():
         return 0
     text = table.of_encoders(results)
     title = f'Results of step {results.step} (%, with 95 % intervals over test images or ± deviation over draws)'

@@ -82,8 +82,8 @@ def _run(options: argparse.Namespace) -> int:
     from simclr_jax.checkpoints import CheckpointError
     from simclr_jax.config import ConfigError
     from simclr_jax.data.spec import DataError
+    from simclr_jax.distributed import FailedElsewhere, LostError
     from simclr_jax.meter import NotFiniteError
-    from simclr_jax.processes import FailedElsewhere, LostError
 
     try:
         return _run_to_the_end(options)
@@ -108,18 +108,18 @@ def _run_to_the_end(options: argparse.Namespace) -> int:
     """Runs the command, and leaves with the job's other processes, or as one that has lost them."""
     import jax
 
-    from simclr_jax import processes
+    from simclr_jax import distributed
     from simclr_jax.loop import Preempted
 
     try:
         try:
             code = options.run(options) or 0
         except Preempted as error:
-            code = _tell(str(error), START_AGAIN) if processes.is_first() else START_AGAIN
-        processes.leave_together()
+            code = _tell(str(error), START_AGAIN) if distributed.is_first() else START_AGAIN
+        distributed.leave_together()
         return code
     except jax.errors.JaxRuntimeError as error:
-        if not processes.tells_of_a_loss(error):
+        if not distributed.tells_of_a_loss(error):
             raise
         _tell(f'another process of this job is gone; start all of it again ({str(error).splitlines()[0]})', START_AGAIN)
         # There is nobody left with whom to end in order.

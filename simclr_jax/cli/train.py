@@ -46,11 +46,11 @@ def _steps(text: str) -> tuple[int, int]:
 
 def run(options: argparse.Namespace) -> int:
     """Reads the configuration, makes sure that the directory is its own, and trains."""
-    from simclr_jax import processes
+    from simclr_jax import distributed
     from simclr_jax.config import load_config
     from simclr_jax.pretraining import pretrain
 
     config = load_config(options.config, options.overrides)
-    processes.start()
+    distributed.start()
     pretrain(config, options.workdir, allow_change=options.allow_config_change, profile_steps=options.profile)
     return 0

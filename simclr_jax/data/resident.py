@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from simclr_jax import parallel
-from simclr_jax.parallel import DATA_AXIS
+from simclr_jax import sharding
+from simclr_jax.sharding import DATA_AXIS
 
 
 class ResidentBatches(Iterator[dict[str, jax.Array]]):
@@ -49,13 +49,13 @@ class ResidentBatches(Iterator[dict[str, jax.Array]]):
 
     def __next__(self) -> dict[str, jax.Array]:
         if self._most == 1:
-            batch = self._batches(self._index(1)[0], parallel.by_rows(self._mesh))
+            batch = self._batches(self._index(1)[0], sharding.by_rows(self._mesh))
             self._step += 1
             return batch
         steps = self._steps_from(self._step)
-        batches = self._batches(self._index(self._most), parallel.stacked_by_rows(self._mesh))
+        batches = self._batches(self._index(self._most), sharding.stacked_by_rows(self._mesh))
         self._step += steps
-        return batches | {'steps': _from_everywhere(np.int32(steps), parallel.replicated(self._mesh))}
+        return batches | {'steps': _from_everywhere(np.int32(steps), sharding.replicated(self._mesh))}
 
     def _batches(self, index: np.ndarray, sharding: NamedSharding) -> dict[str, jax.Array]:
         rows = {'label': self._labels[index], 'mask': np.ones(index.shape, np.float32), 'index': index}
@@ -80,7 +80,7 @@ def _divide(images: np.ndarray, mesh: Mesh) -> jax.Array:
     """Rows divided among the devices; empty images fill up the last one's share."""
     missing = -len(images) % mesh.size
     padded = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else images
-    return _from_everywhere(padded, parallel.by_rows(mesh))
+    return _from_everywhere(padded, sharding.by_rows(mesh))
 
 
 def _from_everywhere(values: np.ndarray, sharding) -> jax.Array:

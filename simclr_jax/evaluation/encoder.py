@@ -14,7 +14,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import parallel, processes, workdir
+from simclr_jax import distributed, sharding, workdir
 from simclr_jax.augment.policy import CENTER_CROP_PROPORTION
 from simclr_jax.checkpoints import Checkpoints, checksum
 from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files
@@ -65,10 +65,10 @@ class Encoder:
             name = ''.join(letter if letter.isalnum() or letter in '-.' else '_' for letter in examples.name)
             path = self.cache / f'{name}.{self.image_size}px.{self.crop_share:g}.{layer}.npz'
             kept = read_features(path, examples)
-            if processes.all_agree(kept is not None):
+            if distributed.all_agree(kept is not None):
                 return kept
         found = self.encode(examples, self.function(layer))
-        if path is not None and processes.is_first():
+        if path is not None and distributed.is_first():
             write_features(path, found, examples)
         return found
 
@@ -125,7 +125,7 @@ def open_encoder(
         ConfigError, CheckpointError: there is no such run, or no checkpoint in it.
     """
     config = workdir.read_config(directory)
-    mesh = parallel.make_mesh()
+    mesh = sharding.make_mesh()
     checkpoints = Checkpoints(directory, say=say)
     variables, step = checkpoints.restore_model(mesh)
     checkpoints.close()

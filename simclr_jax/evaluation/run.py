@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from ml_collections import ConfigDict
 
-from simclr_jax import processes, workdir
+from simclr_jax import distributed, workdir
 from simclr_jax.config.evaluation import FROZEN, TRAINED
 from simclr_jax.config.label_budget import Labels, parse_labels
 from simclr_jax.data.spec import DataError
@@ -63,7 +63,7 @@ def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = pr
                 # Written at once: a later protocol may fail, or take days.
                 results = Results(step, tuple(found), {dataset.name: dataset.description}).joined_to(results)
                 is_measured = True
-                if processes.is_first():
+                if distributed.is_first():
                     scores.write(directory, results, dataset_name('', home))
     if not is_measured:
         raise DataError(f'nothing to measure: {", ".join(config.protocols)} do not apply to what was asked')

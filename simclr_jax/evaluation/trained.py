@@ -19,7 +19,7 @@ import optax
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import lengths, loop, optim, processes, workdir
+from simclr_jax import distributed, lengths, loop, optim, workdir
 from simclr_jax.augment.policy import default_parameters, make_policy
 from simclr_jax.checkpoints import Checkpoints, abstract
 from simclr_jax.config.label_budget import Labels
@@ -33,7 +33,7 @@ from simclr_jax.log import Log
 from simclr_jax.meter import Schedule
 from simclr_jax.models.classifier import Classifier, FeatureMapClassifiers
 from simclr_jax.models.heads import ProjectionHead
-from simclr_jax.parallel import replicated
+from simclr_jax.sharding import replicated
 from simclr_jax.state import TrainState
 from simclr_jax.step import Step, make_train_step
 from simclr_jax.tasks.finetune import Finetune, init_from
@@ -183,7 +183,7 @@ def _trained_logits(
     directory = _claim(trainer, settings, programs, name)
     variables = _train(trainer, settings, programs, directory)
     logits = trainer.encoder.encode(queries, functools.partial(programs.predict, variables)).labelled()
-    if not keep and processes.is_first():
+    if not keep and distributed.is_first():
         directory.rmtree()
     return logits
 
@@ -263,7 +263,7 @@ def _claim(trainer: Trainer, settings: ConfigDict, programs: Programs, name: str
     plain = ''.join(letter if letter.isalnum() or letter in '.-%' else '_' for letter in name)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     directory = trainer.directory / f'{trainer.protocol}-{plain}-{digest}'
-    if processes.is_first():
+    if distributed.is_first():
         directory.mkdir(parents=True, exist_ok=True)
         workdir.write_whole(directory / 'settings.json', text)
     return directory

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax import measures, parallel
+from simclr_jax import measures, sharding
 from simclr_jax.data.spec import DataError, Examples, Share
 from simclr_jax.evaluation.datasets import Dataset
 from simclr_jax.evaluation.encoder import Encoder
@@ -83,6 +83,6 @@ def _views(encoder: Encoder, examples: Examples, seed: int, batch_size: int, num
 
     found = []
     for batch in itertools.islice(batches, num_batches):
-        views = parallel.to_global({'views': batch['views']}, encoder.mesh)['views']
-        found.append(jax.tree.map(parallel.to_host, project(encoder.variables, views)))
+        views = sharding.to_global({'views': batch['views']}, encoder.mesh)['views']
+        found.append(jax.tree.map(sharding.to_host, project(encoder.variables, views)))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *found)

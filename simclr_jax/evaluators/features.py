@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from simclr_jax import parallel
+from simclr_jax import sharding
 from simclr_jax.augment.policy import CENTER_CROP_PROPORTION
 from simclr_jax.data.spec import Batch, Examples, Share
 
@@ -96,7 +96,7 @@ def extract(
         progress(len(part.values))
 
     for batch in batches:
-        images = parallel.to_global({'images': batch['views'][:, 0]}, mesh)['images']
+        images = sharding.to_global({'images': batch['views'][:, 0]}, mesh)['images']
         waiting.append((encode(images), batch))
         if len(waiting) > IN_FLIGHT:
             fetch()
@@ -116,4 +116,4 @@ def _on_host(features: jax.Array, batch: Batch) -> Features:
         rows = multihost_utils.process_allgather(rows, tiled=True)
     labels, index, mask = rows
     is_image = mask > 0
-    return Features(parallel.to_host(features)[is_image], labels[is_image], index[is_image])
+    return Features(sharding.to_host(features)[is_image], labels[is_image], index[is_image])

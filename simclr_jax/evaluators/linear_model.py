@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from simclr_jax import parallel
+from simclr_jax import sharding
 
 # Beyond so many axes finding them takes longer than it saves.
 MOST_AXES = 6144
@@ -74,10 +74,10 @@ def _directions(features: np.ndarray) -> np.ndarray:
 
 def on_devices(*rows: np.ndarray, devices: list[jax.Device] | None = None) -> tuple[jax.Array, ...]:
     """Arrays of N rows, divided among all devices or those given; rows of zeros fill up the last one's share."""
-    mesh = parallel.make_mesh(devices)
+    mesh = sharding.make_mesh(devices)
     missing = -len(rows[0]) % mesh.size
     padded = [np.pad(part, [(0, missing)] + [(0, 0)] * (part.ndim - 1)) for part in rows]
-    return tuple(jax.device_put(part, parallel.by_rows(mesh)) for part in padded)
+    return tuple(jax.device_put(part, sharding.by_rows(mesh)) for part in padded)
 
 
 def check_widths(training: np.ndarray, validation: np.ndarray):
@@ -96,7 +96,7 @@ def zeros(width: int, num_classes: int) -> Weights:
 
 def predict_logits(classifier: Weights, features) -> np.ndarray:
     """Logits [N, K] of features [N, F], float32."""
-    return parallel.to_host(_logits(classifier, jnp.asarray(features, jnp.float32)))
+    return sharding.to_host(_logits(classifier, jnp.asarray(features, jnp.float32)))
 
 
 def objective(loss: Loss, classifier: Weights, examples: tuple, l2) -> jax.Array:
@@ -132,7 +132,7 @@ def minimize(
         The weights, the iterations spent and whether the tolerance was met.
     """
     spent, converged = 0, False
-    everywhere = parallel.replicated(examples[0].sharding.mesh)
+    everywhere = sharding.replicated(examples[0].sharding.mesh)
     while spent < max_iterations and not converged:
         budget = min(ROUND, max_iterations - spent)
         # Placed alike each time, so that it is compiled once.

@@ -8,7 +8,7 @@ import jax
 import psutil
 from ml_collections import ConfigDict
 
-from simclr_jax import parallel
+from simclr_jax import sharding
 from simclr_jax.config import ConfigError
 from simclr_jax.planning import process
 from simclr_jax.planning.compiling import Compiled, compile_step
@@ -122,9 +122,9 @@ def make_plan(
 
 def _check_batch(config: ConfigDict, num_devices: int) -> None:
     """What the step would refuse too, but only after the TPU compiler is fetched."""
-    problems = parallel.check_batch_size(config.batch_size, num_devices)
+    problems = sharding.check_batch_size(config.batch_size, num_devices)
     if config.microbatch:
-        problems += parallel.check_batch_size(config.microbatch, num_devices, 'microbatch')
+        problems += sharding.check_batch_size(config.microbatch, num_devices, 'microbatch')
     if problems:
         raise ConfigError(problems)
 

@@ -14,7 +14,7 @@ from simclr_jax import losses, measures
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.resnet import ResNet
 from simclr_jax.models.simclr import SimCLR
-from simclr_jax.parallel import DATA_AXIS
+from simclr_jax.sharding import DATA_AXIS
 from simclr_jax.tasks.views import MakeViews, by_image, given_views, images_of, labels_of
 
 # The stem without stride is for images up to this size, pixels.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from simclr_jax.parallel import by_rows
+from simclr_jax.sharding import by_rows
 
 # (batch, key) -> views [B, V, H, W, C] float: what the devices do of the augmentation.
 MakeViews = Callable[[dict[str, jax.Array], jax.Array], jax.Array]

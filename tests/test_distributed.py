@@ -10,9 +10,9 @@ import sys
 import pytest
 
 from conftest import REPOSITORY
-from simclr_jax import processes
+from simclr_jax import distributed
 from simclr_jax.config import ConfigError
-from simclr_jax.processes import find_job
+from simclr_jax.distributed import find_job
 
 SLURM = {'SLURM_JOB_ID': '7', 'SLURM_STEP_NODELIST': 'n[1-2]', 'SLURM_NTASKS': '2', 'SLURM_PROCID': '1'}
 ADDRESS = {'JAX_COORDINATOR_ADDRESS': 'host:1234'}
@@ -80,22 +80,22 @@ def test_slurm_and_open_mpi_are_what_jax_recognises():
 
 
 def test_alone_there_is_nobody_to_wait_for():
-    assert processes.is_first()
-    assert processes.together(lambda: 3, (ConfigError,)) == 3
-    assert [processes.all_agree(statement) for statement in (True, False)] == [True, False]
+    assert distributed.is_first()
+    assert distributed.together(lambda: 3, (ConfigError,)) == 3
+    assert [distributed.all_agree(statement) for statement in (True, False)] == [True, False]
     with pytest.raises(ConfigError, match='mine'):
-        processes.together(lambda: (_ for _ in ()).throw(ConfigError(['mine'])), (ConfigError,))
-    processes.wait_for_all('nobody')
+        distributed.together(lambda: (_ for _ in ()).throw(ConfigError(['mine'])), (ConfigError,))
+    distributed.wait_for_all('nobody')
 
 
 def test_sigterm_is_noticed_and_then_left_to_others():
     before = signal.getsignal(signal.SIGTERM)
-    with processes.Preemption() as preemption:
+    with distributed.Preemption() as preemption:
         assert not preemption.is_due()
         os.kill(os.getpid(), signal.SIGTERM)
         assert preemption.is_due()
     assert signal.getsignal(signal.SIGTERM) == before
-    with processes.Preemption() as another:
+    with distributed.Preemption() as another:
         assert not another.is_due()
 
 
