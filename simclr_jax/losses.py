@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from simclr_jax.similarities import (
+from simclr_jax.ops.similarities import (
     Similarities,
     are_negatives,
     comparable,

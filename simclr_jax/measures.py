@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax.similarities import l2_normalize
+from simclr_jax.ops.similarities import l2_normalize
 
 
 def alignment(z: jax.Array, axis_name: str | None = None) -> jax.Array:

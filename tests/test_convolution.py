@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax.models import winograd
-from simclr_jax.models.convolution import convolve
-from simclr_jax.models.rectifier import normalize_and_rectify
+from simclr_jax.ops import winograd
+from simclr_jax.ops.convolution import convolve
+from simclr_jax.ops.rectifier import normalize_and_rectify
 
 # [N, H, C, D, kernel size, stride]: Winograd's tiles full, cut and larger than the image, in the kernel's gradient
 # alone, not at all; strided; 1x1; a stem.

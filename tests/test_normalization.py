@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from simclr_jax.models.layers import Conv
 from simclr_jax.models.normalization import BatchNorm
-from simclr_jax.models.precision import at_least_float32
-from simclr_jax.models.rectifier import relu
+from simclr_jax.ops.precision import at_least_float32
+from simclr_jax.ops.rectifier import relu
 from simclr_jax.planning.flops import count_flops
 
 EIGHT_DEVICES = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))

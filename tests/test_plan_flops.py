@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from simclr_jax.models import convolution
+from simclr_jax.ops import convolution
 from simclr_jax.planning.flops import count_flops
 from simclr_jax.sharding import make_mesh
 

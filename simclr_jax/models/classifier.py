@@ -11,8 +11,8 @@ from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.layers import dense
 from simclr_jax.models.normalization import BatchNorm
 from simclr_jax.models.pooling import pool_to
-from simclr_jax.models.precision import at_least_float32
 from simclr_jax.models.resnet import PARTS, ResNet
+from simclr_jax.ops.precision import at_least_float32
 
 
 class Classifier(nn.Module):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from simclr_jax.models.layers import dense
 from simclr_jax.models.normalization import BatchNorm
-from simclr_jax.models.precision import at_least_float32
+from simclr_jax.ops.precision import at_least_float32
 
 KINDS = ('nonlinear', 'linear', 'none')
 

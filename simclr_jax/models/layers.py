@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.models.convolution import convolve
 from simclr_jax.models.normalization import BatchNorm
-from simclr_jax.models.precision import at_least_float32, to_compute_dtype
+from simclr_jax.ops.convolution import convolve
+from simclr_jax.ops.precision import at_least_float32, to_compute_dtype
 
 # Of a standard normal that is cut off at -2 and 2.
 DEVIATION_OF_CUT_NORMAL = 0.8796256610342398

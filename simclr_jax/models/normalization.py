@@ -12,9 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.models.batch_statistics import Moments, moments, moments_of_product
-from simclr_jax.models.precision import at_least_float32
-from simclr_jax.models.rectifier import normalize_and_rectify, relu
+from simclr_jax.ops.batch_statistics import Moments, moments, moments_of_product
+from simclr_jax.ops.precision import at_least_float32
+from simclr_jax.ops.rectifier import normalize_and_rectify, relu
 
 BATCH_NORM_MOMENTUM = 0.9
 BATCH_NORM_EPSILON = 1e-5

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.models.precision import at_least_float32
+from simclr_jax.ops.precision import at_least_float32
 
 # What a pooled feature map has at most, as in the benchmark of Goyal et al., arXiv 1905.01235.
 MAX_VALUES = 9216

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from simclr_jax.models.layers import Conv
 from simclr_jax.models.normalization import BATCH_NORM_MOMENTUM, BatchNorm
-from simclr_jax.models.precision import at_least_float32
-from simclr_jax.models.rectifier import relu
+from simclr_jax.ops.precision import at_least_float32
+from simclr_jax.ops.rectifier import relu
 
 STEMS = ('cifar', 'imagenet')
 # What an encoder consists of, from the image up.

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.layers import dense
-from simclr_jax.models.precision import at_least_float32
 from simclr_jax.models.resnet import ResNet
+from simclr_jax.ops.precision import at_least_float32
 
 
 class SimCLR(nn.Module):

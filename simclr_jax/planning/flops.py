@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from simclr_jax.models import batch_statistics, winograd
+from simclr_jax.ops import batch_statistics, winograd
 
 # Scopes of operations that are not the network's, but of the way in which it is computed.
 UNCOUNTED = batch_statistics.STATISTICS_SCOPE, winograd.SCOPE

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.models import winograd
+from simclr_jax.ops import winograd
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.models.precision import at_least_float32
+from simclr_jax.ops.precision import at_least_float32
 
 # The scope of operations whose count depends on how the statistics come about; what is counted of a network leaves
 # them out.

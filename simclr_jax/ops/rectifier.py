@@ -5,9 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.models.batch_statistics import Moments, moments
-from simclr_jax.models.convolution import between_convolutions
-from simclr_jax.models.precision import at_least_float32
+from simclr_jax.ops.batch_statistics import Moments, moments
+from simclr_jax.ops.convolution import between_convolutions
+from simclr_jax.ops.precision import at_least_float32
 
 
 @jax.custom_vjp
