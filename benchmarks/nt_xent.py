@@ -16,7 +16,7 @@ import time
 import jax
 import numpy as np
 
-from simclr_jax import losses
+from simclr_jax.losses.contrastive import nt_xent
 
 
 def main():
@@ -38,7 +38,7 @@ def compare(images, options):
     """The figures of one batch size."""
     z = random_views(images, options.dim)
     forms = {
-        name: compiled(functools.partial(losses.nt_xent, temperature=0.1, block_size=block_size), z)
+        name: compiled(functools.partial(nt_xent, temperature=0.1, block_size=block_size), z)
         for name, block_size in (('plain', None), ('blocks', options.block_size))
     }
     memory = {name: form.memory_analysis().temp_size_in_bytes / 2**20 for name, form in forms.items()}

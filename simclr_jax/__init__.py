@@ -11,7 +11,7 @@ _PUBLIC = {
     'pretrain': 'simclr_jax.pretraining',
     'evaluate': 'simclr_jax.evaluation.run',
     'load_evaluation': 'simclr_jax.config',
-    'nt_xent': 'simclr_jax.losses',
+    'nt_xent': 'simclr_jax.losses.contrastive',
 }
 
 __all__ = ['__version__', *_PUBLIC]

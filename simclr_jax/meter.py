@@ -11,9 +11,9 @@ import numpy as np
 import optax
 import psutil
 
-from simclr_jax import measures
 from simclr_jax.checkpoints import Checkpoints
 from simclr_jax.chips import peak_flops
+from simclr_jax.metrics import representation
 
 # Steps whose metrics may still be on their way when the next one is started.
 STEPS_IN_FLIGHT = 2
@@ -129,7 +129,7 @@ class Meter:
         scalars = {'epoch': self._step / self._schedule.epoch_steps}
         scalars |= {name: float(np.mean(values)) for name, values in rows.items()}
         if gram is not None:
-            scalars['effective_rank'] = measures.effective_rank_from_gram(gram[-1])
+            scalars['effective_rank'] = representation.effective_rank_from_gram(gram[-1])
         scalars['learning_rate'] = float(self._learning_rate(self._step - 1))
         seconds = time.perf_counter() - self._start - self._paused
         steps = sum(count for _, count in self._metrics)

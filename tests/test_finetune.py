@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax import losses, optim, sharding
+from simclr_jax import optim, sharding
+from simclr_jax.losses.supervised import sigmoid_cross_entropy
+from simclr_jax.models.batch_norm import BatchNorm
 from simclr_jax.models.classifier import Classifier, pretrained_into
 from simclr_jax.models.heads import ProjectionHead
-from simclr_jax.models.normalization import BatchNorm
 from simclr_jax.models.resnet import ResNet, frozen_parts
 from simclr_jax.models.simclr import SimCLR
 from simclr_jax.step import make_train_step
@@ -291,11 +292,11 @@ def test_sigmoid_cross_entropy_of_padding_and_extremes():
     labels = jnp.asarray([[1, 0, 0], [-1, -1, -1], [-1, -1, 1]], jnp.int32)
     # Image 1 has no label and does not count; a confident mistake costs its logit.
     expected = (2 * np.log(2) + 100 + np.log1p(np.exp(-3))) / 2
-    np.testing.assert_allclose(losses.sigmoid_cross_entropy(logits, labels), expected, rtol=1e-6)
+    np.testing.assert_allclose(sigmoid_cross_entropy(logits, labels), expected, rtol=1e-6)
     np.testing.assert_allclose(
-        losses.sigmoid_cross_entropy(logits, labels, jnp.asarray([0.0, 5.0, 2.0])), np.log1p(np.exp(-3)), rtol=1e-6
+        sigmoid_cross_entropy(logits, labels, jnp.asarray([0.0, 5.0, 2.0])), np.log1p(np.exp(-3)), rtol=1e-6
     )
-    value, gradient = jax.value_and_grad(losses.sigmoid_cross_entropy)(logits, jnp.full((3, 3), -1, jnp.int32))
+    value, gradient = jax.value_and_grad(sigmoid_cross_entropy)(logits, jnp.full((3, 3), -1, jnp.int32))
     assert (value, np.abs(gradient).max()) == (0, 0)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from simclr_jax import losses
+from simclr_jax.losses.contrastive import margin_triplet, nt_logistic, nt_xent
+from simclr_jax.losses.supervised import accuracy, softmax_cross_entropy
 
 SINGLE = [f'case{number:02d}' for number in range(48)] + ['case_zero_row']
 MULTI = ['multi_R2_b4_D16_norm', 'multi_R2_b4_D16_raw', 'multi_R4_b3_D8_norm', 'multi_R4_b3_D8_raw']
@@ -16,11 +17,11 @@ MULTI = ['multi_R2_b4_D16_norm', 'multi_R2_b4_D16_raw', 'multi_R4_b3_D8_norm', '
 ROUNDING_OF_ONE = 2.0**-24
 
 LOSSES = {
-    'nt_xent': functools.partial(losses.nt_xent, temperature=0.5),
-    'nt_logistic': functools.partial(losses.nt_logistic, temperature=0.5),
-    'nt_logistic_semi_hard': functools.partial(losses.nt_logistic, temperature=0.5, semi_hard=True),
-    'margin_triplet': functools.partial(losses.margin_triplet, margin=0.4),
-    'margin_triplet_semi_hard': functools.partial(losses.margin_triplet, margin=0.4, semi_hard=True),
+    'nt_xent': functools.partial(nt_xent, temperature=0.5),
+    'nt_logistic': functools.partial(nt_logistic, temperature=0.5),
+    'nt_logistic_semi_hard': functools.partial(nt_logistic, temperature=0.5, semi_hard=True),
+    'margin_triplet': functools.partial(margin_triplet, margin=0.4),
+    'margin_triplet_semi_hard': functools.partial(margin_triplet, margin=0.4, semi_hard=True),
 }
 each_loss = pytest.mark.parametrize('name', LOSSES)
 
@@ -50,7 +51,7 @@ def on_devices(loss, devices):
 @functools.cache
 def xent_with_gradient(normalize):
     """One compilation for each shape: the temperature is an argument."""
-    return value_and_gradient(lambda z, t: losses.nt_xent(z, temperature=t, normalize=normalize))
+    return value_and_gradient(lambda z, t: nt_xent(z, temperature=t, normalize=normalize))
 
 
 def to_views(hidden):
@@ -96,7 +97,7 @@ def test_nt_xent_on_several_replicas_is_half_the_reference(oracle, case):
     numbers = oracle('nt_xent')
     info = next(entry for entry in numbers.info if entry['case'] == case)
     z = np.concatenate([to_views(block) for block in numbers[f'{case}/hidden']])
-    loss = functools.partial(losses.nt_xent, temperature=info['temperature'], normalize=info['hidden_norm'])
+    loss = functools.partial(nt_xent, temperature=info['temperature'], normalize=info['hidden_norm'])
     (value, metrics), gradient = value_and_gradient(on_devices(loss, info['replicas']))(z)
 
     np.testing.assert_allclose(2 * value, numbers[f'{case}/global_loss'], rtol=1e-5)
@@ -229,7 +230,7 @@ def test_half_precision_is_computed_in_float32(dtype):
 @pytest.mark.parametrize('shape', [(4, 8), (4, 1, 8), (1, 2, 8)])
 def test_what_has_no_positives_or_no_negatives_is_refused(shape):
     with pytest.raises(ValueError, match='at least two'):
-        losses.nt_xent(jnp.ones(shape), temperature=0.1)
+        nt_xent(jnp.ones(shape), temperature=0.1)
 
 
 def test_supervised_means_leave_out_what_has_no_label_or_no_weight():
@@ -243,20 +244,18 @@ def test_supervised_means_leave_out_what_has_no_label_or_no_weight():
     correct = logits.argmax(axis=-1) == labels
 
     np.testing.assert_allclose(
-        losses.softmax_cross_entropy(logits, labels, weights),
+        softmax_cross_entropy(logits, labels, weights),
         np.average(cross_entropy, weights=kept),
         rtol=1e-6,
     )
-    np.testing.assert_allclose(losses.accuracy(logits, labels, weights), np.average(correct, weights=kept), rtol=1e-6)
-    np.testing.assert_allclose(
-        losses.softmax_cross_entropy(logits, labels), cross_entropy[labels >= 0].mean(), rtol=1e-6
-    )
+    np.testing.assert_allclose(accuracy(logits, labels, weights), np.average(correct, weights=kept), rtol=1e-6)
+    np.testing.assert_allclose(softmax_cross_entropy(logits, labels), cross_entropy[labels >= 0].mean(), rtol=1e-6)
 
 
 def test_supervised_means_of_nothing_are_zero():
     logits, labels = jnp.ones((3, 2)), jnp.full(3, -1)
-    value, gradient = jax.jit(jax.value_and_grad(losses.softmax_cross_entropy))(logits, labels, jnp.ones(3))
+    value, gradient = jax.jit(jax.value_and_grad(softmax_cross_entropy))(logits, labels, jnp.ones(3))
     assert value == 0
     assert not gradient.any()
-    assert losses.accuracy(logits, labels) == 0
-    assert losses.softmax_cross_entropy(logits, jnp.zeros(3, jnp.int32), jnp.zeros(3)) == 0
+    assert accuracy(logits, labels) == 0
+    assert softmax_cross_entropy(logits, jnp.zeros(3, jnp.int32), jnp.zeros(3)) == 0

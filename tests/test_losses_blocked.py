@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax import losses, sharding
+from simclr_jax import sharding
 from simclr_jax.config import base_config
+from simclr_jax.losses import contrastive
 from simclr_jax.tasks.pretrain import make_task
 from test_losses import loss_by_loops, on_devices, random_views, value_and_gradient
 
@@ -17,7 +18,7 @@ BLOCK_SIZES = [1, 5, 100]
 
 
 def nt_xent(block_size=None, normalize=True, temperature=0.5):
-    return functools.partial(losses.nt_xent, temperature=temperature, normalize=normalize, block_size=block_size)
+    return functools.partial(contrastive.nt_xent, temperature=temperature, normalize=normalize, block_size=block_size)
 
 
 def assert_same(found, expected, relative):
@@ -92,7 +93,7 @@ def test_the_temperature_has_its_gradient(x64):
     z = jnp.asarray(random_views(5, 2, 4), jnp.float64)
 
     def slope(block_size):
-        return jax.grad(lambda t: losses.nt_xent(z, temperature=t, block_size=block_size)[0])(0.3)
+        return jax.grad(lambda t: contrastive.nt_xent(z, temperature=t, block_size=block_size)[0])(0.3)
 
     np.testing.assert_allclose(slope(3), slope(None), rtol=1e-12)
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from simclr_jax import measures
+from simclr_jax.metrics import representation
 
 MEASURES = {
-    'alignment': measures.alignment,
-    'uniformity': measures.uniformity,
-    'neighbour_agreement': measures.neighbour_agreement,
-    'standard_deviation': measures.standard_deviation,
-    'gram': measures.gram,
+    'alignment': representation.alignment,
+    'uniformity': representation.uniformity,
+    'neighbour_agreement': representation.neighbour_agreement,
+    'standard_deviation': representation.standard_deviation,
+    'gram': representation.gram,
 }
 
 
@@ -35,7 +35,7 @@ def test_alignment_is_the_mean_squared_distance_of_positive_pairs(views):
     unit = unit_rows(z)
     pairs = [(v, w) for v in range(views) for w in range(views) if v != w]
     expected = np.mean([np.sum((unit[:, v] - unit[:, w]) ** 2, axis=-1) for v, w in pairs])
-    np.testing.assert_allclose(measures.alignment(z), expected, rtol=1e-6)
+    np.testing.assert_allclose(representation.alignment(z), expected, rtol=1e-6)
 
 
 def test_uniformity_is_the_log_mean_potential_of_different_rows(z):
@@ -43,7 +43,9 @@ def test_uniformity_is_the_log_mean_potential_of_different_rows(z):
     distances = np.sum((rows[:, None] - rows) ** 2, axis=-1)
     different = ~np.eye(len(rows), dtype=bool)
     # Float32 products of unit rows are good to 1e-7, the potential and its logarithm to a few times that.
-    np.testing.assert_allclose(measures.uniformity(z), np.log(np.exp(-2 * distances[different]).mean()), rtol=1e-6)
+    np.testing.assert_allclose(
+        representation.uniformity(z), np.log(np.exp(-2 * distances[different]).mean()), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize('views', [2, 3])
@@ -57,7 +59,7 @@ def test_neighbour_agreement_is_the_share_of_images_with_the_same_nearest_image(
     pairs = [(v, w) for v in range(views) for w in range(v)]
     expected = np.mean([np.equal(nearest[v], nearest[w]) for v, w in pairs])
     assert 0.3 < expected < 0.9
-    np.testing.assert_allclose(measures.neighbour_agreement(z.astype(np.float32)), expected, rtol=1e-6)
+    np.testing.assert_allclose(representation.neighbour_agreement(z.astype(np.float32)), expected, rtol=1e-6)
 
 
 def test_neighbour_agreement_of_known_pairs():
@@ -69,23 +71,23 @@ def test_neighbour_agreement_of_known_pairs():
     first, turned, crossed = on_circle(0, 10, 90, 100), on_circle(200, 210, 290, 300), on_circle(0, 90, 100, 10)
     # An image's other view never counts as its neighbour, though here it is the nearest of all.
     for second, expected in ((first, 1), (turned, 1), (crossed, 0)):
-        assert measures.neighbour_agreement(np.stack([first, second], axis=1).astype(np.float32)) == expected
+        assert representation.neighbour_agreement(np.stack([first, second], axis=1).astype(np.float32)) == expected
 
 
 @pytest.mark.parametrize('shape, message', [((1, 2, 4), 'one image'), ((4, 1, 4), 'at least two views')])
 def test_neighbour_agreement_needs_two_images_and_two_views(shape, message):
     with pytest.raises(ValueError, match=message):
-        measures.neighbour_agreement(jnp.ones(shape))
+        representation.neighbour_agreement(jnp.ones(shape))
 
 
 def test_standard_deviation_is_that_of_unit_rows(z):
     expected = unit_rows(z).reshape(-1, 6).std(axis=0).mean()
-    np.testing.assert_allclose(measures.standard_deviation(z), expected, rtol=1e-6)
+    np.testing.assert_allclose(representation.standard_deviation(z), expected, rtol=1e-6)
 
 
 def test_gram_is_the_second_moment_of_unit_rows(z):
     rows = unit_rows(z).reshape(-1, 6)
-    np.testing.assert_allclose(measures.gram(z), rows.T @ rows / len(rows), atol=1e-7)
+    np.testing.assert_allclose(representation.gram(z), rows.T @ rows / len(rows), atol=1e-7)
 
 
 @pytest.mark.parametrize('name', MEASURES)
@@ -105,26 +107,26 @@ def test_eight_devices_equal_one(name, z):
 def test_collapse_to_a_point_or_to_zero_is_seen(collapsed):
     z = collapsed.astype(np.float32)
     # Float32 rounding of the unit vector's entries.
-    np.testing.assert_allclose(measures.alignment(z), 0, atol=1e-6)
-    np.testing.assert_allclose(measures.uniformity(z), 0, atol=1e-6)
-    np.testing.assert_allclose(measures.standard_deviation(z), 0, atol=1e-6)
+    np.testing.assert_allclose(representation.alignment(z), 0, atol=1e-6)
+    np.testing.assert_allclose(representation.uniformity(z), 0, atol=1e-6)
+    np.testing.assert_allclose(representation.standard_deviation(z), 0, atol=1e-6)
 
 
 def test_one_hot_rows_have_known_measures():
     """Each axis of the space in both directions: zero mean, unit length, second moment 1 / D."""
     dimensions = 8
     z = np.concatenate([np.eye(dimensions), -np.eye(dimensions)]).astype(np.float32)
-    np.testing.assert_allclose(measures.standard_deviation(z), 1 / np.sqrt(dimensions), rtol=1e-6)
-    np.testing.assert_allclose(measures.gram(z), np.eye(dimensions) / dimensions, atol=1e-7)
+    np.testing.assert_allclose(representation.standard_deviation(z), 1 / np.sqrt(dimensions), rtol=1e-6)
+    np.testing.assert_allclose(representation.gram(z), np.eye(dimensions) / dimensions, atol=1e-7)
     # Every row sees one opposite at squared distance 4, and the others at 2.
     others = 2 * dimensions - 2
     expected = np.log((np.exp(-8) + others * np.exp(-4)) / (others + 1))
-    np.testing.assert_allclose(measures.uniformity(z), expected, rtol=1e-6)
+    np.testing.assert_allclose(representation.uniformity(z), expected, rtol=1e-6)
 
 
 def test_opposite_views_are_as_far_apart_as_can_be():
     z = np.stack([np.eye(3), -np.eye(3)], axis=1).astype(np.float32)
-    np.testing.assert_allclose(measures.alignment(z), 4, rtol=1e-6)
+    np.testing.assert_allclose(representation.alignment(z), 4, rtol=1e-6)
 
 
 def test_measures_are_those_of_directions_in_any_precision(z):
@@ -136,42 +138,42 @@ def test_measures_are_those_of_directions_in_any_precision(z):
 
 def test_uniformity_of_one_row_is_refused():
     with pytest.raises(ValueError, match='at least two'):
-        measures.uniformity(jnp.ones((1, 4)))
+        representation.uniformity(jnp.ones((1, 4)))
 
 
 def test_effective_rank_of_known_spectra():
     generator = np.random.default_rng(0)
     left = np.linalg.qr(generator.standard_normal((20, 6)))[0]
     right = np.linalg.qr(generator.standard_normal((6, 6)))[0]
-    np.testing.assert_allclose(measures.effective_rank(left), 6)
-    np.testing.assert_allclose(measures.effective_rank(np.eye(5)), 5)
-    np.testing.assert_allclose(measures.effective_rank(np.ones((20, 6))), 1)
-    assert measures.effective_rank(np.zeros((20, 6))) == 0
+    np.testing.assert_allclose(representation.effective_rank(left), 6)
+    np.testing.assert_allclose(representation.effective_rank(np.eye(5)), 5)
+    np.testing.assert_allclose(representation.effective_rank(np.ones((20, 6))), 1)
+    assert representation.effective_rank(np.zeros((20, 6))) == 0
     spectrum = np.array([4, 2, 1, 1, 0, 0])
     # Entropy of (1/2, 1/4, 1/8, 1/8): 7/4 bits.
-    np.testing.assert_allclose(measures.effective_rank(left * spectrum @ right), 2**1.75)
+    np.testing.assert_allclose(representation.effective_rank(left * spectrum @ right), 2**1.75)
 
 
 def test_effective_rank_from_the_gram_matrix_is_that_of_the_rows(z):
     rows = unit_rows(z).reshape(-1, 6)
-    expected = measures.effective_rank(rows)
-    np.testing.assert_allclose(measures.effective_rank_from_gram(rows.T @ rows), expected, rtol=1e-12)
-    np.testing.assert_allclose(measures.effective_rank_from_gram(measures.gram(z)), expected, rtol=1e-6)
+    expected = representation.effective_rank(rows)
+    np.testing.assert_allclose(representation.effective_rank_from_gram(rows.T @ rows), expected, rtol=1e-12)
+    np.testing.assert_allclose(representation.effective_rank_from_gram(representation.gram(z)), expected, rtol=1e-6)
 
 
 def test_rounding_of_a_collapsed_gram_matrix_is_no_rank():
     """One direction in 128 dimensions: the roots of float32 noise are not counted as further ones."""
     generator = np.random.default_rng(0)
     z = generator.uniform(0.5, 2, (64, 1)) * generator.standard_normal(128)
-    gram = measures.gram(z.astype(np.float32))
-    np.testing.assert_allclose(measures.effective_rank_from_gram(gram), 1, rtol=1e-6)
-    assert measures.effective_rank_from_gram(np.zeros((4, 4))) == 0
+    gram = representation.gram(z.astype(np.float32))
+    np.testing.assert_allclose(representation.effective_rank_from_gram(gram), 1, rtol=1e-6)
+    assert representation.effective_rank_from_gram(np.zeros((4, 4))) == 0
 
 
 @pytest.mark.parametrize('name', ['uniformity', 'neighbour_agreement'])
 @pytest.mark.parametrize('block_size', [1, 5, 64])
 def test_in_blocks_they_are_the_same(name, block_size, z):
-    measure = getattr(measures, name)
+    measure = getattr(representation, name)
     z = jnp.asarray(z.reshape(-1, 2, z.shape[-1]), jnp.float32)
     np.testing.assert_allclose(measure(z, block_size=block_size), measure(z), rtol=1e-6)
 
@@ -179,7 +181,7 @@ def test_in_blocks_they_are_the_same(name, block_size, z):
 @pytest.mark.parametrize('name', ['uniformity', 'neighbour_agreement'])
 def test_in_blocks_they_take_less_memory(name):
     z = jax.ShapeDtypeStruct((1024, 2, 16), jnp.float32)
-    measure = getattr(measures, name)
+    measure = getattr(representation, name)
     whole, blocks = (
         jax.jit(functools.partial(measure, block_size=size)).lower(z).compile().memory_analysis().temp_size_in_bytes
         for size in (None, 32)

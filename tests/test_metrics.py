@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from simclr_jax.evaluators.metrics import (
+from simclr_jax.metrics.classification import (
     average_precision,
     confidence_interval,
     eleven_point_average_precision,

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax import losses, optim, sharding
+from simclr_jax import optim, sharding
+from simclr_jax.losses.supervised import softmax_cross_entropy
 from simclr_jax.models.classifier import FeatureMapClassifiers
 from simclr_jax.models.resnet import PARTS, ResNet
 from simclr_jax.step import make_train_step
@@ -86,7 +87,7 @@ def test_the_loss_is_the_sum_and_the_classifiers_do_not_meet(run, x64):
     def separate(classifiers):
         variables = {'params': {'encoder': encoder, **classifiers}, 'batch_stats': statistics}
         logits, _ = task.model.apply(variables, batch['views'][:, 0], train=True, mutable=['batch_stats'])
-        values = jnp.stack([losses.softmax_cross_entropy(logits[name], batch['label']) for name in FEATURES])
+        values = jnp.stack([softmax_cross_entropy(logits[name], batch['label']) for name in FEATURES])
         return values, values
 
     @jax.jit

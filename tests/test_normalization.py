@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from simclr_jax.models.batch_norm import BatchNorm
 from simclr_jax.models.layers import Conv
-from simclr_jax.models.normalization import BatchNorm
 from simclr_jax.ops.precision import at_least_float32
 from simclr_jax.ops.rectifier import relu
 from simclr_jax.planning.flops import count_flops

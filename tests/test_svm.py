@@ -12,7 +12,7 @@ from sklearn.svm import LinearSVC
 
 from simclr_jax.evaluators import linear_model, svm
 from simclr_jax.evaluators.linear_model import predict_logits
-from simclr_jax.evaluators.metrics import mean_average_precision
+from simclr_jax.metrics.classification import mean_average_precision
 
 NUM_CLASSES = 10
 # A few of the protocol's.

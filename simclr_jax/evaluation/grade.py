@@ -5,7 +5,7 @@ import functools
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax.evaluators import metrics
+from simclr_jax.metrics import classification
 
 
 def grade(metric: str, draws: list[np.ndarray], labels: np.ndarray, config: ConfigDict | None) -> dict[str, float]:
@@ -26,7 +26,7 @@ def grade(metric: str, draws: list[np.ndarray], labels: np.ndarray, config: Conf
     if len(draws) > 1:
         found['deviation'] = float(np.std(values))
     if config is not None:
-        found['low'], found['high'] = metrics.confidence_interval(
+        found['low'], found['high'] = classification.confidence_interval(
             lambda weights: float(np.mean([statistic(weights) for statistic in statistics])),
             len(labels),
             draws=config.bootstrap_draws,
@@ -39,6 +39,8 @@ def _statistic(metric: str, found: np.ndarray, labels: np.ndarray):
     """The metric as a function of the test images' weights [Q]."""
     if metric in ('map', 'map_11_point'):
         targets = labels if labels.ndim == 2 else (labels[:, None] == np.arange(found.shape[1])).astype(np.int32)
-        return metrics.mean_average_precision_of_weights(found, targets, eleven_point=metric == 'map_11_point')
+        return classification.mean_average_precision_of_weights(found, targets, eleven_point=metric == 'map_11_point')
     predicted = found if found.ndim == 1 else found.argmax(axis=1)
-    return functools.partial(metrics.top1 if metric == 'top1' else metrics.mean_per_class, predicted, labels)
+    return functools.partial(
+        classification.top1 if metric == 'top1' else classification.mean_per_class, predicted, labels
+    )

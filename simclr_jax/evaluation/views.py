@@ -6,13 +6,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax import measures, sharding
+from simclr_jax import sharding
 from simclr_jax.data.spec import DataError, Examples, Share
 from simclr_jax.evaluation.datasets import Dataset
 from simclr_jax.evaluation.encoder import Encoder
 from simclr_jax.evaluation.scores import Score
 from simclr_jax.evaluators.agreement import neighbourhood_agreement
 from simclr_jax.feeding import training_policy
+from simclr_jax.metrics import representation
 from simclr_jax.tasks.pretrain import make_task
 
 
@@ -39,9 +40,9 @@ def evaluate_views(encoder: Encoder, dataset: Dataset, config: ConfigDict) -> li
     scores = []
     for layer, features in found.items():
         values = {
-            'alignment': float(jax.jit(measures.alignment)(features)),
+            'alignment': float(jax.jit(representation.alignment)(features)),
             'uniformity': float(_uniformity(features)),
-            'effective_rank': measures.effective_rank(features[:, 0]),
+            'effective_rank': representation.effective_rank(features[:, 0]),
             'agreement': neighbourhood_agreement(features[:, 0], features[:, 1], k=config.measures.neighbours),
         }
         for metric, value in values.items():
@@ -56,7 +57,7 @@ UNIFORMITY_BLOCK = 2048
 
 def _uniformity(features: np.ndarray) -> float:
     blocks = [features[i : i + UNIFORMITY_BLOCK] for i in range(0, len(features), UNIFORMITY_BLOCK)]
-    potentials = [float(np.exp(measures.uniformity(block))) for block in blocks if len(block) > 1]
+    potentials = [float(np.exp(representation.uniformity(block))) for block in blocks if len(block) > 1]
     return np.log(np.mean(potentials))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from simclr_jax.evaluators import linear_model
 from simclr_jax.evaluators.checks import check_features, check_targets
 from simclr_jax.evaluators.linear_model import Loss, Weights, predict_logits, principal_axes
-from simclr_jax.evaluators.metrics import average_precision
+from simclr_jax.metrics.classification import average_precision
 
 # Costs of the protocol, from the strongest regularisation to the weakest.
 COSTS = tuple(0.5**power for power in range(19, 3, -1)) + (1.0, 10.0, 100.0)

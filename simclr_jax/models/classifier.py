@@ -7,9 +7,9 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
+from simclr_jax.models.batch_norm import BatchNorm
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.layers import dense
-from simclr_jax.models.normalization import BatchNorm
 from simclr_jax.models.pooling import pool_to
 from simclr_jax.models.resnet import PARTS, ResNet
 from simclr_jax.ops.precision import at_least_float32

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from simclr_jax.models.batch_norm import BatchNorm
 from simclr_jax.models.layers import dense
-from simclr_jax.models.normalization import BatchNorm
 from simclr_jax.ops.precision import at_least_float32
 
 KINDS = ('nonlinear', 'linear', 'none')

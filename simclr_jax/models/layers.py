@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.models.normalization import BatchNorm
+from simclr_jax.models.batch_norm import BatchNorm
 from simclr_jax.ops.convolution import convolve
 from simclr_jax.ops.precision import at_least_float32, to_compute_dtype
 

@@ -11,8 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from simclr_jax.models.batch_norm import BATCH_NORM_MOMENTUM, BatchNorm
 from simclr_jax.models.layers import Conv
-from simclr_jax.models.normalization import BATCH_NORM_MOMENTUM, BatchNorm
 from simclr_jax.ops.precision import at_least_float32
 from simclr_jax.ops.rectifier import relu
 

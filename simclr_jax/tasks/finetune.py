@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from simclr_jax import losses
+from simclr_jax.losses.supervised import accuracy, sigmoid_cross_entropy, softmax_cross_entropy
 from simclr_jax.models.classifier import Classifier, pretrained_into
 from simclr_jax.models.resnet import frozen_parts
 from simclr_jax.state import TrainState
@@ -84,10 +84,10 @@ class Finetune:
         """
         labels, weights = labels_of(batch, batch['views'].shape[1])
         if labels.ndim == 3:
-            loss = losses.sigmoid_cross_entropy(outputs, labels, weights)
+            loss = sigmoid_cross_entropy(outputs, labels, weights)
             return loss, {'loss': loss}
-        loss = losses.softmax_cross_entropy(outputs, labels, weights)
-        return loss, {'loss': loss, 'accuracy': losses.accuracy(outputs, labels, weights)}
+        loss = softmax_cross_entropy(outputs, labels, weights)
+        return loss, {'loss': loss, 'accuracy': accuracy(outputs, labels, weights)}
 
     def predict(self, variables: dict[str, Any], images: jax.Array) -> jax.Array:
         """Logits [N, K] of images [N, H, W, 3], in inference mode."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from simclr_jax import losses
+from simclr_jax.losses.supervised import accuracy, softmax_cross_entropy
 from simclr_jax.models.classifier import FeatureMapClassifiers
 from simclr_jax.tasks.views import by_image, images_of, labels_of
 
@@ -68,8 +68,8 @@ class MultiHead:
             'feature5_accuracy'.
         """
         labels, weights = labels_of(batch, batch['views'].shape[1])
-        loss = sum(losses.softmax_cross_entropy(logits, labels, weights) for logits in outputs.values())
-        accuracies = {f'{name}_accuracy': losses.accuracy(logits, labels, weights) for name, logits in outputs.items()}
+        loss = sum(softmax_cross_entropy(logits, labels, weights) for logits in outputs.values())
+        accuracies = {f'{name}_accuracy': accuracy(logits, labels, weights) for name, logits in outputs.items()}
         return loss, {'loss': loss, **accuracies}
 
     def predict(self, variables: dict[str, Any], images: jax.Array) -> dict[str, jax.Array]:

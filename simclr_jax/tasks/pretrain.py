@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
-from simclr_jax import losses, measures
+from simclr_jax.losses.contrastive import margin_triplet, nt_logistic, nt_xent
+from simclr_jax.losses.supervised import accuracy, softmax_cross_entropy
+from simclr_jax.metrics import representation
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.resnet import ResNet
 from simclr_jax.models.simclr import SimCLR
@@ -85,9 +87,9 @@ class Pretrain:
         total = self.loss_scale * loss
         if 'logits' in outputs:
             labels, weights = labels_of(batch, outputs['logits'].shape[1])
-            probe_loss = losses.softmax_cross_entropy(outputs['logits'], labels, weights)
+            probe_loss = softmax_cross_entropy(outputs['logits'], labels, weights)
             metrics['probe_loss'] = probe_loss
-            metrics['probe_accuracy'] = losses.accuracy(outputs['logits'], labels, weights)
+            metrics['probe_accuracy'] = accuracy(outputs['logits'], labels, weights)
             total = total + probe_loss
         return total, {**metrics, 'loss': total}
 
@@ -100,11 +102,11 @@ class Pretrain:
             return loss, {
                 **metrics,
                 'contrast_loss': loss,
-                'alignment': measures.alignment(fixed, axis_name=DATA_AXIS),
-                'uniformity': measures.uniformity(fixed, DATA_AXIS, self.block_size),
-                'neighbour_agreement': measures.neighbour_agreement(fixed, DATA_AXIS, self.block_size),
-                'z_std': measures.standard_deviation(fixed, axis_name=DATA_AXIS),
-                'z_gram': measures.gram(fixed, axis_name=DATA_AXIS),
+                'alignment': representation.alignment(fixed, axis_name=DATA_AXIS),
+                'uniformity': representation.uniformity(fixed, DATA_AXIS, self.block_size),
+                'neighbour_agreement': representation.neighbour_agreement(fixed, DATA_AXIS, self.block_size),
+                'z_std': representation.standard_deviation(fixed, axis_name=DATA_AXIS),
+                'z_gram': representation.gram(fixed, axis_name=DATA_AXIS),
             }
 
         return jax.shard_map(local, mesh=self.mesh, in_specs=PartitionSpec(DATA_AXIS), out_specs=PartitionSpec())(z)
@@ -150,11 +152,11 @@ def make_task(config: ConfigDict, num_classes: int, mesh: Mesh, make_views: Make
     """
     loss, block_size = config.loss, config.loss.block_size or None
     if loss.name == 'nt_xent':
-        contrast = functools.partial(losses.nt_xent, temperature=loss.temperature, block_size=block_size)
+        contrast = functools.partial(nt_xent, temperature=loss.temperature, block_size=block_size)
     elif loss.name == 'nt_logistic':
-        contrast = functools.partial(losses.nt_logistic, temperature=loss.temperature, semi_hard=loss.semi_hard)
+        contrast = functools.partial(nt_logistic, temperature=loss.temperature, semi_hard=loss.semi_hard)
     else:
-        contrast = functools.partial(losses.margin_triplet, margin=loss.margin, semi_hard=loss.semi_hard)
+        contrast = functools.partial(margin_triplet, margin=loss.margin, semi_hard=loss.semi_hard)
     return Pretrain(
         model=make_model(config, num_classes),
         contrast=functools.partial(contrast, normalize=loss.normalize, axis_name=DATA_AXIS),

@@ -1,6 +1,6 @@
-"""Contrastive losses over the views of a global batch, and the cross-entropies of the supervised heads.
+"""Contrastive losses over the views of a global batch.
 
-The contrastive losses take projections `z [B, V, D]`: B images, V >= 2 views of each. Inside
+The losses take projections `z [B, V, D]`: B images, V >= 2 views of each. Inside
 `jax.shard_map`, `axis_name` names the mesh axis over which the batch is split; the projections of the other
 members are then gathered, so that every view of the global batch is a candidate for every anchor, and
 gradients flow back through the gather. Every loss returns `(loss, metrics)`, scalars that are the same on
@@ -9,7 +9,6 @@ all members. `N` below is the number of images of the global batch.
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from simclr_jax.ops.similarities import (
     Similarities,
@@ -17,7 +16,6 @@ from simclr_jax.ops.similarities import (
     comparable,
     compare,
     contrast_metrics,
-    full_precision,
     negatives_in_blocks,
     positives_of,
 )
@@ -160,54 +158,6 @@ def margin_triplet(
     return _global_means(loss, contrast_metrics(similarities.candidates, similarities), axis_name)
 
 
-def softmax_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-    """Weighted mean cross-entropy of integer labels, in nats.
-
-    Args:
-        logits: [..., K], any float type; computed in float32, or float64 where they are.
-        labels: [...], integers below K; negative: no label, weight 0.
-        weights: [...], >= 0; None: all 1.
-
-    Returns:
-        sum(weight * cross-entropy) / sum(weight), a scalar; 0 where all weights are 0.
-    """
-    values = optax.softmax_cross_entropy_with_integer_labels(full_precision(logits), jnp.maximum(labels, 0))
-    return _labelled_mean(values, labels, weights)
-
-
-def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-    """Weighted mean over images of the summed binary cross-entropies of their classes, in nats.
-
-    Args:
-        logits: [..., K], any float type; computed in float32, or float64 where they are.
-        labels: [..., K], 1: present, 0: absent, negative: ignored. An image whose classes are all ignored has
-            weight 0.
-        weights: [...], >= 0; None: all 1.
-
-    Returns:
-        sum(weight * sum over the classes) / sum(weight), a scalar; 0 where all weights are 0.
-    """
-    logits = full_precision(logits)
-    values = optax.sigmoid_binary_cross_entropy(logits, labels.astype(logits.dtype))
-    per_image = jnp.sum(values, axis=-1, where=labels >= 0)
-    return _labelled_mean(per_image, jnp.max(labels, axis=-1), weights)
-
-
-def accuracy(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-    """Weighted fraction of rows whose largest logit is at their label.
-
-    Args:
-        logits: [..., K].
-        labels: [...], integers below K; negative: no label, weight 0.
-        weights: [...], >= 0; None: all 1.
-
-    Returns:
-        A float32 scalar from 0 to 1; 0 where all weights are 0.
-    """
-    correct = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
-    return _labelled_mean(correct.astype(jnp.float32), labels, weights)
-
-
 def _log_rivals(negatives: jax.Array, positives: jax.Array) -> jax.Array:
     """Log-sum-exp of what a positive competes with: the negatives [A] and the other positives [A, V-1]."""
     rivals = []
@@ -235,10 +185,3 @@ def _global_means(
     """The loss, and the means of the metrics, over all members."""
     means = loss, jax.tree.map(jnp.mean, metrics)
     return means if axis_name is None else jax.lax.pmean(means, axis_name)
-
-
-def _labelled_mean(values: jax.Array, labels: jax.Array, weights: jax.Array | None) -> jax.Array:
-    labelled = (labels >= 0).astype(values.dtype)
-    weights = labelled if weights is None else labelled * weights.astype(values.dtype)
-    total = jnp.sum(weights)
-    return jnp.sum(weights * values) / jnp.where(total > 0, total, 1.0)

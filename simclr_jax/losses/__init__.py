@@ -1,0 +1,1 @@
+"""Losses: functions of arrays, whose scalars are those of the global batch."""

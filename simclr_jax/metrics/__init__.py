@@ -1,0 +1,1 @@
+"""Metrics of representations, which need no labels, and of classifications."""
