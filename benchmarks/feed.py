@@ -19,9 +19,9 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from simclr_jax import feeding
 from simclr_jax.config import base_config
 from simclr_jax.data import pipeline
+from simclr_jax.data.feed import train_batches
 from simclr_jax.data.sources import load_examples
 from simclr_jax.meter import Schedule
 
@@ -43,8 +43,8 @@ def main():
     config.data.path, config.batch_size = options.data_dir, BATCH
     examples = load_examples(config.data, 'train')
     ways = {
-        'host': lambda: feeding.train_batches('host', config, examples, None, ONE_BY_ONE, 0),
-        'hybrid': lambda: feeding.train_batches('hybrid', config, examples, None, ONE_BY_ONE, 0),
+        'host': lambda: train_batches('host', config, examples, None, ONE_BY_ONE, 0),
+        'hybrid': lambda: train_batches('hybrid', config, examples, None, ONE_BY_ONE, 0),
         'decode': lambda: decoded(examples),
     }
     rates = {name: [] for name in (*ways, *(['peer'] if options.peer else []))}

@@ -123,7 +123,7 @@ def memory_kib(field):
 
 def search_simclr_jax():
     """This package: on the device, in blocks."""
-    from simclr_jax.evaluators.knn import nearest_neighbours
+    from simclr_jax.probes.knn import nearest_neighbours
 
     return lambda bank, queries, k: nearest_neighbours(bank, queries, k=k)
 

@@ -20,7 +20,7 @@ import warnings
 
 import numpy as np
 
-from simclr_jax.evaluators.logistic import LAMBDAS, accuracy, fit_path
+from simclr_jax.probes.logistic import LAMBDAS, accuracy, fit_path
 
 CONTESTANTS = ('simclr_jax', 'sklearn_warm', 'sklearn_cold')
 MAX_ITERATIONS = 1000

@@ -22,9 +22,10 @@ import time
 import jax
 import numpy as np
 
-from simclr_jax import feeding, optim, program, sharding
+from simclr_jax import optim, program, sharding
 from simclr_jax.chips import peak_flops
 from simclr_jax.config import load_config
+from simclr_jax.data.feed import make_views, training_policy
 from simclr_jax.step import init_state, make_train_step
 from simclr_jax.tasks.pretrain import make_task
 
@@ -45,8 +46,8 @@ def main():
     images, size = config.batch_size, config.data.image_size
 
     mesh = sharding.make_mesh()
-    policy = feeding.training_policy(config)
-    task = make_task(config, options.classes, mesh, feeding.make_views(options.feed, policy))
+    policy = training_policy(config)
+    task = make_task(config, options.classes, mesh, make_views(options.feed, policy))
     tx = optim.make_optimizer(config.optimizer.name, lambda step: 0.1, weight_decay=config.optimizer.weight_decay)
     state, key = init_state(task, tx, jax.random.key(0), mesh), jax.random.key(1)
     random = np.random.default_rng(0)

@@ -13,7 +13,7 @@ from simclr_jax.data.sources import load_examples
 from simclr_jax.data.spec import DataError, Examples
 from simclr_jax.data.suite import TEST_NAMES, resolve_dataset
 from simclr_jax.evaluation.encoder import Encoder, ids_of, write_features
-from simclr_jax.evaluators.features import Features, features_of
+from simclr_jax.evaluation.features import Features, features_of
 
 ENDINGS = ('.npz', '.parquet')
 

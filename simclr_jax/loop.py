@@ -7,6 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from simclr_jax import sharding
+from simclr_jax.augment.views import MakeViews, given_views
 from simclr_jax.checkpoints import Checkpoints
 from simclr_jax.data.spec import Batch
 from simclr_jax.distributed import Preemption
@@ -15,7 +16,6 @@ from simclr_jax.meter import Meter, Schedule
 from simclr_jax.profiling import Profile
 from simclr_jax.state import TrainState
 from simclr_jax.step import Step, batch_at
-from simclr_jax.tasks.views import MakeViews, given_views
 
 # Images whose views are shown at the beginning of a run.
 PICTURED = 8

@@ -11,15 +11,16 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import distributed, feeding, loop, sharding, workdir
+from simclr_jax import distributed, loop, sharding, workdir
 from simclr_jax.checkpoints import CheckpointError, Checkpoints, abstract
 from simclr_jax.config import ConfigError
+from simclr_jax.data.feed import choose, steps_per_dispatch, train_batches
 from simclr_jax.data.sources import align_classes, load_examples, without_multi_labels
 from simclr_jax.data.spec import DataError, Examples
-from simclr_jax.evaluators.features import features_of
-from simclr_jax.evaluators.knn import knn_accuracy
+from simclr_jax.evaluation.features import features_of
 from simclr_jax.log import Log
 from simclr_jax.meter import Schedule
+from simclr_jax.probes.knn import knn_accuracy
 from simclr_jax.profiling import Profile
 from simclr_jax.program import Program, make_program, make_schedule, step_flops
 from simclr_jax.state import TrainState
@@ -57,8 +58,8 @@ def pretrain(
 
     def prepare():
         examples, eval_examples = _open_data(config)
-        feed, examples = feeding.choose(config, examples, jax.devices()[0].platform)
-        at_once = feeding.steps_per_dispatch(feed, config, examples.size)
+        feed, examples = choose(config, examples, jax.devices()[0].platform)
+        at_once = steps_per_dispatch(feed, config, examples.size)
         schedule = dataclasses.replace(make_schedule(config, examples.size), steps_per_dispatch=at_once)
         program = make_program(config, examples.num_classes, schedule, mesh, feed)
         # Only now, when data and devices are found to fit, is anything written.
@@ -77,7 +78,7 @@ def pretrain(
         return loop.train(
             state,
             program.run,
-            functools.partial(feeding.train_batches, program.feed, config, examples, mesh, schedule),
+            functools.partial(train_batches, program.feed, config, examples, mesh, schedule),
             schedule=schedule,
             mesh=mesh,
             key=step_key,

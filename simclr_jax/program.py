@@ -9,9 +9,10 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import feeding, lengths, optim, sharding
+from simclr_jax import lengths, optim, sharding
 from simclr_jax.chips import peak_flops
 from simclr_jax.config import ConfigError
+from simclr_jax.data.feed import make_views, training_policy
 from simclr_jax.meter import Schedule
 from simclr_jax.planning.flops import count_flops
 from simclr_jax.state import TrainState
@@ -83,7 +84,7 @@ def make_program(config: ConfigDict, num_classes: int, schedule: Schedule, mesh:
         problems += sharding.check_batch_size(config.microbatch, mesh.size, 'microbatch')
     if problems:
         raise ConfigError(problems)
-    task = make_task(config, num_classes, mesh, feeding.make_views(feed, feeding.training_policy(config)))
+    task = make_task(config, num_classes, mesh, make_views(feed, training_policy(config)))
     tx = optim.make_optimizer(
         config.optimizer.name,
         schedule.learning_rate,

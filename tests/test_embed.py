@@ -15,7 +15,7 @@ from simclr_jax.cli.main import main
 from simclr_jax.config import load_config
 from simclr_jax.data.arrays import load_digits
 from simclr_jax.data.spec import Decoded, Examples
-from simclr_jax.evaluators.features import Features, extract
+from simclr_jax.evaluation.features import Features, extract
 from simclr_jax.report import neighbours
 from simclr_jax.state import TrainState
 from simclr_jax.tasks.pretrain import make_task

@@ -21,7 +21,7 @@ from simclr_jax.evaluation import frozen as frozen_module
 from simclr_jax.evaluation import trained as trained_module
 from simclr_jax.evaluation.datasets import Dataset, open_dataset
 from simclr_jax.evaluation.encoder import Encoder, open_encoder
-from simclr_jax.evaluators.features import Features
+from simclr_jax.evaluation.features import Features
 from simclr_jax.optim import make_optimizer
 from simclr_jax.state import TrainState
 from simclr_jax.tasks.pretrain import make_task

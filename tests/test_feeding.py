@@ -11,9 +11,18 @@ import pytest
 from PIL import Image
 
 from runs import DIGITS_HERE, assert_same_bits, model_of, rows_of
-from simclr_jax import feeding, sharding
+from simclr_jax import sharding
 from simclr_jax.cli.main import main
 from simclr_jax.config import ConfigError, base_config
+from simclr_jax.data import feed as feeding
+from simclr_jax.data.feed import (
+    STEPS_PER_DISPATCH,
+    choose,
+    make_views,
+    steps_per_dispatch,
+    train_batches,
+    training_policy,
+)
 from simclr_jax.data.resident import ResidentBatches
 from simclr_jax.data.sources import load_examples
 from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files
@@ -49,10 +58,8 @@ def examples(config):
 def batches_of(feed, config, examples, num_devices=1, start_step=0):
     """Endless (global batch, views)."""
     mesh = sharding.make_mesh(jax.devices()[:num_devices])
-    views_of = jax.jit(feeding.make_views(feed, feeding.training_policy(config)))
-    for step, batch in enumerate(
-        feeding.train_batches(feed, config, examples, mesh, ONE_BY_ONE, start_step), start=start_step
-    ):
+    views_of = jax.jit(make_views(feed, training_policy(config)))
+    for step, batch in enumerate(train_batches(feed, config, examples, mesh, ONE_BY_ONE, start_step), start=start_step):
         batch = sharding.to_global(batch, mesh)
         yield batch, views_of(batch, jax.random.fold_in(jax.random.key(5), step))
 
@@ -70,7 +77,7 @@ class TestChoice:
     def test_small_sets_are_resident_on_accelerators(self, config, examples, feed, platform, expected):
         config = config.copy_and_resolve_references()
         config.data.feed = feed
-        chosen, images = feeding.choose(config, examples, platform)
+        chosen, images = choose(config, examples, platform)
         assert chosen == expected
         assert images.ids() == examples.ids()
 
@@ -84,15 +91,15 @@ class TestChoice:
     def test_others_are_not(self, config, content, message):
         config = config.copy_and_resolve_references()
         examples = Examples('some', 2, content, np.zeros(2, np.int32), ('a',))
-        assert feeding.choose(config, examples, 'gpu') == ('hybrid', examples)
+        assert choose(config, examples, 'gpu') == ('hybrid', examples)
         config.data.feed = 'resident'
         with pytest.raises(DataError, match=message):
-            feeding.choose(config, examples, 'gpu')
+            choose(config, examples, 'gpu')
 
     def test_nor_is_a_large_one(self, config, monkeypatch):
         monkeypatch.setattr(feeding, 'RESIDENT_BYTES', 47)
         examples = Examples('some', 1, Decoded(np.zeros((1, 4, 4, 3), np.uint8)), np.zeros(1, np.int32), ('a',))
-        assert feeding.choose(config, examples, 'gpu') == ('hybrid', examples)
+        assert choose(config, examples, 'gpu') == ('hybrid', examples)
 
 
 class TestStepsPerDispatch:
@@ -101,7 +108,7 @@ class TestStepsPerDispatch:
         [
             ('host', 0, 10_000, 1),
             ('hybrid', 1, 10_000, 1),
-            ('resident', 0, 10_000, feeding.STEPS_PER_DISPATCH),
+            ('resident', 0, 10_000, STEPS_PER_DISPATCH),
             ('resident', 0, 3 * BATCH + 1, 3),
             ('resident', 1, 10_000, 1),
             ('resident', 40, 10_000, 40),
@@ -110,18 +117,18 @@ class TestStepsPerDispatch:
     def test_several_where_images_are_resident(self, config, feed, wanted, images, expected):
         config = config.copy_and_resolve_references()
         config.steps_per_dispatch = wanted
-        assert feeding.steps_per_dispatch(feed, config, images) == expected
+        assert steps_per_dispatch(feed, config, images) == expected
 
     def test_not_more_than_the_log_wants(self, config):
         config = config.copy_and_resolve_references()
         config.log_every_steps = 2
-        assert feeding.steps_per_dispatch('resident', config, 10_000) == 2
+        assert steps_per_dispatch('resident', config, 10_000) == 2
 
     def test_others_are_refused(self, config):
         config = config.copy_and_resolve_references()
         config.steps_per_dispatch = 5
         with pytest.raises(ConfigError, match=r'steps_per_dispatch=5: .*the feed is host; choose data.feed=resident'):
-            feeding.steps_per_dispatch('host', config, 10_000)
+            steps_per_dispatch('host', config, 10_000)
 
 
 class TestResident:
@@ -164,7 +171,7 @@ def test_views_do_not_depend_on_devices_or_parts(config, examples, feed):
     assert (one.shape, one.dtype) == ((BATCH, 2, SIZE, SIZE, 3), jnp.float32)
     np.testing.assert_allclose(eight, one, atol=1e-6)
     part = jax.tree.map(lambda rows: rows[BATCH // 2 :], batch)
-    views_of = jax.jit(feeding.make_views(feed, feeding.training_policy(config)))
+    views_of = jax.jit(make_views(feed, training_policy(config)))
     again = views_of(part, jax.random.fold_in(jax.random.key(5), 0))
     np.testing.assert_allclose(again, one[BATCH // 2 :], atol=1e-6)
 
@@ -189,9 +196,7 @@ def test_all_feeds_make_the_same_views_on_average(config, examples):
 def test_bytes_round_what_floats_say(config, examples):
     config = config.copy_and_resolve_references()
     config.augment.views = ('crop', 'crop')
-    host, hybrid = (
-        next(feeding.train_batches(f, config, examples, None, ONE_BY_ONE, 0))['views'] for f in ('host', 'hybrid')
-    )
+    host, hybrid = (next(train_batches(f, config, examples, None, ONE_BY_ONE, 0))['views'] for f in ('host', 'hybrid'))
     assert hybrid.dtype == np.uint8
     np.testing.assert_allclose(hybrid / 255.0, host, atol=0.5 / 255 + 1e-6)
 
@@ -221,8 +226,8 @@ def test_the_step_makes_the_views_by_image(config, examples):
     feed = 'resident'
     batch, views = next(batches_of(feed, config, examples))
     mesh = sharding.make_mesh(jax.devices()[:1])
-    policy = feeding.training_policy(config)
-    ready, made = (make_task(config, 10, mesh, *more) for more in ((), (feeding.make_views(feed, policy),)))
+    policy = training_policy(config)
+    ready, made = (make_task(config, 10, mesh, *more) for more in ((), (make_views(feed, policy),)))
     variables = ready.init(jax.random.key(0))
     arguments = variables['params'], variables['batch_stats']
     key = jax.random.fold_in(jax.random.key(5), 0)

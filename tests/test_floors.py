@@ -14,8 +14,8 @@ PACKAGE = REPOSITORY / 'simclr_jax'
 FLOORS = (
     ('config', 'lengths', 'cache', 'augment.policy'),
     ('ops', 'models', 'augment', 'losses', 'metrics', 'optim', 'state', 'sharding', 'distributed', 'chips'),
-    ('tasks', 'step', 'data', 'evaluators', 'checkpoints', 'workdir', 'log', 'profiling'),
-    ('loop', 'meter', 'feeding', 'program', 'pretraining', 'evaluation', 'embedding', 'planning', 'report', 'interop'),
+    ('tasks', 'step', 'data', 'probes', 'checkpoints', 'workdir', 'log', 'profiling'),
+    ('loop', 'meter', 'program', 'pretraining', 'evaluation', 'embedding', 'planning', 'report', 'interop'),
     ('cli', '__main__'),
 )
 METHODS = ('ops', 'losses', 'metrics', 'optim', 'models', 'augment')

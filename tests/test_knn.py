@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
-from simclr_jax.evaluators.agreement import neighbourhood_agreement
-from simclr_jax.evaluators.knn import knn_accuracy, knn_predict, nearest_neighbours
+from simclr_jax.probes.knn import knn_accuracy, knn_predict, nearest_neighbours, neighbourhood_agreement
 
 NUM_CLASSES = 5
 

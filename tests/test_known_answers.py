@@ -5,10 +5,10 @@ import pytest
 
 from simclr_jax.config import load_evaluation
 from simclr_jax.config.label_budget import Labels
+from simclr_jax.evaluation.features import Features
 from simclr_jax.evaluation.frozen import Material, classify
 from simclr_jax.evaluation.grade import grade
-from simclr_jax.evaluators import linear_model
-from simclr_jax.evaluators.features import Features
+from simclr_jax.probes import linear_model
 
 PROTOCOLS = ('knn', 'linear', 'svm')
 CONFIG = load_evaluation('', [('knn.k', '5'), ('linear.lambdas', '3'), ('linear.smallest', '0.01')])

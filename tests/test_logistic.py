@@ -12,10 +12,10 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from simclr_jax.evaluators import linear_model
-from simclr_jax.evaluators.linear_model import predict_logits
-from simclr_jax.evaluators.logistic import LAMBDAS, Weights, accuracy, fit, fit_path, objective, predict
 from simclr_jax.metrics.classification import mean_average_precision
+from simclr_jax.probes import linear_model
+from simclr_jax.probes.linear_model import predict_logits
+from simclr_jax.probes.logistic import LAMBDAS, Weights, accuracy, fit, fit_path, objective, predict
 
 
 @pytest.fixture(scope='module')

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from simclr_jax.evaluators.subsets import balanced_subset, train_validation_split
+from simclr_jax.data.subsets import balanced_subset, train_validation_split
 
 # Classes of 40, 25 and 8 and 27 unlabelled, shuffled.
 LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, -1], [40, 25, 8, 27]))

@@ -10,9 +10,9 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score
 from sklearn.svm import LinearSVC
 
-from simclr_jax.evaluators import linear_model, svm
-from simclr_jax.evaluators.linear_model import predict_logits
 from simclr_jax.metrics.classification import mean_average_precision
+from simclr_jax.probes import linear_model, svm
+from simclr_jax.probes.linear_model import predict_logits
 
 NUM_CLASSES = 10
 # A few of the protocol's.

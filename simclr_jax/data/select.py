@@ -6,7 +6,7 @@ import numpy as np
 
 from simclr_jax.config.label_budget import Labels
 from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files, Streamed
-from simclr_jax.evaluators.subsets import balanced_subset
+from simclr_jax.data.subsets import balanced_subset
 
 # The subsets of ImageNet that the papers publish, as TensorFlow Datasets names them.
 PUBLISHED_SUBSETS = {'1%': 'imagenet2012_subset/1pct', '10%': 'imagenet2012_subset/10pct'}

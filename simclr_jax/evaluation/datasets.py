@@ -9,8 +9,8 @@ from simclr_jax.config.label_budget import Labels
 from simclr_jax.data.select import concatenate, labelled_part, published_subset, select
 from simclr_jax.data.sources import align_classes, load_examples
 from simclr_jax.data.spec import DataError, Examples
+from simclr_jax.data.subsets import train_validation_split
 from simclr_jax.data.suite import resolve_dataset
-from simclr_jax.evaluators.subsets import train_validation_split
 
 
 @dataclasses.dataclass(frozen=True)

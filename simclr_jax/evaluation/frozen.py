@@ -10,12 +10,12 @@ from simclr_jax.config.label_budget import Labels
 from simclr_jax.data.select import labelled_indices
 from simclr_jax.evaluation.datasets import Dataset, hold_out
 from simclr_jax.evaluation.encoder import Encoder
+from simclr_jax.evaluation.features import Features
 from simclr_jax.evaluation.grade import grade
 from simclr_jax.evaluation.scores import Score
-from simclr_jax.evaluators import logistic, svm
-from simclr_jax.evaluators.features import Features
-from simclr_jax.evaluators.knn import knn_predict
-from simclr_jax.evaluators.linear_model import predict_logits
+from simclr_jax.probes import logistic, svm
+from simclr_jax.probes.knn import knn_predict
+from simclr_jax.probes.linear_model import predict_logits
 
 # Classes with fewer labels have none to spare for choosing the penalty, and get this one.
 LABELS_TO_VALIDATE = 20

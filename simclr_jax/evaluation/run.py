@@ -15,7 +15,7 @@ from simclr_jax.evaluation.frozen import evaluate_frozen
 from simclr_jax.evaluation.scores import ENCODERS, Results, Score, amount
 from simclr_jax.evaluation.trained import evaluate_trained
 from simclr_jax.evaluation.views import evaluate_views
-from simclr_jax.evaluators.svm import FOLDS
+from simclr_jax.probes.svm import FOLDS
 
 
 def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = print) -> Results:

@@ -26,9 +26,9 @@ from simclr_jax.config.label_budget import Labels
 from simclr_jax.data.spec import DataError, Examples, Share
 from simclr_jax.evaluation.datasets import Dataset
 from simclr_jax.evaluation.encoder import Encoder
+from simclr_jax.evaluation.features import Features
 from simclr_jax.evaluation.grade import grade
 from simclr_jax.evaluation.scores import Score
-from simclr_jax.evaluators.features import Features
 from simclr_jax.log import Log
 from simclr_jax.meter import Schedule
 from simclr_jax.models.classifier import Classifier, FeatureMapClassifiers

@@ -7,13 +7,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax import sharding
+from simclr_jax.data.feed import training_policy
 from simclr_jax.data.spec import DataError, Examples, Share
 from simclr_jax.evaluation.datasets import Dataset
 from simclr_jax.evaluation.encoder import Encoder
 from simclr_jax.evaluation.scores import Score
-from simclr_jax.evaluators.agreement import neighbourhood_agreement
-from simclr_jax.feeding import training_policy
 from simclr_jax.metrics import representation
+from simclr_jax.probes.knn import neighbourhood_agreement
 from simclr_jax.tasks.pretrain import make_task
 
 

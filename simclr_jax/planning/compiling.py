@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax import feeding, sharding
+from simclr_jax import sharding
+from simclr_jax.data.feed import without_data
 from simclr_jax.planning.flops import count_flops
 from simclr_jax.planning.hlo import Collective, Fusion, Hlo
 from simclr_jax.program import make_program, make_schedule
@@ -99,7 +100,7 @@ def compile_step(config: ConfigDict, num_classes: int, num_images: int, devices:
         RuntimeError: the compiler failed for another reason than memory.
     """
     schedule = make_schedule(config, num_images)
-    feed = feeding.without_data(config.data.feed, devices[0].platform)
+    feed = without_data(config.data.feed, devices[0].platform)
     program = make_program(config, num_classes, schedule, sharding.make_mesh(devices), feed)
     state, batch, key = program.abstract_arguments(config)
     started = time.perf_counter()

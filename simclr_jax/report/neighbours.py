@@ -11,8 +11,8 @@ from PIL import Image
 from simclr_jax.data.spec import DataError, Examples, Files
 from simclr_jax.embedding import classes_shown, embed
 from simclr_jax.evaluation.encoder import Encoder
-from simclr_jax.evaluators.features import Features
-from simclr_jax.evaluators.knn import nearest_neighbours
+from simclr_jax.evaluation.features import Features
+from simclr_jax.probes.knn import nearest_neighbours
 
 # Longer side of an image in the picture, pixels; smaller ones are drawn larger.
 THUMBNAIL = 192

@@ -53,8 +53,8 @@ def draw(directory: str, results: Results) -> pathlib.Path:
 
 def _draw_views(axes, directory: str) -> None:
     """Images of the training split above two of their views."""
+    from simclr_jax.data.feed import training_policy
     from simclr_jax.data.pipeline import TrainBatches
-    from simclr_jax.feeding import training_policy
 
     config = workdir.read_config(directory)
     examples = load_examples(config.data, config.data.split)

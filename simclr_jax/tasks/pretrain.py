@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
+from simclr_jax.augment.views import MakeViews, given_views
 from simclr_jax.losses.contrastive import margin_triplet, nt_logistic, nt_xent
 from simclr_jax.losses.supervised import accuracy, softmax_cross_entropy
 from simclr_jax.metrics import representation
@@ -17,7 +18,7 @@ from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.resnet import ResNet
 from simclr_jax.models.simclr import SimCLR
 from simclr_jax.sharding import DATA_AXIS
-from simclr_jax.tasks.views import MakeViews, by_image, given_views, images_of, labels_of
+from simclr_jax.tasks.views import by_image, images_of, labels_of
 
 # The stem without stride is for images up to this size, pixels.
 CIFAR_STEM_UP_TO = 32

@@ -1,21 +1,10 @@
 """From a batch of views to images for a network, and back. No row changes its device."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from simclr_jax.sharding import by_rows
-
-# (batch, key) -> views [B, V, H, W, C] float: what the devices do of the augmentation.
-MakeViews = Callable[[dict[str, jax.Array], jax.Array], jax.Array]
-
-
-def given_views(batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
-    """Those that the host has made."""
-    del key
-    return batch['views']
 
 
 def images_of(batch: dict[str, jax.Array], mesh: Mesh) -> jax.Array:

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax.evaluators import linear_model
-from simclr_jax.evaluators.checks import check_features, check_targets
-from simclr_jax.evaluators.linear_model import Loss, Weights, predict_logits, principal_axes
 from simclr_jax.metrics.classification import average_precision
+from simclr_jax.probes import linear_model
+from simclr_jax.probes.checks import check_features, check_targets
+from simclr_jax.probes.linear_model import Loss, Weights, predict_logits, principal_axes
 
 # Costs of the protocol, from the strongest regularisation to the weakest.
 COSTS = tuple(0.5**power for power in range(19, 3, -1)) + (1.0, 10.0, 100.0)

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax.evaluators import linear_model
-from simclr_jax.evaluators.checks import check_features, check_labels, check_targets
-from simclr_jax.evaluators.linear_model import Axes, Loss, Weights, predict_logits, principal_axes
+from simclr_jax.probes import linear_model
+from simclr_jax.probes.checks import check_features, check_labels, check_targets
+from simclr_jax.probes.linear_model import Axes, Loss, Weights, predict_logits, principal_axes
 
 # SimCLR, appendix B.8: 45 values log-spaced in [1e-6, 1e5], here from the strongest to the weakest.
 LAMBDAS = tuple(float(value) for value in np.logspace(5, -6, 45))
