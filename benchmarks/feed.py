@@ -23,7 +23,7 @@ from simclr_jax.config import base_config
 from simclr_jax.data import pipeline
 from simclr_jax.data.feed import train_batches
 from simclr_jax.data.sources import load_examples
-from simclr_jax.meter import Schedule
+from simclr_jax.training.schedule import Schedule
 
 BATCH = 32
 WARM_UP = 4

@@ -18,10 +18,11 @@ import time
 import jax
 import numpy as np
 
-from simclr_jax import loop, pretraining
+from simclr_jax import pretraining
 from simclr_jax.config import load_config
 from simclr_jax.program import make_schedule
-from simclr_jax.state import TrainState
+from simclr_jax.training import loop
+from simclr_jax.training.state import TrainState
 
 
 def main():

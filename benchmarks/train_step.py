@@ -22,12 +22,13 @@ import time
 import jax
 import numpy as np
 
-from simclr_jax import optim, program, sharding
+from simclr_jax import program, sharding
 from simclr_jax.chips import peak_flops
 from simclr_jax.config import load_config
 from simclr_jax.data.feed import make_views, training_policy
-from simclr_jax.step import init_state, make_train_step
 from simclr_jax.tasks.pretrain import make_task
+from simclr_jax.training import optim
+from simclr_jax.training.step import init_state, make_train_step
 
 
 def main():

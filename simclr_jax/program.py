@@ -9,15 +9,24 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import lengths, optim, sharding
+from simclr_jax import sharding
 from simclr_jax.chips import peak_flops
 from simclr_jax.config import ConfigError
 from simclr_jax.data.feed import make_views, training_policy
-from simclr_jax.meter import Schedule
 from simclr_jax.planning.flops import count_flops
-from simclr_jax.state import TrainState
-from simclr_jax.step import Step, abstract_state, make_train_step, several_steps, state_shardings
 from simclr_jax.tasks.pretrain import Pretrain, make_task
+from simclr_jax.training import optim
+from simclr_jax.training.schedule import (
+    Schedule,
+    peak_learning_rate,
+    steps_of_epochs,
+    total_steps,
+    warmup_cosine,
+    warmup_steps,
+)
+from simclr_jax.training.state import TrainState
+from simclr_jax.training.step import abstract_state, make_train_step, several_steps, state_shardings
+from simclr_jax.training.task import Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,21 +114,21 @@ def make_schedule(config: ConfigDict, num_examples: int) -> Schedule:
         ConfigError: the warm-up leaves no step for training.
     """
     batch_size, epochs = config.batch_size, config.train_epochs
-    total = config.train_steps or lengths.total_steps(num_examples, epochs, batch_size)
-    warmup = lengths.warmup_steps(num_examples, config.warmup_epochs, batch_size)
+    total = config.train_steps or total_steps(num_examples, epochs, batch_size)
+    warmup = warmup_steps(num_examples, config.warmup_epochs, batch_size)
     if warmup >= total and not config.train_steps:
         raise ConfigError(
             [f'warmup_epochs={config.warmup_epochs}: must be below train_epochs={epochs}, all of it is warm-up']
         )
-    peak = lengths.peak_learning_rate(config.optimizer.learning_rate, batch_size, config.optimizer.scaling)
-    interval = functools.partial(lengths.steps_of_epochs, num_examples=num_examples, batch_size=batch_size)
+    peak = peak_learning_rate(config.optimizer.learning_rate, batch_size, config.optimizer.scaling)
+    interval = functools.partial(steps_of_epochs, num_examples=num_examples, batch_size=batch_size)
     return Schedule(
         total_steps=total,
         epoch_steps=num_examples / batch_size,
         log_every=config.log_every_steps,
         checkpoint_every=config.checkpoint_every_steps or interval(config.checkpoint_every_epochs),
         evaluate_every=interval(config.knn.every_epochs) if config.knn.every_epochs else 0,
-        learning_rate=optim.warmup_cosine(peak, total, warmup),
+        learning_rate=warmup_cosine(peak, total, warmup),
     )
 
 

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from conftest import REPOSITORY
-from simclr_jax.checkpoints import Checkpoints
 from simclr_jax.sharding import make_mesh
+from simclr_jax.training.checkpoints import Checkpoints
 
 DIGITS = [
     f'--config={REPOSITORY}/configs/digits.py',

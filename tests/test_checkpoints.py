@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from simclr_jax import sharding
-from simclr_jax.checkpoints import CheckpointError, Checkpoints, abstract, checksum
-from simclr_jax.state import TrainState
+from simclr_jax.training.checkpoints import CheckpointError, Checkpoints, abstract, checksum
+from simclr_jax.training.state import TrainState
 
 # What Orbax leaves behind of a damaged checkpoint complains when it is collected, whenever that may be.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')

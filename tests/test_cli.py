@@ -10,8 +10,9 @@ import sys
 import pytest
 
 import simclr_jax
-from simclr_jax import pretraining, workdir
+from simclr_jax import pretraining
 from simclr_jax.cli.main import main
+from simclr_jax.training import workdir
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 DIGITS = f'--config={REPOSITORY}/configs/digits.py'
@@ -227,7 +228,7 @@ def test_an_override_without_value_takes_no_other_option_for_it(mistake, tmp_pat
 
 
 def test_failures_and_interruptions_are_told_apart(capsys, monkeypatch, tmp_path):
-    from simclr_jax.meter import NotFiniteError
+    from simclr_jax.training.meter import NotFiniteError
 
     for error, words in (
         (NotFiniteError('the loss is nan at step 3'), 'the loss is nan at step 3'),

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from conftest import REPOSITORY
-from simclr_jax import lengths
 from simclr_jax.config import ConfigError, base_evaluation, load_evaluation
 from simclr_jax.config.evaluation import PROTOCOLS
+from simclr_jax.training.schedule import peak_learning_rate
 
 FOLDER = REPOSITORY / 'configs' / 'evaluate'
 
@@ -16,7 +16,7 @@ def load(spec, *overrides):
 
 
 def peak(settings):
-    return lengths.peak_learning_rate(settings.learning_rate, settings.batch_size, settings.scaling)
+    return peak_learning_rate(settings.learning_rate, settings.batch_size, settings.scaling)
 
 
 def test_the_base_is_sound():

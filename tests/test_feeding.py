@@ -26,8 +26,8 @@ from simclr_jax.data.feed import (
 from simclr_jax.data.resident import ResidentBatches
 from simclr_jax.data.sources import load_examples
 from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files
-from simclr_jax.meter import Schedule
 from simclr_jax.tasks.pretrain import make_task
+from simclr_jax.training.schedule import Schedule
 
 FEEDS = ('host', 'hybrid', 'resident')
 SIZE, BATCH = 16, 64

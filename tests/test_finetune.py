@@ -9,16 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax import optim, sharding
+from simclr_jax import sharding
 from simclr_jax.losses.supervised import sigmoid_cross_entropy
 from simclr_jax.models.batch_norm import BatchNorm
 from simclr_jax.models.classifier import Classifier, pretrained_into
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.resnet import ResNet, frozen_parts
 from simclr_jax.models.simclr import SimCLR
-from simclr_jax.step import make_train_step
 from simclr_jax.tasks.finetune import Finetune, init_from
 from simclr_jax.tasks.views import by_image, images_of, labels_of
+from simclr_jax.training import optim
+from simclr_jax.training.schedule import warmup_cosine
+from simclr_jax.training.step import make_train_step
 
 ENCODER = ResNet(10, width=1 / 16)
 HEAD = ProjectionHead(layers=3, out_dim=8)
@@ -76,7 +78,7 @@ class Run:
         mesh = sharding.make_mesh(jax.devices()[:num_devices])
         model = Classifier(ENCODER, HEAD, CLASSES, head_layer=head_layer, zero_init=True)
         self.task = Finetune(model, SIZE, mesh, train_after_block)
-        schedule = optim.warmup_cosine(0.5, 10, 0)
+        schedule = warmup_cosine(0.5, 10, 0)
         tx = optim.make_optimizer(optimizer, schedule, weight_decay=0.01)
         tx = optim.freeze(tx, self.task.is_frozen)
         self.rates = [float(schedule(step)) for step in range(STEPS)]

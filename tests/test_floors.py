@@ -12,13 +12,13 @@ PACKAGE = REPOSITORY / 'simclr_jax'
 
 # From the lowest floor up: modules, and packages with all that is in them; the longest name counts.
 FLOORS = (
-    ('config', 'lengths', 'cache', 'augment.policy'),
-    ('ops', 'models', 'augment', 'losses', 'metrics', 'optim', 'state', 'sharding', 'distributed', 'chips'),
-    ('tasks', 'step', 'data', 'probes', 'checkpoints', 'workdir', 'log', 'profiling'),
-    ('loop', 'meter', 'program', 'pretraining', 'evaluation', 'embedding', 'planning', 'report', 'interop'),
+    ('config', 'cache', 'augment.policy'),
+    ('ops', 'models', 'augment', 'losses', 'metrics', 'sharding', 'distributed', 'chips'),
+    ('tasks', 'training', 'data', 'probes'),
+    ('program', 'pretraining', 'evaluation', 'embedding', 'planning', 'report', 'interop'),
     ('cli', '__main__'),
 )
-METHODS = ('ops', 'losses', 'metrics', 'optim', 'models', 'augment')
+METHODS = ('ops', 'losses', 'metrics', 'training.optim', 'models', 'augment')
 TENSORFLOW_DOOR = {'augment.host', 'data.pipeline', 'data.streams', 'data.tfds'}
 
 

@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from simclr_jax import chips, meter
-from simclr_jax.checkpoints import Checkpoints
-from simclr_jax.meter import Meter, NotFiniteError, Schedule
-from simclr_jax.profiling import Profile
+from simclr_jax import chips
+from simclr_jax.training import meter
+from simclr_jax.training.checkpoints import Checkpoints
+from simclr_jax.training.meter import Meter, NotFiniteError
+from simclr_jax.training.profile import Profile
+from simclr_jax.training.schedule import Schedule
 
 # Of projections that spread over one, two and three dimensions.
 GRAMS = np.stack([np.diag(np.float32(np.arange(3) <= n)) for n in range(3)])

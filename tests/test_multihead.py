@@ -6,12 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax import optim, sharding
+from simclr_jax import sharding
 from simclr_jax.losses.supervised import softmax_cross_entropy
 from simclr_jax.models.classifier import FeatureMapClassifiers
 from simclr_jax.models.resnet import PARTS, ResNet
-from simclr_jax.step import make_train_step
 from simclr_jax.tasks.multihead import MultiHead
+from simclr_jax.training import optim
+from simclr_jax.training.schedule import step_decay
+from simclr_jax.training.step import make_train_step
 from test_finetune import ENCODER, SIZE, flat, loss_of, start_from, trained_variables
 
 FEATURES = ['feature1', 'feature2', 'feature3', 'feature4', 'feature5']
@@ -32,7 +34,7 @@ def run():
     """The task, its state before and after some steps, and the metrics, on one device."""
     mesh = sharding.make_mesh(jax.devices()[:1])
     task = MultiHead(FeatureMapClassifiers(ENCODER, CLASSES), SIZE, mesh)
-    schedule = optim.step_decay(0.01, milestones=(40, 50))
+    schedule = step_decay(0.01, milestones=(40, 50))
     tx = optim.freeze(optim.make_optimizer('momentum', schedule, weight_decay=1e-4), task.is_frozen)
     state = start_from(trained_variables(), task, tx, jax.random.key(0), mesh)
     start, metrics = jax.device_get(state), []

@@ -9,7 +9,8 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from simclr_jax import lengths, optim
+from simclr_jax.training import optim
+from simclr_jax.training.schedule import peak_learning_rate, step_decay, total_steps, warmup_cosine, warmup_steps
 
 # The reference's variables under the names that they have in our models.
 PATHS = {
@@ -123,7 +124,7 @@ def test_unknown_optimizer_is_named():
 
 def schedules(oracle):
     for case in oracle('schedule').info['cases']:
-        schedule = optim.warmup_cosine(case['scaled_learning_rate'], case['total_steps'], case['warmup_steps'])
+        schedule = warmup_cosine(case['scaled_learning_rate'], case['total_steps'], case['warmup_steps'])
         yield case, schedule, np.array(case['steps'], np.int32), np.array(case['learning_rates'], np.float32)
 
 
@@ -142,34 +143,34 @@ def test_compiled_schedule_is_within_rounding_of_the_peak(oracle):
 
 
 def test_run_shorter_than_its_warmup_ends_at_zero():
-    schedule = optim.warmup_cosine(1.0, total_steps=5, warmup_steps=10)
+    schedule = warmup_cosine(1.0, total_steps=5, warmup_steps=10)
     np.testing.assert_allclose(schedule(np.arange(12)), [t / 10 for t in range(10)] + [0, 0], rtol=1e-6)
 
 
 def test_lengths_and_peaks_are_the_reference(oracle):
     for case in oracle('schedule').info['cases']:
         batch_size, images = case['train_batch_size'], case['num_examples']
-        assert lengths.warmup_steps(images, case['warmup_epochs'], batch_size) == case['warmup_steps']
+        assert warmup_steps(images, case['warmup_epochs'], batch_size) == case['warmup_steps']
         if not case['train_steps_flag']:
-            assert lengths.total_steps(images, case['train_epochs'], batch_size) == case['total_steps']
-        peak = lengths.peak_learning_rate(case['learning_rate'], batch_size, case['learning_rate_scaling'])
+            assert total_steps(images, case['train_epochs'], batch_size) == case['total_steps']
+        peak = peak_learning_rate(case['learning_rate'], batch_size, case['learning_rate_scaling'])
         np.testing.assert_allclose(peak, case['scaled_learning_rate'], rtol=1e-12)
 
 
 def test_without_warmup_the_first_update_has_the_peak():
-    schedule = optim.warmup_cosine(0.8, total_steps=4, warmup_steps=0)
+    schedule = warmup_cosine(0.8, total_steps=4, warmup_steps=0)
     expected = [0.4 * (1 + np.cos(np.pi * step / 4)) for step in range(6)]
     np.testing.assert_allclose(schedule(np.arange(6)), expected[:4] + [0, 0], rtol=1e-6, atol=1e-8)
 
 
 def test_step_decay():
-    schedule = optim.step_decay(0.01, milestones=(3, 6, 7))
+    schedule = step_decay(0.01, milestones=(3, 6, 7))
     expected = [0.01] * 3 + [0.001] * 3 + [0.0001] + [0.00001] * 2
     np.testing.assert_allclose(schedule(np.arange(9)), expected, rtol=1e-6)
     compiled = jax.jit(schedule)(jnp.int32(6))
     np.testing.assert_allclose(compiled, 0.0001, rtol=1e-6)
     assert compiled.dtype == jnp.float32
-    np.testing.assert_allclose(optim.step_decay(2.0, milestones=(), factor=0.5)(100), 2.0)
+    np.testing.assert_allclose(step_decay(2.0, milestones=(), factor=0.5)(100), 2.0)
 
 
 @pytest.mark.parametrize('name', ['lars', 'momentum', 'adam'])

@@ -15,11 +15,12 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from conftest import REPOSITORY, SHARED
 from runs import DIGITS_HERE, assert_same_bits, model_of, rows_of
-from simclr_jax import loop, pretraining, sharding
+from simclr_jax import pretraining, sharding
 from simclr_jax.cli.main import main
 from simclr_jax.config import load_config
 from simclr_jax.data import feed as feeding
 from simclr_jax.evaluation.encoder import make_baseline, open_encoder
+from simclr_jax.training import loop
 
 
 def train(workdir, *options, base=DIGITS_HERE):

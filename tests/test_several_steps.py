@@ -9,8 +9,8 @@ import pytest
 from runs import assert_same_bits
 from simclr_jax import sharding
 from simclr_jax.data.resident import ResidentBatches
-from simclr_jax.meter import Schedule
-from simclr_jax.step import init_state, make_train_step, several_steps
+from simclr_jax.training.schedule import Schedule
+from simclr_jax.training.step import init_state, make_train_step, several_steps
 
 MOST, BATCH = 5, 16
 

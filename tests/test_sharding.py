@@ -4,10 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from simclr_jax import optim, sharding
-from simclr_jax.checkpoints import Checkpoints, abstract
-from simclr_jax.step import init_state, make_train_step, state_shardings
+from simclr_jax import sharding
 from simclr_jax.tasks.pretrain import make_task
+from simclr_jax.training import optim
+from simclr_jax.training.checkpoints import Checkpoints, abstract
+from simclr_jax.training.schedule import warmup_cosine
+from simclr_jax.training.step import init_state, make_train_step, state_shardings
 from test_step import CLASSES, RELATIVE, assert_same, random_batch, small_config
 
 STEPS = 3
@@ -23,7 +25,7 @@ class Run:
         config = small_config()
         config.model.width = 0.5
         self.task = make_task(config, CLASSES, self.mesh)
-        self.tx = optim.make_optimizer('lars', optim.warmup_cosine(0.5, 10, 0), weight_decay=1e-4)
+        self.tx = optim.make_optimizer('lars', warmup_cosine(0.5, 10, 0), weight_decay=1e-4)
         self.shardings = state_shardings(self.task, self.tx, self.mesh, layout)
         self.drawn = init_state(self.task, self.tx, jax.random.key(1), self.mesh, self.shardings)
         self.start = start or jax.tree.map(

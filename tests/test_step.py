@@ -12,10 +12,12 @@ import numpy as np
 import optax
 import pytest
 
-from simclr_jax import optim, sharding
+from simclr_jax import sharding
 from simclr_jax.config import base_config
-from simclr_jax.step import init_state, make_train_step
 from simclr_jax.tasks.pretrain import make_task
+from simclr_jax.training import optim
+from simclr_jax.training.schedule import warmup_cosine
+from simclr_jax.training.step import init_state, make_train_step
 
 STEPS, IMAGES, VIEWS, SIZE, CLASSES = 3, 16, 2, 16, 10
 # Float64 sums in another order, amplified by batch norm and three updates.
@@ -47,7 +49,7 @@ class Run:
     def __init__(self, num_devices, start=None):
         self.mesh = sharding.make_mesh(jax.devices()[:num_devices])
         self.task = make_task(small_config(), CLASSES, self.mesh)
-        self.tx = optim.make_optimizer('lars', optim.warmup_cosine(0.5, 10, 0), weight_decay=1e-4)
+        self.tx = optim.make_optimizer('lars', warmup_cosine(0.5, 10, 0), weight_decay=1e-4)
         self.key = jax.random.key(0)
         self.start = start
         step = make_train_step(self.task, self.tx, self.mesh)

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from reference_names import parameter_paths, reference_variables
-from simclr_jax import lengths, optim, sharding
+from simclr_jax import sharding
 from simclr_jax.config import base_config
-from simclr_jax.state import TrainState
-from simclr_jax.step import make_train_step
 from simclr_jax.tasks.pretrain import make_task
+from simclr_jax.training import optim
+from simclr_jax.training.schedule import peak_learning_rate, total_steps, warmup_cosine, warmup_steps
+from simclr_jax.training.state import TrainState
+from simclr_jax.training.step import make_train_step
 from test_models_oracle import COMPILER_OPTIONS, convolution_as_product
 
 # Rounding of the stored values, and of float64 sums in another order.
@@ -39,10 +41,10 @@ def run_steps(oracle):
     mesh = sharding.make_mesh(jax.devices()[:1])
     task = make_task(config, num_classes=10, mesh=mesh)
     batch_size, epochs = theirs['train_batch_size'], theirs['train_epochs']
-    schedule = optim.warmup_cosine(
-        lengths.peak_learning_rate(theirs['learning_rate'], batch_size, theirs['learning_rate_scaling']),
-        lengths.total_steps(theirs['num_examples'], epochs, batch_size),
-        lengths.warmup_steps(theirs['num_examples'], theirs['warmup_epochs'], batch_size),
+    schedule = warmup_cosine(
+        peak_learning_rate(theirs['learning_rate'], batch_size, theirs['learning_rate_scaling']),
+        total_steps(theirs['num_examples'], epochs, batch_size),
+        warmup_steps(theirs['num_examples'], theirs['warmup_epochs'], batch_size),
     )
     tx = optim.make_optimizer('lars', schedule, weight_decay=theirs['weight_decay'])
     shapes = dict(zip(oracle.info['variable_order'], variable_shapes(task, oracle.info['variable_order']), strict=True))

@@ -7,9 +7,9 @@ import math
 import pytest
 from etils import epath
 
-from simclr_jax import workdir
 from simclr_jax.config import ConfigError, base_config, flatten
-from simclr_jax.log import Log, MetricsFile, read_metrics
+from simclr_jax.training import workdir
+from simclr_jax.training.log import Log, MetricsFile, read_metrics
 
 
 def changed_config(**fields):

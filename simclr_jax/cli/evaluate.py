@@ -47,10 +47,11 @@ def run(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from etils import epath
 
-    from simclr_jax import distributed, workdir
+    from simclr_jax import distributed
     from simclr_jax.config import load_evaluation
     from simclr_jax.evaluation.run import evaluate
     from simclr_jax.report import summary, table
+    from simclr_jax.training import workdir
 
     given = [(field, getattr(options, option)) for option, field in SHORT.items()]
     config = load_evaluation(options.config, [*((f, t) for f, t in given if t is not None), *options.overrides])

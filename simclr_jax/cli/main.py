@@ -79,11 +79,11 @@ def _run(options: argparse.Namespace) -> int:
     if _NotForKeras not in sys.meta_path:
         sys.meta_path.insert(0, _NotForKeras)
     _keep_compiled_programs()
-    from simclr_jax.checkpoints import CheckpointError
     from simclr_jax.config import ConfigError
     from simclr_jax.data.spec import DataError
     from simclr_jax.distributed import FailedElsewhere, LostError
-    from simclr_jax.meter import NotFiniteError
+    from simclr_jax.training.checkpoints import CheckpointError
+    from simclr_jax.training.meter import NotFiniteError
 
     try:
         return _run_to_the_end(options)
@@ -109,7 +109,7 @@ def _run_to_the_end(options: argparse.Namespace) -> int:
     import jax
 
     from simclr_jax import distributed
-    from simclr_jax.loop import Preempted
+    from simclr_jax.training.loop import Preempted
 
     try:
         try:

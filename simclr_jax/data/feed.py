@@ -21,7 +21,7 @@ from simclr_jax.augment.policy import OPERATIONS, Policy, make_policy
 from simclr_jax.augment.views import MakeViews, given_views
 from simclr_jax.config import ConfigError
 from simclr_jax.data.spec import Batch, DataError, Decoded, Encoded, Examples, Reading, Share
-from simclr_jax.meter import Schedule
+from simclr_jax.training.schedule import Schedule
 
 # Of all devices together. A limit of each would let the feed depend on their number.
 RESIDENT_BYTES = 2 * 2**30

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from ml_collections import ConfigDict
 
-from simclr_jax import distributed, workdir
+from simclr_jax import distributed
 from simclr_jax.config.evaluation import FROZEN, TRAINED
 from simclr_jax.config.label_budget import Labels, parse_labels
 from simclr_jax.data.spec import DataError
@@ -16,6 +16,7 @@ from simclr_jax.evaluation.scores import ENCODERS, Results, Score, amount
 from simclr_jax.evaluation.trained import evaluate_trained
 from simclr_jax.evaluation.views import evaluate_views
 from simclr_jax.probes.svm import FOLDS
+from simclr_jax.training import workdir
 
 
 def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = print) -> Results:

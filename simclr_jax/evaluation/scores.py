@@ -7,8 +7,8 @@ from typing import Any
 
 from etils import epath
 
-from simclr_jax import workdir
 from simclr_jax.config import ConfigError
+from simclr_jax.training import workdir
 
 ENCODERS = {'pixels': 'raw pixels', 'untrained': 'untrained encoder', 'simclr': 'SimCLR'}
 # Metrics that are shares, shown in percent.

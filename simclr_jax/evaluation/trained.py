@@ -19,9 +19,8 @@ import optax
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import distributed, lengths, loop, optim, workdir
+from simclr_jax import distributed
 from simclr_jax.augment.policy import default_parameters, make_policy
-from simclr_jax.checkpoints import Checkpoints, abstract
 from simclr_jax.config.label_budget import Labels
 from simclr_jax.data.spec import DataError, Examples, Share
 from simclr_jax.evaluation.datasets import Dataset
@@ -29,16 +28,27 @@ from simclr_jax.evaluation.encoder import Encoder
 from simclr_jax.evaluation.features import Features
 from simclr_jax.evaluation.grade import grade
 from simclr_jax.evaluation.scores import Score
-from simclr_jax.log import Log
-from simclr_jax.meter import Schedule
 from simclr_jax.models.classifier import Classifier, FeatureMapClassifiers
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.sharding import replicated
-from simclr_jax.state import TrainState
-from simclr_jax.step import Step, make_train_step
 from simclr_jax.tasks.finetune import Finetune, init_from
 from simclr_jax.tasks.multihead import MultiHead
 from simclr_jax.tasks.pretrain import make_model
+from simclr_jax.training import loop, optim, workdir
+from simclr_jax.training.checkpoints import Checkpoints, abstract
+from simclr_jax.training.log import Log
+from simclr_jax.training.schedule import (
+    Schedule,
+    peak_learning_rate,
+    step_decay,
+    steps_of_epochs,
+    total_steps,
+    warmup_cosine,
+    warmup_steps,
+)
+from simclr_jax.training.state import TrainState
+from simclr_jax.training.step import make_train_step
+from simclr_jax.training.task import Step
 
 # What SimCLR augments with in all supervised training (2002.05709, appendix B.5 to B.8).
 VIEW = 'crop flip'
@@ -236,15 +246,15 @@ def _learning_rate(
 ) -> Callable[[float | jax.Array], optax.Schedule]:
     """From the peak to the schedule."""
     if protocol == 'multihead':
-        milestones = [lengths.steps_of_epochs(epoch, num_examples, batch_size) for epoch in settings.milestones]
-        return functools.partial(optim.step_decay, milestones=milestones)
+        milestones = [steps_of_epochs(epoch, num_examples, batch_size) for epoch in settings.milestones]
+        return functools.partial(step_decay, milestones=milestones)
     total = _total_steps(settings, num_examples, batch_size)
-    warmup = min(lengths.warmup_steps(num_examples, settings.warmup_epochs, batch_size), total - 1)
-    return functools.partial(optim.warmup_cosine, total_steps=total, warmup_steps=warmup)
+    warmup = min(warmup_steps(num_examples, settings.warmup_epochs, batch_size), total - 1)
+    return functools.partial(warmup_cosine, total_steps=total, warmup_steps=warmup)
 
 
 def _total_steps(settings: ConfigDict, num_examples: int, batch_size: int) -> int:
-    return settings.steps or lengths.total_steps(num_examples, settings.epochs, batch_size)
+    return settings.steps or total_steps(num_examples, settings.epochs, batch_size)
 
 
 def _claim(trainer: Trainer, settings: ConfigDict, programs: Programs, name: str) -> epath.Path:
@@ -272,7 +282,7 @@ def _claim(trainer: Trainer, settings: ConfigDict, programs: Programs, name: str
 def _train(trainer: Trainer, settings: ConfigDict, programs: Programs, directory: epath.Path) -> dict[str, Any]:
     """The model's variables after training, or after the rest of it."""
     mesh, learnt, batch_size = trainer.encoder.mesh, programs.learnt, programs.batch_size
-    peak = lengths.peak_learning_rate(settings.learning_rate, batch_size, settings.scaling)
+    peak = peak_learning_rate(settings.learning_rate, batch_size, settings.scaling)
     total = _total_steps(settings, learnt.size, batch_size)
     interval = -(-total // CHECKPOINTS_A_TRAINING)
     init_key, step_key = jax.random.split(jax.random.key(trainer.config.seed))

@@ -15,9 +15,9 @@ from jax.sharding import Mesh
 from simclr_jax.losses.supervised import accuracy, sigmoid_cross_entropy, softmax_cross_entropy
 from simclr_jax.models.classifier import Classifier, pretrained_into
 from simclr_jax.models.resnet import frozen_parts
-from simclr_jax.state import TrainState
-from simclr_jax.step import Task
 from simclr_jax.tasks.views import by_image, images_of, labels_of
+from simclr_jax.training.state import TrainState
+from simclr_jax.training.task import Task
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,19 +1,18 @@
 """Metrics of a run between two lines of its log, and where the time went."""
 
 import collections
-import dataclasses
 import math
 import time
 from typing import NoReturn
 
 import jax
 import numpy as np
-import optax
 import psutil
 
-from simclr_jax.checkpoints import Checkpoints
 from simclr_jax.chips import peak_flops
 from simclr_jax.metrics import representation
+from simclr_jax.training.checkpoints import Checkpoints
+from simclr_jax.training.schedule import Schedule
 
 # Steps whose metrics may still be on their way when the next one is started.
 STEPS_IN_FLIGHT = 2
@@ -21,35 +20,6 @@ STEPS_IN_FLIGHT = 2
 
 class NotFiniteError(RuntimeError):
     """The loss or its gradient is no number any more; the message names the step and the last good checkpoint."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """Lengths of a run, in steps.
-
-    Attributes:
-        total_steps: updates.
-        epoch_steps: updates an epoch, a fraction.
-        log_every, checkpoint_every: intervals; both also happen at the end.
-        evaluate_every: interval of the online evaluation, which also happens at the end; 0: never.
-        learning_rate: of the update after so many.
-        steps_per_dispatch: the most steps that the devices make at one order; above 1, batches and metrics are
-            stacked, see step.several_steps.
-    """
-
-    total_steps: int
-    epoch_steps: float
-    log_every: int
-    checkpoint_every: int
-    evaluate_every: int
-    learning_rate: optax.Schedule
-    steps_per_dispatch: int = 1
-
-    def steps_from(self, step: int) -> int:
-        """How many steps to make at once after so many: none of them but the last has anything to follow it."""
-        every = [self.log_every, self.checkpoint_every] + ([self.evaluate_every] if self.evaluate_every else [])
-        following = [self.total_steps, *((step // interval + 1) * interval for interval in every)]
-        return min(self.steps_per_dispatch, min(following) - step)
 
 
 class Meter:

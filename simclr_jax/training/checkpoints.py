@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from simclr_jax import distributed
 from simclr_jax.sharding import replicated
-from simclr_jax.state import TrainState
+from simclr_jax.training.state import TrainState
 
 
 class CheckpointError(ValueError):

@@ -8,14 +8,16 @@ from jax.sharding import Mesh
 
 from simclr_jax import sharding
 from simclr_jax.augment.views import MakeViews, given_views
-from simclr_jax.checkpoints import Checkpoints
 from simclr_jax.data.spec import Batch
 from simclr_jax.distributed import Preemption
-from simclr_jax.log import Log
-from simclr_jax.meter import Meter, Schedule
-from simclr_jax.profiling import Profile
-from simclr_jax.state import TrainState
-from simclr_jax.step import Step, batch_at
+from simclr_jax.training.checkpoints import Checkpoints
+from simclr_jax.training.log import Log
+from simclr_jax.training.meter import Meter
+from simclr_jax.training.profile import Profile
+from simclr_jax.training.schedule import Schedule
+from simclr_jax.training.state import TrainState
+from simclr_jax.training.step import batch_at
+from simclr_jax.training.task import Step
 
 # Images whose views are shown at the beginning of a run.
 PICTURED = 8

@@ -6,61 +6,13 @@ module `probe` is the supervised linear classifier. Learning rates enter the mom
 p -= lr v), as in the reference: under a schedule the two are different optimisers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
 TRUST_COEFFICIENT = 0.001
-
-
-def warmup_cosine(peak: float, total_steps: int, warmup_steps: int) -> optax.Schedule:
-    """Linear warm-up from 0 to the peak, then half a cosine to 0 (SimCLR, arXiv 2002.05709, appendix B.1).
-
-    Update 0 of a run with warm-up has learning rate 0. A run cut shorter than its warm-up climbs the same
-    ramp; from `warmup_steps` on the rate is 0.
-
-    Args:
-        peak: learning rate at step `warmup_steps`, >= 0.
-        total_steps: updates of the run, >= 1; from there on the rate is 0.
-        warmup_steps: updates of the ramp, >= 0.
-
-    Returns:
-        A function of the step (integers of any shape, counted from 0) to float32 learning rates.
-    """
-    decay_steps = total_steps - warmup_steps
-
-    # optax.warmup_cosine_decay_schedule has no runs shorter than the warm-up, and rounds the ramp otherwise.
-    def schedule(step):
-        step = jnp.asarray(step, jnp.float32)
-        ramp = step / max(warmup_steps, 1) * peak
-        progress = jnp.minimum(step - warmup_steps, decay_steps) / decay_steps if decay_steps > 0 else 1.0
-        cosine = peak * (0.5 * (1 + jnp.cos(jnp.pi * progress)))
-        return jnp.where(step < warmup_steps, ramp, cosine)
-
-    return schedule
-
-
-def step_decay(peak: float, milestones: Sequence[int], factor: float = 0.1) -> optax.Schedule:
-    """A constant rate that is multiplied by `factor` at each milestone.
-
-    Args:
-        peak: learning rate of the first steps, >= 0.
-        milestones: steps from which on the next, smaller rate holds, in any order.
-        factor: >= 0.
-
-    Returns:
-        A function of the step (integers of any shape, counted from 0) to float32 learning rates.
-    """
-
-    # optax.piecewise_constant_schedule does not run under strict dtype promotion.
-    def schedule(step):
-        step = jnp.asarray(step, jnp.int32)
-        passed = jnp.sum(step[..., None] >= jnp.asarray(milestones, jnp.int32), axis=-1)
-        return jnp.float32(peak) * jnp.float32(factor) ** passed.astype(jnp.float32)
-
-    return schedule
 
 
 def make_optimizer(

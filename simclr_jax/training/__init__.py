@@ -1,0 +1,1 @@
+"""One run, whatever is learnt: its step, schedule, loop, log and checkpoints."""
