@@ -19,8 +19,8 @@ import jax
 import numpy as np
 
 from simclr_jax import pretraining
+from simclr_jax.build import make_schedule
 from simclr_jax.config import load_config
-from simclr_jax.program import make_schedule
 from simclr_jax.training import loop
 from simclr_jax.training.state import TrainState
 

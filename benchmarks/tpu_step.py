@@ -20,7 +20,7 @@ from simclr_jax.config import load_config
 from simclr_jax.planning import libtpu
 from simclr_jax.planning.compiling import compile_step
 from simclr_jax.planning.topology import parse_topology
-from simclr_jax.tasks import pretrain
+from simclr_jax.tasks import simclr
 
 CONFIG = str(pathlib.Path(__file__).resolve().parent.parent / 'configs' / 'imagenet.py')
 IMAGES, CLASSES = 1_281_167, 1000
@@ -51,7 +51,7 @@ def main():
 def compile_network(network, topology, batch_size):
     """What the compiler says of the step with one of the networks."""
     if network == 'flax':
-        pretrain.ResNet = lambda dtype, **_: FlaxResNet(dtype)
+        simclr.ResNet = lambda dtype, **_: FlaxResNet(dtype)
     topology = parse_topology(topology)
     described = topologies.get_topology_desc(str(topology), 'tpu', **topology.compiler_options)
     # Views as floats from the host: the network and the loss alone.

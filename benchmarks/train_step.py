@@ -22,11 +22,12 @@ import time
 import jax
 import numpy as np
 
-from simclr_jax import program, sharding
+from simclr_jax import sharding
+from simclr_jax.build import make_task
 from simclr_jax.chips import peak_flops
 from simclr_jax.config import load_config
 from simclr_jax.data.feed import make_views, training_policy
-from simclr_jax.tasks.pretrain import make_task
+from simclr_jax.planning.flops import step_flops
 from simclr_jax.training import optim
 from simclr_jax.training.step import init_state, make_train_step
 
@@ -86,7 +87,7 @@ def main():
         'images_per_second': round(images / median, 1),
     }
     if peak := peak_flops(jax.devices()[0].device_kind):
-        flops = program.step_flops(config, options.classes, mesh)
+        flops = step_flops(config, options.classes, mesh)
         figures['model_flops_utilization'] = round(flops / median / peak / mesh.size, 3)
     if ratios:
         figures['peer_seconds_over_ours'] = sorted(round(ratio, 2) for ratio in ratios)

@@ -12,14 +12,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import distributed, sharding
+from simclr_jax.build import Program, make_program, make_schedule
 from simclr_jax.config import ConfigError
 from simclr_jax.data.feed import choose, steps_per_dispatch, train_batches
 from simclr_jax.data.sources import align_classes, load_examples, without_multi_labels
 from simclr_jax.data.spec import DataError, Examples
 from simclr_jax.evaluation.features import features_of
+from simclr_jax.planning.flops import step_flops
 from simclr_jax.probes.knn import knn_accuracy
-from simclr_jax.program import Program, make_program, make_schedule, step_flops
-from simclr_jax.tasks.pretrain import Pretrain
+from simclr_jax.tasks.simclr import Pretrain
 from simclr_jax.training import loop, workdir
 from simclr_jax.training.checkpoints import CheckpointError, Checkpoints, abstract
 from simclr_jax.training.log import Log

@@ -11,6 +11,7 @@ from sklearn import neighbors
 
 from runs import DIGITS_HERE
 from simclr_jax import sharding
+from simclr_jax.build import make_task
 from simclr_jax.cli.main import main
 from simclr_jax.config import load_evaluation
 from simclr_jax.config import pretraining as configuration
@@ -21,7 +22,6 @@ from simclr_jax.evaluation import trained as trained_module
 from simclr_jax.evaluation.datasets import Dataset, open_dataset
 from simclr_jax.evaluation.encoder import Encoder, open_encoder
 from simclr_jax.evaluation.features import Features
-from simclr_jax.tasks.pretrain import make_task
 from simclr_jax.training import workdir
 from simclr_jax.training.checkpoints import Checkpoints
 from simclr_jax.training.optim import make_optimizer

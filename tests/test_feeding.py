@@ -12,6 +12,7 @@ from PIL import Image
 
 from runs import DIGITS_HERE, assert_same_bits, model_of, rows_of
 from simclr_jax import sharding
+from simclr_jax.build import make_task
 from simclr_jax.cli.main import main
 from simclr_jax.config import ConfigError, base_config
 from simclr_jax.data import feed as feeding
@@ -26,7 +27,6 @@ from simclr_jax.data.feed import (
 from simclr_jax.data.resident import ResidentBatches
 from simclr_jax.data.sources import load_examples
 from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files
-from simclr_jax.tasks.pretrain import make_task
 from simclr_jax.training.schedule import Schedule
 
 FEEDS = ('host', 'hybrid', 'resident')

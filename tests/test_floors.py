@@ -15,7 +15,7 @@ FLOORS = (
     ('config', 'cache', 'augment.policy'),
     ('ops', 'models', 'augment', 'losses', 'metrics', 'sharding', 'distributed', 'chips'),
     ('tasks', 'training', 'data', 'probes'),
-    ('program', 'pretraining', 'evaluation', 'embedding', 'planning', 'report', 'interop'),
+    ('build', 'pretraining', 'evaluation', 'embedding', 'planning', 'report', 'interop'),
     ('cli', '__main__'),
 )
 METHODS = ('ops', 'losses', 'metrics', 'training.optim', 'models', 'augment')

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from simclr_jax import sharding
+from simclr_jax.build import make_task
 from simclr_jax.config import base_config
 from simclr_jax.losses import contrastive
-from simclr_jax.tasks.pretrain import make_task
 from test_losses import loss_by_loops, on_devices, random_views, value_and_gradient
 
 # Of 16 images with 2 or 3 views: one at a time, a last block that is shorter, more than there are.

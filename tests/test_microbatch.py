@@ -12,7 +12,8 @@ import optax
 import pytest
 
 from simclr_jax import sharding
-from simclr_jax.tasks.pretrain import Pretrain, make_task
+from simclr_jax.build import make_task
+from simclr_jax.tasks.simclr import Pretrain
 from simclr_jax.tasks.views import by_image, images_of
 from simclr_jax.training.step import init_state, make_train_step
 from test_step import CLASSES, IMAGES, RELATIVE, assert_same, random_batch, small_config, traces_of

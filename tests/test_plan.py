@@ -11,6 +11,7 @@ import pytest
 
 from conftest import REPOSITORY
 from simclr_jax import sharding
+from simclr_jax.build import make_task
 from simclr_jax.cli.main import main
 from simclr_jax.config import load_config
 from simclr_jax.planning import libtpu
@@ -19,7 +20,6 @@ from simclr_jax.planning.estimate import estimate, largest_batch
 from simclr_jax.planning.hlo import Collective
 from simclr_jax.planning.plan import training_data
 from simclr_jax.planning.topology import parse_topology
-from simclr_jax.tasks.pretrain import make_task
 
 BATCH, SIZE, WIDTH, DEVICES = 64, 8, 32, 8
 IMAGES = 1000

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from simclr_jax import sharding
-from simclr_jax.tasks.pretrain import make_task
+from simclr_jax.build import make_task
 from simclr_jax.training import optim
 from simclr_jax.training.checkpoints import Checkpoints, abstract
 from simclr_jax.training.schedule import warmup_cosine

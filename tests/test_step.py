@@ -13,8 +13,8 @@ import optax
 import pytest
 
 from simclr_jax import sharding
+from simclr_jax.build import make_task
 from simclr_jax.config import base_config
-from simclr_jax.tasks.pretrain import make_task
 from simclr_jax.training import optim
 from simclr_jax.training.schedule import warmup_cosine
 from simclr_jax.training.step import init_state, make_train_step

@@ -14,8 +14,8 @@ import pytest
 
 from reference_names import parameter_paths, reference_variables
 from simclr_jax import sharding
+from simclr_jax.build import make_task
 from simclr_jax.config import base_config
-from simclr_jax.tasks.pretrain import make_task
 from simclr_jax.training import optim
 from simclr_jax.training.schedule import peak_learning_rate, total_steps, warmup_cosine, warmup_steps
 from simclr_jax.training.state import TrainState

@@ -16,11 +16,11 @@ from ml_collections import ConfigDict
 
 from simclr_jax import distributed, sharding
 from simclr_jax.augment.policy import CENTER_CROP_PROPORTION
+from simclr_jax.build import make_task
 from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files
 from simclr_jax.evaluation.features import Features, features_of
 from simclr_jax.models.pooling import pool_to
 from simclr_jax.models.resnet import PARTS
-from simclr_jax.tasks.pretrain import make_task
 from simclr_jax.training import workdir
 from simclr_jax.training.checkpoints import Checkpoints, checksum
 

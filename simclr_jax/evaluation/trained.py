@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import distributed
 from simclr_jax.augment.policy import default_parameters, make_policy
+from simclr_jax.build import make_model
 from simclr_jax.config.label_budget import Labels
 from simclr_jax.data.spec import DataError, Examples, Share
 from simclr_jax.evaluation.datasets import Dataset
@@ -33,7 +34,6 @@ from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.sharding import replicated
 from simclr_jax.tasks.finetune import Finetune, init_from
 from simclr_jax.tasks.multihead import MultiHead
-from simclr_jax.tasks.pretrain import make_model
 from simclr_jax.training import loop, optim, workdir
 from simclr_jax.training.checkpoints import Checkpoints, abstract
 from simclr_jax.training.log import Log

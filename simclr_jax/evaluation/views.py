@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax import sharding
+from simclr_jax.build import make_task
 from simclr_jax.data.feed import training_policy
 from simclr_jax.data.spec import DataError, Examples, Share
 from simclr_jax.evaluation.datasets import Dataset
@@ -14,7 +15,6 @@ from simclr_jax.evaluation.encoder import Encoder
 from simclr_jax.evaluation.scores import Score
 from simclr_jax.metrics import representation
 from simclr_jax.probes.knn import neighbourhood_agreement
-from simclr_jax.tasks.pretrain import make_task
 
 
 def evaluate_views(encoder: Encoder, dataset: Dataset, config: ConfigDict) -> list[Score]:

@@ -9,10 +9,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax import sharding
+from simclr_jax.build import make_program, make_schedule
 from simclr_jax.data.feed import without_data
 from simclr_jax.planning.flops import count_flops
 from simclr_jax.planning.hlo import Collective, Fusion, Hlo
-from simclr_jax.program import make_program, make_schedule
 from simclr_jax.training.state import TrainState
 
 # Of the instructions with an estimate, as many as a reader wants to see.

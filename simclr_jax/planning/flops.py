@@ -3,8 +3,13 @@
 import math
 from collections.abc import Iterator
 
+import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from simclr_jax.build import make_program, make_schedule
+from simclr_jax.chips import peak_flops
 from simclr_jax.ops import batch_statistics, winograd
 
 # Scopes of operations that are not the network's, but of the way in which it is computed.
@@ -57,3 +62,14 @@ def _jaxprs(parameters: dict) -> Iterator[Jaxpr]:
                 yield part.jaxpr
             elif isinstance(part, Jaxpr):
                 yield part
+
+
+def step_flops(config: ConfigDict, num_classes: int, mesh: Mesh) -> float:
+    """Operations of a step that computes nothing twice; 0 where no peak is known to set them against."""
+    if peak_flops(jax.devices()[0].device_kind) is None:
+        return 0.0
+    plain = config.copy_and_resolve_references().unlock()
+    plain.update(microbatch=0, sharding='replicated')
+    plain.model.remat = ()
+    program = make_program(plain, num_classes, make_schedule(plain, plain.batch_size), mesh)
+    return float(count_flops(jax.make_jaxpr(program.step)(*program.abstract_arguments(plain)).jaxpr))

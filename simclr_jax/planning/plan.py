@@ -9,12 +9,12 @@ import psutil
 from ml_collections import ConfigDict
 
 from simclr_jax import sharding
+from simclr_jax.build import make_schedule
 from simclr_jax.config import ConfigError
 from simclr_jax.planning import process
 from simclr_jax.planning.compiling import Compiled, compile_step
 from simclr_jax.planning.estimate import Estimate, estimate, largest_batch
 from simclr_jax.planning.topology import Topology
-from simclr_jax.program import make_schedule
 
 # (images of the training split, classes) of data sets that rarely lie where a plan is made.
 KNOWN_DATA = {'imagenet2012': (1_281_167, 1000)}

@@ -10,11 +10,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import sharding
-from simclr_jax.chips import peak_flops
+from simclr_jax.augment.views import MakeViews, given_views
 from simclr_jax.config import ConfigError
 from simclr_jax.data.feed import make_views, training_policy
-from simclr_jax.planning.flops import count_flops
-from simclr_jax.tasks.pretrain import Pretrain, make_task
+from simclr_jax.losses.contrastive import margin_triplet, nt_logistic, nt_xent
+from simclr_jax.models.heads import ProjectionHead
+from simclr_jax.models.resnet import ResNet
+from simclr_jax.models.simclr import SimCLR
+from simclr_jax.sharding import DATA_AXIS
+from simclr_jax.tasks.simclr import Pretrain
 from simclr_jax.training import optim
 from simclr_jax.training.schedule import (
     Schedule,
@@ -132,12 +136,57 @@ def make_schedule(config: ConfigDict, num_examples: int) -> Schedule:
     )
 
 
-def step_flops(config: ConfigDict, num_classes: int, mesh: Mesh) -> float:
-    """Operations of a step that computes nothing twice; 0 where no peak is known to set them against."""
-    if peak_flops(jax.devices()[0].device_kind) is None:
-        return 0.0
-    plain = config.copy_and_resolve_references().unlock()
-    plain.update(microbatch=0, sharding='replicated')
-    plain.model.remat = ()
-    program = make_program(plain, num_classes, make_schedule(plain, plain.batch_size), mesh)
-    return float(count_flops(jax.make_jaxpr(program.step)(*program.abstract_arguments(plain)).jaxpr))
+# The stem without stride is for images up to this size, pixels.
+CIFAR_STEM_UP_TO = 32
+
+
+def make_model(config: ConfigDict, num_classes: int) -> SimCLR:
+    """The model that a configuration describes; `num_classes` 0 leaves the probe out."""
+    dtype = jnp.dtype(config.model.dtype)
+    stem = config.model.stem
+    if stem == 'auto':
+        stem = 'cifar' if config.data.image_size <= CIFAR_STEM_UP_TO else 'imagenet'
+    encoder = ResNet(
+        depth=config.model.depth,
+        width=config.model.width,
+        stem=stem,
+        sk_ratio=config.model.sk_ratio,
+        se_ratio=config.model.se_ratio,
+        dtype=dtype,
+        remat=config.model.remat,
+    )
+    head = ProjectionHead(
+        kind=config.head.kind,
+        layers=config.head.layers,
+        out_dim=config.head.out_dim,
+        hidden_dim=config.head.hidden_dim or None,
+        dtype=dtype,
+    )
+    return SimCLR(encoder=encoder, head=head, num_classes=num_classes if config.probe else 0, dtype=dtype)
+
+
+def make_task(config: ConfigDict, num_classes: int, mesh: Mesh, make_views: MakeViews = given_views) -> Pretrain:
+    """The pretraining task that a configuration describes, on data with so many classes (0: none).
+
+    Args:
+        config: of the pretraining.
+        num_classes: of the probe.
+        mesh: the devices.
+        make_views: see Pretrain.
+    """
+    loss, block_size = config.loss, config.loss.block_size or None
+    if loss.name == 'nt_xent':
+        contrast = functools.partial(nt_xent, temperature=loss.temperature, block_size=block_size)
+    elif loss.name == 'nt_logistic':
+        contrast = functools.partial(nt_logistic, temperature=loss.temperature, semi_hard=loss.semi_hard)
+    else:
+        contrast = functools.partial(margin_triplet, margin=loss.margin, semi_hard=loss.semi_hard)
+    return Pretrain(
+        model=make_model(config, num_classes),
+        contrast=functools.partial(contrast, normalize=loss.normalize, axis_name=DATA_AXIS),
+        loss_scale=config.loss_scale,
+        image_size=config.data.image_size,
+        mesh=mesh,
+        block_size=block_size,
+        make_views=make_views,
+    )
