@@ -9,12 +9,13 @@ from pyarrow import parquet
 
 from conftest import SHARED
 from runs import DIGITS_HERE, model_of
-from simclr_jax import embedding, sharding
+from simclr_jax import sharding
 from simclr_jax.build import make_task
 from simclr_jax.cli.main import main
 from simclr_jax.config import load_config
 from simclr_jax.data.arrays import load_digits
 from simclr_jax.data.spec import Decoded, Examples
+from simclr_jax.evaluation import embed as embedding
 from simclr_jax.evaluation.features import Features, extract
 from simclr_jax.report import neighbours
 from simclr_jax.training import workdir

@@ -17,11 +17,11 @@ from simclr_jax.config import load_evaluation
 from simclr_jax.config import pretraining as configuration
 from simclr_jax.config.label_budget import parse_labels
 from simclr_jax.data.select import select
-from simclr_jax.evaluation import frozen as frozen_module
-from simclr_jax.evaluation import trained as trained_module
 from simclr_jax.evaluation.datasets import Dataset, open_dataset
-from simclr_jax.evaluation.encoder import Encoder, open_encoder
+from simclr_jax.evaluation.extractor import FeatureExtractor, open_extractor
 from simclr_jax.evaluation.features import Features
+from simclr_jax.evaluation.protocols import by_training as trained_module
+from simclr_jax.evaluation.protocols import on_features as frozen_module
 from simclr_jax.training import workdir
 from simclr_jax.training.checkpoints import Checkpoints
 from simclr_jax.training.optim import make_optimizer
@@ -143,7 +143,7 @@ class TestFrozen:
 class TestFeatures:
     def test_are_those_of_every_image(self, frozen):
         """1,437 images divide neither by the batch of 64 nor by the 2 devices."""
-        encoder, _ = open_encoder(str(frozen))
+        encoder, _ = open_extractor(str(frozen))
         (path,) = (frozen / 'features' / encoder.identity).glob('*train*.h.npz')
         with np.load(path, allow_pickle=False) as kept:
             features, labels, ids = kept['features'], kept['labels'], kept['ids']
@@ -159,14 +159,14 @@ class TestFeatures:
         assert ids[5] == 'digits/train/5'
 
     def test_are_extracted_once(self, frozen, monkeypatch):
-        monkeypatch.setattr(Encoder, 'encode', lambda *_: pytest.fail('extracted again'))
+        monkeypatch.setattr(FeatureExtractor, 'encode', lambda *_: pytest.fail('extracted again'))
         assert evaluate(frozen, '--protocols=knn') == 0
 
     @pytest.mark.slow
     def test_of_other_labels_or_images_are_not_taken(self, frozen, monkeypatch, tmp_path):
         """The same files' names, with other labels and then other images in them."""
-        encoded, encode = [], Encoder.encode
-        monkeypatch.setattr(Encoder, 'encode', lambda *arguments: encoded.append(1) or encode(*arguments))
+        encoded, encode = [], FeatureExtractor.encode
+        monkeypatch.setattr(FeatureExtractor, 'encode', lambda *arguments: encoded.append(1) or encode(*arguments))
         for seed, shift, expected in ((0, 0, 2), (0, 0, 2), (0, 1, 4), (1, 1, 6)):
             labels = (np.arange(40) + shift) % 2
             images = np.random.default_rng(seed).integers(0, 255, (40, 8, 8), dtype=np.uint8)
@@ -187,7 +187,7 @@ def test_all_labels_of_a_published_subset_are_used(untouched, monkeypatch):
     monkeypatch.setattr(
         frozen_module, 'knn_predict', lambda bank, *a, **k: banks.append(len(bank)) or predict(bank, *a, **k)
     )
-    encoder, _ = open_encoder(str(untouched))
+    encoder, _ = open_extractor(str(untouched))
     config = load_evaluation('', [('knn.k', '5'), ('bootstrap_draws', '100')])
     (score,) = frozen_module.evaluate_frozen('knn', encoder, dataset, parse_labels('1%'), config)
     assert banks == [30]
@@ -252,7 +252,7 @@ class TestTrained:
             'finetune.grid_learning_rates': '0.001,0.1',
             'finetune.grid_weight_decays': '0,0.01',
         }
-        encoder, _ = open_encoder(str(untouched))
+        encoder, _ = open_extractor(str(untouched))
         dataset = open_dataset('', workdir.read_config(str(untouched)).data)
         config = load_evaluation('', fields.items())
         trained_module.evaluate_trained('finetune', encoder, dataset, parse_labels('10%'), config, str(tmp_path))

@@ -6,8 +6,8 @@ import pytest
 from simclr_jax.config import load_evaluation
 from simclr_jax.config.label_budget import Labels
 from simclr_jax.evaluation.features import Features
-from simclr_jax.evaluation.frozen import Material, classify
-from simclr_jax.evaluation.grade import grade
+from simclr_jax.evaluation.protocols.on_features import Material, classify
+from simclr_jax.evaluation.results import grade
 from simclr_jax.probes import linear_model
 
 PROTOCOLS = ('knn', 'linear', 'svm')

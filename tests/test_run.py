@@ -19,7 +19,7 @@ from simclr_jax import pretraining, sharding
 from simclr_jax.cli.main import main
 from simclr_jax.config import load_config
 from simclr_jax.data import feed as feeding
-from simclr_jax.evaluation.encoder import make_baseline, open_encoder
+from simclr_jax.evaluation.extractor import make_baseline, open_extractor
 from simclr_jax.training import loop
 
 
@@ -156,7 +156,7 @@ class TestInitFrom:
         overrides = [option.removeprefix('--config.').split('=', 1) for option in DIGITS_HERE[1:]]
         config = load_config(DIGITS_HERE[0].removeprefix('--config='), overrides)
         began = jax.device_get(pretraining.pretrain(config, str(tmp_path / 'run')).params)
-        untrained = make_baseline(open_encoder(str(finished))[0], 'untrained')
+        untrained = make_baseline(open_extractor(str(finished))[0], 'untrained')
         for part in ('encoder', 'head'):
             assert_same_bits(jax.device_get(untrained.variables['params'][part]), began[part])
 

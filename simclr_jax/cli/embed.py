@@ -44,9 +44,10 @@ def run(options: argparse.Namespace) -> int:
     """Embeds the images, writes the file, draws the neighbours."""
     from etils import epath
 
-    from simclr_jax import distributed, embedding
+    from simclr_jax import distributed
     from simclr_jax.config import ConfigError
-    from simclr_jax.evaluation.encoder import open_encoder
+    from simclr_jax.evaluation import embed
+    from simclr_jax.evaluation.extractor import open_extractor
     from simclr_jax.report import neighbours
 
     out = epath.Path(options.out)
@@ -57,18 +58,18 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(problems)
 
     distributed.start()
-    encoder, step = open_encoder(options.workdir, image_size=options.image_size, batch_size=options.batch_size)
-    examples = embedding.open_split(encoder.config.data, options.dataset, options.split)
+    encoder, step = open_extractor(options.workdir, image_size=options.image_size, batch_size=options.batch_size)
+    examples = embed.open_split(encoder.config.data, options.dataset, options.split)
     distributed.say(f'Step {step} of {options.workdir}; {examples.name}, {examples.size:,} images.')
     queries = neighbours.open_queries(names, examples, encoder, options.layer)
     started = time.perf_counter()
     with _progress(examples.size) as progress:
-        found = embedding.embed(encoder, examples, options.layer, progress)
+        found = embed.embed(encoder, examples, options.layer, progress)
     seconds = time.perf_counter() - started
     if not distributed.is_first():
         return 0
-    _tell_unreadable(embedding.unreadable(found, examples))
-    embedding.write(out, found, examples)
+    _tell_unreadable(embed.unreadable(found, examples))
+    embed.write(out, found, examples)
     count, width = found.values.shape
     rate, size = count / seconds, out.stat().length / 2**20
     print(f'{count:,} features of {width} values, {rate:,.0f} images/s; wrote {out}, {size:.1f} MiB')
@@ -81,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
 def _problems(options: argparse.Namespace, out, picture) -> list[str]:
     """What is wrong with the options, as far as can be seen before anything is read; `picture` None: not asked for."""
     from simclr_jax.config.evaluation import LAYERS
-    from simclr_jax.embedding import ENDINGS
+    from simclr_jax.evaluation.embed import ENDINGS
 
     problems = []
     if options.layer not in LAYERS:

@@ -69,10 +69,10 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _compare(directories: list[str]) -> int:
     from simclr_jax.config import ConfigError
-    from simclr_jax.evaluation import scores
+    from simclr_jax.evaluation.results import read_results
     from simclr_jax.report import table
 
-    results = {directory: scores.read(directory) for directory in directories}
+    results = {directory: read_results(directory) for directory in directories}
     missing = [directory for directory, found in results.items() if found is None]
     if missing:
         raise ConfigError(

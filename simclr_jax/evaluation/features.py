@@ -2,16 +2,20 @@
 
 import collections
 import dataclasses
+import hashlib
+import os
+import zipfile
 from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from simclr_jax import sharding
 from simclr_jax.augment.policy import CENTER_CROP_PROPORTION
-from simclr_jax.data.spec import Batch, Examples, Share
+from simclr_jax.data.spec import Batch, Decoded, Encoded, Examples, Files, Share
 
 # Batches that the devices have been given and whose features are not fetched yet: they need not wait for the host.
 IN_FLIGHT = 2
@@ -117,3 +121,59 @@ def _on_host(features: jax.Array, batch: Batch) -> Features:
     labels, index, mask = rows
     is_image = mask > 0
     return Features(sharding.to_host(features)[is_image], labels[is_image], index[is_image])
+
+
+def read_features(path: epath.Path, examples: Examples) -> Features | None:
+    """Features written for just these images and labels; None if there are none."""
+    if not path.exists():
+        return None
+    try:
+        with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
+            if str(arrays['digest']) != digest_of(examples):
+                return None
+            return Features(arrays['features'], arrays['labels'], arrays['index'])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def write_features(path: epath.Path, found: Features, examples: Examples) -> None:
+    """Writes features, labels, index and ids of a split's images to an .npz, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'{path.name}.partial')
+    with partial.open('wb') as file:
+        np.savez(
+            file,
+            features=found.values,
+            labels=found.labels,
+            index=found.index,
+            ids=ids_of(examples, found.index),
+            digest=digest_of(examples),
+        )
+    partial.replace(path)
+
+
+def ids_of(examples: Examples, index: np.ndarray) -> np.ndarray:
+    """Identification of images by their index in the split, as an array of strings."""
+    return np.array(examples.ids())[index]
+
+
+def digest_of(examples: Examples) -> str:
+    """Changes with the images, of files with their sizes and times, and with their labels and order.
+
+    Of a streamed split only name and size are known; TensorFlow Datasets has its version in the name of a data set
+    that was changed.
+    """
+    digest = hashlib.blake2b(f'{examples.name} {examples.size}'.encode(), digest_size=16)
+    content = examples.content
+    if isinstance(content, Decoded):
+        digest.update(content.images.tobytes())
+    elif isinstance(content, Encoded):
+        for file in content.files:
+            digest.update(file)
+    elif isinstance(content, Files):
+        for path in content.paths:
+            status = os.stat(path)
+            digest.update(f'{path} {status.st_size} {status.st_mtime_ns}'.encode())
+    if examples.labels is not None:
+        digest.update(examples.labels.tobytes())
+    return digest.hexdigest()

@@ -8,13 +8,12 @@ from simclr_jax import distributed
 from simclr_jax.config.evaluation import FROZEN, TRAINED
 from simclr_jax.config.label_budget import Labels, parse_labels
 from simclr_jax.data.spec import DataError
-from simclr_jax.evaluation import scores
 from simclr_jax.evaluation.datasets import Dataset, dataset_name, open_dataset
-from simclr_jax.evaluation.encoder import Encoder, make_baseline, open_encoder
-from simclr_jax.evaluation.frozen import evaluate_frozen
-from simclr_jax.evaluation.scores import ENCODERS, Results, Score, amount
-from simclr_jax.evaluation.trained import evaluate_trained
-from simclr_jax.evaluation.views import evaluate_views
+from simclr_jax.evaluation.extractor import FeatureExtractor, make_baseline, open_extractor
+from simclr_jax.evaluation.protocols.by_training import evaluate_trained
+from simclr_jax.evaluation.protocols.label_free import evaluate_views
+from simclr_jax.evaluation.protocols.on_features import evaluate_frozen
+from simclr_jax.evaluation.results import ENCODERS, Results, Score, amount, read_results, write_results
 from simclr_jax.probes.svm import FOLDS
 from simclr_jax.training import workdir
 
@@ -39,11 +38,11 @@ def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = pr
     """
     amounts = [parse_labels(text) for text in config.labels]
     home = workdir.read_config(directory).data
-    results = scores.read(directory)
+    results = read_results(directory)
     datasets = _open_all(config.datasets, home)
     for dataset in datasets:
         _check(dataset, config)
-    trained, step = open_encoder(
+    trained, step = open_extractor(
         directory,
         image_size=config.image_size,
         crop_share=config.crop_share,
@@ -65,7 +64,7 @@ def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = pr
                 results = Results(step, tuple(found), {dataset.name: dataset.description}).joined_to(results)
                 is_measured = True
                 if distributed.is_first():
-                    scores.write(directory, results, dataset_name('', home))
+                    write_results(directory, results, dataset_name('', home))
     if not is_measured:
         raise DataError(f'nothing to measure: {", ".join(config.protocols)} do not apply to what was asked')
     return results
@@ -85,7 +84,7 @@ def _open_all(names: tuple[str, ...], home: ConfigDict) -> list[Dataset]:
 
 
 def _measurements(
-    config: ConfigDict, encoder: Encoder, dataset: Dataset, amounts: list[Labels], say: Callable[[str], None]
+    config: ConfigDict, encoder: FeatureExtractor, dataset: Dataset, amounts: list[Labels], say: Callable[[str], None]
 ) -> Iterator[tuple[str, Labels | None]]:
     """The protocols that apply, each with the numbers of labels it is asked for."""
     for protocol in config.protocols:
@@ -104,7 +103,12 @@ def _measurements(
 
 
 def _measure(
-    protocol: str, encoder: Encoder, dataset: Dataset, labels: Labels | None, config: ConfigDict, directory: str
+    protocol: str,
+    encoder: FeatureExtractor,
+    dataset: Dataset,
+    labels: Labels | None,
+    config: ConfigDict,
+    directory: str,
 ) -> list[Score]:
     try:
         if protocol == 'measures':

@@ -9,8 +9,8 @@ from etils import epath
 from PIL import Image
 
 from simclr_jax.data.spec import DataError, Examples, Files
-from simclr_jax.embedding import classes_shown, embed
-from simclr_jax.evaluation.encoder import Encoder
+from simclr_jax.evaluation.embed import classes_shown, embed
+from simclr_jax.evaluation.extractor import FeatureExtractor
 from simclr_jax.evaluation.features import Features
 from simclr_jax.probes.knn import nearest_neighbours
 
@@ -37,7 +37,7 @@ class Query:
     feature: np.ndarray | None = None
 
 
-def open_queries(names: Sequence[str], examples: Examples, encoder: Encoder, layer: str) -> list[Query]:
+def open_queries(names: Sequence[str], examples: Examples, encoder: FeatureExtractor, layer: str) -> list[Query]:
     """Finds the query images, and encodes those that are files of their own.
 
     Args:

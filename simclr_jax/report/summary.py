@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from simclr_jax.data.sources import load_examples
-from simclr_jax.evaluation.scores import ENCODERS, SHARES, Results, Score, headings
+from simclr_jax.evaluation.results import ENCODERS, SHARES, Results, Score, headings
 from simclr_jax.training import workdir
 from simclr_jax.training.log import read_metrics
 

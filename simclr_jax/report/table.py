@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from simclr_jax.evaluation.scores import ENCODERS, Results, cell, headings
+from simclr_jax.evaluation.results import ENCODERS, Results, cell, headings
 
 
 def of_encoders(results: Results) -> str:

@@ -2,14 +2,10 @@
 
 import dataclasses
 import functools
-import hashlib
-import os
-import zipfile
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -17,8 +13,8 @@ from ml_collections import ConfigDict
 from simclr_jax import distributed, sharding
 from simclr_jax.augment.policy import CENTER_CROP_PROPORTION
 from simclr_jax.build import make_task
-from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files
-from simclr_jax.evaluation.features import Features, features_of
+from simclr_jax.data.spec import DataError, Examples
+from simclr_jax.evaluation.features import Features, features_of, read_features, write_features
 from simclr_jax.models.pooling import pool_to
 from simclr_jax.models.resnet import PARTS
 from simclr_jax.training import workdir
@@ -26,7 +22,7 @@ from simclr_jax.training.checkpoints import Checkpoints, checksum
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoder:
+class FeatureExtractor:
     """Something that makes features of images.
 
     Attributes:
@@ -105,14 +101,14 @@ class Encoder:
         return functools.partial(jax.jit(task.encode if layer == 'h' else pooled_map), self.variables)
 
 
-def open_encoder(
+def open_extractor(
     directory: str,
     *,
     image_size: int = 0,
     crop_share: float = CENTER_CROP_PROPORTION,
     batch_size: int = 0,
     say: Callable[[str], None] = print,
-) -> tuple[Encoder, int]:
+) -> tuple[FeatureExtractor, int]:
     """The encoder of a work directory's newest checkpoint, and the checkpoint's step.
 
     Args:
@@ -131,7 +127,7 @@ def open_encoder(
     variables, step = checkpoints.restore_model(mesh)
     checkpoints.close()
     identity = f'simclr-{step}-{checksum(variables):08x}'
-    encoder = Encoder(
+    encoder = FeatureExtractor(
         name='simclr',
         variables=variables,
         config=config,
@@ -145,7 +141,7 @@ def open_encoder(
     return encoder, step
 
 
-def make_baseline(encoder: Encoder, name: str) -> Encoder:
+def make_baseline(encoder: FeatureExtractor, name: str) -> FeatureExtractor:
     """What an encoder is measured beside: 'pixels', or 'untrained', the parameters that its run started from."""
     if name == 'pixels':
         return dataclasses.replace(encoder, name=name, variables=None, identity=name, cache=None)
@@ -156,59 +152,3 @@ def make_baseline(encoder: Encoder, name: str) -> Encoder:
     return dataclasses.replace(
         encoder, name=name, variables=variables, identity=identity, cache=encoder.cache.parent / identity
     )
-
-
-def read_features(path: epath.Path, examples: Examples) -> Features | None:
-    """Features written for just these images and labels; None if there are none."""
-    if not path.exists():
-        return None
-    try:
-        with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
-            if str(arrays['digest']) != digest_of(examples):
-                return None
-            return Features(arrays['features'], arrays['labels'], arrays['index'])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-
-
-def write_features(path: epath.Path, found: Features, examples: Examples) -> None:
-    """Writes features, labels, index and ids of a split's images to an .npz, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.name}.partial')
-    with partial.open('wb') as file:
-        np.savez(
-            file,
-            features=found.values,
-            labels=found.labels,
-            index=found.index,
-            ids=ids_of(examples, found.index),
-            digest=digest_of(examples),
-        )
-    partial.replace(path)
-
-
-def ids_of(examples: Examples, index: np.ndarray) -> np.ndarray:
-    """Identification of images by their index in the split, as an array of strings."""
-    return np.array(examples.ids())[index]
-
-
-def digest_of(examples: Examples) -> str:
-    """Changes with the images, of files with their sizes and times, and with their labels and order.
-
-    Of a streamed split only name and size are known; TensorFlow Datasets has its version in the name of a data set
-    that was changed.
-    """
-    digest = hashlib.blake2b(f'{examples.name} {examples.size}'.encode(), digest_size=16)
-    content = examples.content
-    if isinstance(content, Decoded):
-        digest.update(content.images.tobytes())
-    elif isinstance(content, Encoded):
-        for file in content.files:
-            digest.update(file)
-    elif isinstance(content, Files):
-        for path in content.paths:
-            status = os.stat(path)
-            digest.update(f'{path} {status.st_size} {status.st_mtime_ns}'.encode())
-    if examples.labels is not None:
-        digest.update(examples.labels.tobytes())
-    return digest.hexdigest()

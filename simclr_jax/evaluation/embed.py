@@ -12,8 +12,8 @@ from simclr_jax.config import ConfigError
 from simclr_jax.data.sources import load_examples
 from simclr_jax.data.spec import DataError, Examples
 from simclr_jax.data.suite import TEST_NAMES, resolve_dataset
-from simclr_jax.evaluation.encoder import Encoder, ids_of, write_features
-from simclr_jax.evaluation.features import Features, features_of
+from simclr_jax.evaluation.extractor import FeatureExtractor
+from simclr_jax.evaluation.features import Features, features_of, ids_of, write_features
 
 ENDINGS = ('.npz', '.parquet')
 
@@ -71,7 +71,10 @@ def _split_to_test(pattern: str, is_there: Callable[[pathlib.Path], bool]) -> st
 
 
 def embed(
-    encoder: Encoder, examples: Examples, layer: str = 'h', progress: Callable[[int], None] = lambda count: None
+    encoder: FeatureExtractor,
+    examples: Examples,
+    layer: str = 'h',
+    progress: Callable[[int], None] = lambda count: None,
 ) -> Features:
     """Features of every readable image, made anew: unlike a data set's, a user's own images may have changed.
 

@@ -11,13 +11,13 @@ from simclr_jax.build import make_task
 from simclr_jax.data.feed import training_policy
 from simclr_jax.data.spec import DataError, Examples, Share
 from simclr_jax.evaluation.datasets import Dataset
-from simclr_jax.evaluation.encoder import Encoder
-from simclr_jax.evaluation.scores import Score
+from simclr_jax.evaluation.extractor import FeatureExtractor
+from simclr_jax.evaluation.results import Score
 from simclr_jax.metrics import representation
 from simclr_jax.probes.knn import neighbourhood_agreement
 
 
-def evaluate_views(encoder: Encoder, dataset: Dataset, config: ConfigDict) -> list[Score]:
+def evaluate_views(encoder: FeatureExtractor, dataset: Dataset, config: ConfigDict) -> list[Score]:
     """Alignment, uniformity, effective rank and neighbourhood agreement of h and z.
 
     Args:
@@ -61,7 +61,9 @@ def _uniformity(features: np.ndarray) -> float:
     return np.log(np.mean(potentials))
 
 
-def _views(encoder: Encoder, examples: Examples, seed: int, batch_size: int, num_batches: int) -> dict[str, np.ndarray]:
+def _views(
+    encoder: FeatureExtractor, examples: Examples, seed: int, batch_size: int, num_batches: int
+) -> dict[str, np.ndarray]:
     """{'h': [N, V, F], 'z': [N, V, D]} of augmented views, in inference mode."""
     from simclr_jax.data.pipeline import TrainBatches
 

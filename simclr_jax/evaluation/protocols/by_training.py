@@ -25,10 +25,9 @@ from simclr_jax.build import make_model
 from simclr_jax.config.label_budget import Labels
 from simclr_jax.data.spec import DataError, Examples, Share
 from simclr_jax.evaluation.datasets import Dataset
-from simclr_jax.evaluation.encoder import Encoder
+from simclr_jax.evaluation.extractor import FeatureExtractor
 from simclr_jax.evaluation.features import Features
-from simclr_jax.evaluation.grade import grade
-from simclr_jax.evaluation.scores import Score
+from simclr_jax.evaluation.results import Score, grade
 from simclr_jax.models.classifier import Classifier, FeatureMapClassifiers
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.sharding import replicated
@@ -69,7 +68,7 @@ class Trainer:
     """
 
     protocol: str
-    encoder: Encoder
+    encoder: FeatureExtractor
     dataset: Dataset
     config: ConfigDict
     directory: epath.Path
@@ -81,7 +80,7 @@ class Trainer:
 
 
 def evaluate_trained(
-    protocol: str, encoder: Encoder, dataset: Dataset, labels: Labels, config: ConfigDict, directory: str
+    protocol: str, encoder: FeatureExtractor, dataset: Dataset, labels: Labels, config: ConfigDict, directory: str
 ) -> list[Score]:
     """Trains with so many labels, and scores what came out on the test images.
 
@@ -236,7 +235,7 @@ def _check_head_layer(head_layer: int, head: ProjectionHead) -> None:
         )
 
 
-def _batch_size(settings: ConfigDict, learnt: Examples, encoder: Encoder) -> int:
+def _batch_size(settings: ConfigDict, learnt: Examples, encoder: FeatureExtractor) -> int:
     devices = encoder.mesh.size
     return max(min(settings.batch_size, learnt.size) // devices, 1) * devices
 

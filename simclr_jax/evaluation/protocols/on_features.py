@@ -9,10 +9,9 @@ from ml_collections import ConfigDict
 from simclr_jax.config.label_budget import Labels
 from simclr_jax.data.select import labelled_indices
 from simclr_jax.evaluation.datasets import Dataset, hold_out
-from simclr_jax.evaluation.encoder import Encoder
+from simclr_jax.evaluation.extractor import FeatureExtractor
 from simclr_jax.evaluation.features import Features
-from simclr_jax.evaluation.grade import grade
-from simclr_jax.evaluation.scores import Score
+from simclr_jax.evaluation.results import Score, grade
 from simclr_jax.probes import logistic, svm
 from simclr_jax.probes.knn import knn_predict
 from simclr_jax.probes.linear_model import predict_logits
@@ -44,7 +43,7 @@ class Material:
 
 
 def evaluate_frozen(
-    protocol: str, encoder: Encoder, dataset: Dataset, labels: Labels, config: ConfigDict
+    protocol: str, encoder: FeatureExtractor, dataset: Dataset, labels: Labels, config: ConfigDict
 ) -> list[Score]:
     """Scores of one protocol with so many labels.
 
@@ -131,7 +130,7 @@ def _linear(material: Material) -> np.ndarray:
     return logits
 
 
-def _low_shot(encoder: Encoder, dataset: Dataset, layer: str, config: ConfigDict) -> list[Score]:
+def _low_shot(encoder: FeatureExtractor, dataset: Dataset, layer: str, config: ConfigDict) -> list[Score]:
     material = _material(encoder, dataset, layer, config)
     bank, held_out = material.bank, material.held_out
     if held_out is None:
@@ -155,7 +154,7 @@ def _low_shot(encoder: Encoder, dataset: Dataset, layer: str, config: ConfigDict
     return scores
 
 
-def _material(encoder: Encoder, dataset: Dataset, layer: str, config: ConfigDict) -> Material:
+def _material(encoder: FeatureExtractor, dataset: Dataset, layer: str, config: ConfigDict) -> Material:
     validation = None if dataset.validation is None else encoder.features(dataset.validation, layer)
     return Material(
         bank=encoder.features(dataset.train, layer).labelled(),

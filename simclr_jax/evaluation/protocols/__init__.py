@@ -1,0 +1,1 @@
+"""Protocols: what an encoder is worth, one file for each kind."""
