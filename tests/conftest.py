@@ -21,13 +21,7 @@ import jax
 import numpy as np
 import pytest
 
-from simclr_jax.config import pretraining as configuration
-from simclr_jax.models.resnet import ResNet
-
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
-# Where any network does: one block a stage is compiled in half the time of a ResNet-18, two such stages in a quarter.
-ResNet.STAGES = {**ResNet.STAGES, 6: (1, 1), 10: (1, 1, 1, 1)}
-configuration.CHOICES['model.depth'] += (6, 10)
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / 'shared'

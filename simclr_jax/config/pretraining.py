@@ -51,7 +51,7 @@ def base_config() -> ConfigDict:
         augment[operation] = ConfigDict(parameters)  # see simclr_jax/augment/policy.py
 
     config.model = model = ConfigDict()
-    model.depth = 50  # 18 | 34 | 50 | 101 | 152 | 200
+    model.depth = 50  # 18 | 34 | 50 | 101 | 152 | 200; for tests 6 (two stages of one block) | 10 (four)
     model.width = 1.0  # multiplies every channel count; fractions are allowed
     model.stem = 'auto'  # auto (cifar up to 32 pixels) | cifar | imagenet
     model.sk_ratio = 0.0  # selective kernels, 0.0625 in SimCLRv2; 0: none
@@ -160,7 +160,7 @@ CHOICES = {
     'sharding': ('replicated', 'fsdp'),
     'data.feed': ('auto', 'host', 'hybrid', 'resident'),
     'data.source': ('tfds', 'folder', 'arrays', 'digits', 'fake'),
-    'model.depth': (18, 34, 50, 101, 152, 200),
+    'model.depth': (6, 10, 18, 34, 50, 101, 152, 200),
     'model.stem': ('auto', 'cifar', 'imagenet'),
     'model.dtype': ('float32', 'bfloat16'),
     'head.kind': ('nonlinear', 'linear', 'none'),

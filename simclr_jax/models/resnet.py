@@ -242,7 +242,8 @@ class ResNet(nn.Module):
     """The encoder f: images to representations.
 
     Attributes:
-        depth: 18, 34 (basic blocks), 50, 101, 152 or 200 (bottlenecks).
+        depth: 18, 34 (basic blocks), 50, 101, 152 or 200 (bottlenecks). 6 and 10 are for tests: one basic block in
+            each stage, with 6 in two stages.
         width: multiplies every number of channels; 1 to 4 in the papers, fractions for small machines.
         stem: 'cifar' for images of up to 32 pixels, otherwise 'imagenet'.
         sk_ratio: 0, or the ratio of selective kernels (SimCLRv2: 0.0625). They bring ResNet-D's shortcuts
@@ -259,6 +260,8 @@ class ResNet(nn.Module):
     """
 
     STAGES: ClassVar = {
+        6: (1, 1),
+        10: (1, 1, 1, 1),
         18: (2, 2, 2, 2),
         34: (3, 4, 6, 3),
         50: (3, 4, 6, 3),
