@@ -3,7 +3,6 @@
 import atexit
 import json
 import os
-import pathlib
 import shutil
 import tempfile
 
@@ -21,10 +20,9 @@ import jax
 import numpy as np
 import pytest
 
-jax.config.update('jax_numpy_dtype_promotion', 'strict')
+from support.paths import SHARED
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-SHARED = REPOSITORY.parent / 'shared'
+jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
 
 class Oracle:

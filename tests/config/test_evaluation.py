@@ -1,0 +1,93 @@
+"""The configurations of evaluations: the papers' settings, overrides, and what is refused."""
+
+import numpy as np
+import pytest
+
+from simclr_jax.config import ConfigError, base_evaluation, load_evaluation
+from simclr_jax.config.evaluation import PROTOCOLS
+from simclr_jax.training.schedule import peak_learning_rate
+from support.paths import REPOSITORY
+
+FOLDER = REPOSITORY / 'configs' / 'evaluate'
+
+
+def load(spec, *overrides):
+    return load_evaluation(f'{FOLDER}/{spec}', overrides)
+
+
+def peak(settings):
+    return peak_learning_rate(settings.learning_rate, settings.batch_size, settings.scaling)
+
+
+def test_the_base_is_sound():
+    assert load_evaluation() == base_evaluation()
+
+
+def test_linear_evaluation_is_that_of_the_first_paper():
+    settings = base_evaluation().linear_sgd
+    assert (settings.epochs, settings.batch_size, settings.optimizer, settings.weight_decay) == (
+        90,
+        4096,
+        'momentum',
+        0,
+    )
+    assert peak(settings) == pytest.approx(0.1 * 4096 / 256)
+    assert settings.warmup_epochs == 0
+
+
+@pytest.mark.parametrize('labels, epochs', [('1%', 60), ('10%', 30)])
+def test_semi_supervised_learning(labels, epochs):
+    """METHOD's table: v1 SGD at 0.8 with batches of 4096, v2 LARS at 0.005 sqrt(B) from the head's first layer."""
+    first, second = load(f'imagenet.py:v1,labels={labels}'), load(f'imagenet.py:v2,labels={labels}')
+    assert first.labels == second.labels == (labels,)
+    assert first.finetune.epochs == second.finetune.epochs == epochs
+    assert peak(first.finetune) == pytest.approx(0.8)
+    assert (second.finetune.optimizer, second.finetune.head_layer) == ('lars', 1)
+    assert peak(second.finetune) == pytest.approx(0.005 * np.sqrt(1024))
+    assert first.finetune.weight_decay == second.finetune.weight_decay == 0
+
+
+def test_transfer_experiments():
+    linear, finetuned = load('transfer.py'), load('transfer.py:finetune')
+    assert len(linear.datasets) == 12
+    assert (linear.protocols, linear.image_size, linear.crop_share) == (('linear',), 224, 1.0)
+    assert (linear.linear.lambdas, linear.linear.smallest, linear.linear.largest) == (45, 1e-6, 1e5)
+    settings = finetuned.finetune
+    assert (settings.steps, settings.batch_size, settings.batch_norm_momentum) == (20_000, 256, 0)
+    assert finetuned.crop_share == 0.875
+    assert (len(settings.grid_learning_rates), len(settings.grid_weight_decays)) == (7, 8)
+    assert (min(settings.grid_learning_rates), max(settings.grid_learning_rates)) == pytest.approx((1e-4, 1e-1))
+    assert sorted(settings.grid_weight_decays)[:2] == pytest.approx((0, 1e-6))
+
+
+def test_all_protocols_on_cifar():
+    assert set(load('cifar10.py:cpu').protocols) == set(PROTOCOLS)
+
+
+@pytest.mark.parametrize('spec', ['imagenet.py:v3', 'imagenet.py:v1,labels=5%', 'transfer.py:svm', 'cifar10.py:gpu'])
+def test_arguments_that_are_no_recipe(spec):
+    with pytest.raises(ConfigError, match='config argument'):
+        load(spec)
+
+
+@pytest.mark.parametrize(
+    'field, text, message',
+    [
+        ('protocols', 'knn,knm', 'unknown knm'),
+        ('svm.layers', 'h,feature6', 'unknown feature6'),
+        ('finetune.after_block', '5', 'from -1 to 4'),
+        ('finetune.grid_learning_rates', 'a,b', 'finite numbers > 0'),
+        ('multihead.optimizer', 'sgd', 'must be one of lars, momentum, adam'),
+        ('bootstrap_draws', '10', 'an integer >= 100'),
+        ('linear.smallest', '1e6', 'must not be above linear.largest'),
+        ('finetune.epoch', '1', 'did you mean finetune.epochs'),
+    ],
+)
+def test_wrong_values_name_rule_and_cure(field, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_evaluation('', [(field, text)])
+
+
+def test_a_configuration_of_a_pretraining_is_none_of_an_evaluation():
+    with pytest.raises(ConfigError, match='there is no such field'):
+        load_evaluation(f'{REPOSITORY}/configs/digits.py')

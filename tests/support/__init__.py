@@ -1,0 +1,1 @@
+"""What several test files share. Nothing in here is collected as a test."""

@@ -1,0 +1,48 @@
+"""A small run on the digits, and what it leaves in its work directory."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+
+from simclr_jax.sharding import make_mesh
+from simclr_jax.training.checkpoints import Checkpoints
+from support.paths import REPOSITORY
+
+DIGITS = [
+    f'--config={REPOSITORY}/configs/digits.py',
+    '--config.model.width=0.125',
+    '--config.data.image_size=8',
+    '--config.batch_size=64',
+    '--config.train_steps=12',
+    '--config.warmup_epochs=0.2',
+    '--config.optimizer.name=lars',
+    '--config.optimizer.learning_rate=1.0',
+    '--config.optimizer.scaling=linear',
+    '--config.log_every_steps=4',
+    '--config.checkpoint_every_steps=4',
+    '--config.checkpoint_keep=2',
+    '--config.knn.every_epochs=0.4',
+]
+# In the tests' own processes: a network that is compiled sooner, see conftest.py.
+DIGITS_HERE = [*DIGITS, '--config.model.depth=6']
+
+
+def rows_of(workdir):
+    return [json.loads(line) for line in (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines()]
+
+
+def model_of(workdir):
+    checkpoints = Checkpoints(str(workdir))
+    model, step = checkpoints.restore_model(make_mesh(jax.devices()[:1]))
+    checkpoints.close()
+    return jax.device_get(model), step
+
+
+def assert_same_bits(found, expected):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(np.atleast_1d(a).view(np.uint8), np.atleast_1d(b).view(np.uint8)),
+        found,
+        expected,
+    )

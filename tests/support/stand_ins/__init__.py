@@ -1,0 +1,131 @@
+"""Stand-ins for the tools of clusters, and a checkout for the launchers to launch from.
+
+The tools (gcloud, kubectl, sbatch, srun, scontrol, and what a host of a TPU slice has) are small programs in this
+directory. They take the options that the launchers may use and no others, keep what they were told in $STAND_INS, and
+really run what they are told to run: on this machine, in place of simclr the program of program.py.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
+HERE = pathlib.Path(__file__).resolve().parent
+BASH = shutil.which('bash')
+
+# Variables that mean something to the launchers, to JAX or to Python, and that the tests set themselves.
+FOREIGN = ('SIMCLR_', 'JAX_', 'SLURM_', 'SBATCH_', 'PYTHON')
+
+# What every launcher must hand on unchanged.
+AWKWARD = [
+    'train',
+    '--workdir=gs://bucket/my runs',
+    "it's",
+    '"quoted"',
+    '$HOME',
+    '$(id)',
+    '$$',
+    '`id`',
+    'a;b&c|d>e',
+    '*',
+    '~',
+    '',
+    'two  spaces',
+    'two\nlines\n',
+    'back\\slash\\n',
+    '-x',
+    'ü#!',
+]
+
+
+def executable(path: pathlib.Path, body: str) -> pathlib.Path:
+    """A bash script."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'#!{BASH}\n{body}\n')
+    path.chmod(0o755)
+    return path
+
+
+def checkout(folder: pathlib.Path) -> pathlib.Path:
+    """A git repository with what the launchers read, and with its environment made: simclr in it is program.py."""
+    root = folder / 'my simclr'
+    root.mkdir()
+    shutil.copytree(REPOSITORY / 'launch', root / 'launch')
+    for name in ('setup.py', 'constraints.txt'):
+        shutil.copy(REPOSITORY / name, root / name)
+    for command in (['init', '--quiet'], ['add', '--all']):
+        subprocess.run(['git', '-C', root, *command], check=True)
+    install(root)
+    sums = subprocess.run(
+        [BASH, '-c', 'cat setup.py constraints.txt | cksum'], cwd=root, capture_output=True, check=True
+    )
+    for extra in ('', '-cuda'):
+        (root / '.venv' / f'installed{extra}').write_bytes(sums.stdout)
+    return root
+
+
+def install(root: pathlib.Path) -> None:
+    """Puts simclr and Python into the environment of a checkout."""
+    executable(root / '.venv' / 'bin' / 'python', f'exec {sys.executable} -S "$@"')
+    executable(root / '.venv' / 'bin' / 'simclr', f'exec {sys.executable} -S {HERE}/program.py "$@"')
+
+
+class World:
+    """A directory of stand-ins' state ($STAND_INS), and the environment in which the launchers find the stand-ins."""
+
+    def __init__(self, folder: pathlib.Path, *tools: str):
+        self.state = folder / 'world'
+        self.state.mkdir()
+        for tool in tools:
+            # Without site-packages (-S), Python starts in half the time; kubectl needs them.
+            flags = '' if tool == 'kubectl' else '-S'
+            executable(self.state / 'bin' / tool, f'exec {sys.executable} {flags} {HERE}/{tool} "$@"')
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)},
+            'PATH': f'{self.state}/bin:{os.environ["PATH"]}',
+            'STAND_INS': str(self.state),
+            'TMPDIR': str(folder),
+            'SIMCLR_PAUSE': '0',
+            'SIMCLR_PYTHON': sys.executable,
+        }
+
+    def plan(self, **lives: list) -> None:
+        """What the program does, by process: plan(p0=['preempt', 0]); see program.py. Without a plan it ends with 0."""
+        (self.state / 'plan.json').write_text(json.dumps(lives))
+
+    def run(self, script: pathlib.Path, *arguments: str, timeout: float = 180, **variables: str):
+        """Runs a launcher to its end."""
+        return subprocess.run(
+            [script, *arguments],
+            env={**self.environment, **variables},
+            cwd=self.state,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def start(self, *command: str | pathlib.Path) -> subprocess.Popen:
+        """Starts one, for signals to reach it; for use in a `with`."""
+        return subprocess.Popen(
+            command,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.state,
+        )
+
+    def records(self, name: str) -> list:
+        """The lines of one of the stand-ins' records: `calls` of tools, `runs` of the program."""
+        path = self.state / f'{name}.jsonl'
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def record(name: str, entry) -> None:
+    """Adds a line to a record of $STAND_INS."""
+    with open(pathlib.Path(os.environ['STAND_INS'], f'{name}.jsonl'), 'a') as file:
+        file.write(json.dumps(entry) + '\n')

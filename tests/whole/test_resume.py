@@ -1,0 +1,79 @@
+"""A run that is killed without warning and started again ends in the bits of an undisturbed one."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from support.paths import REPOSITORY, SHARED
+from support.runs import DIGITS, assert_same_bits, model_of, rows_of
+
+ONE_DEVICE = {'cwd': REPOSITORY, 'env': {**os.environ, 'XLA_FLAGS': ''}}
+
+
+def killed_and_resumed(arguments, workdir, last_step):
+    """Starts a run, kills it without warning after a random step, starts it again until it ends."""
+    command = [sys.executable, '-m', 'simclr_jax', 'train', *arguments, f'--workdir={workdir}']
+    process = subprocess.Popen(command, **ONE_DEVICE, stdout=subprocess.DEVNULL)
+    stop_at, metrics = random.randint(2, last_step - 3), workdir / 'metrics.jsonl'
+    deadline = time.monotonic() + 200
+
+    def has_come_far_enough():
+        is_saved = any(path.name.isdigit() for path in (workdir / 'checkpoints').glob('*'))
+        return is_saved and len(metrics.read_text().splitlines()) >= stop_at
+
+    while not has_come_far_enough():
+        assert process.poll() is None, 'the run ended before it was killed'
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    again = subprocess.run(command, **ONE_DEVICE, capture_output=True, text=True, check=True)
+    return stop_at, again.stdout
+
+
+def assert_killed_run_ends_the_same(arguments, tmp_path, last_step):
+    command = [sys.executable, '-m', 'simclr_jax', 'train', *arguments, f'--workdir={tmp_path}/undisturbed']
+    subprocess.run(command, **ONE_DEVICE, check=True, stdout=subprocess.DEVNULL)
+    stopped_at, output = killed_and_resumed(arguments, tmp_path / 'killed', last_step)
+    assert 'Resuming at step' in output, f'killed after step {stopped_at}: {output}'
+    found, expected = (model_of(tmp_path / name) for name in ('killed', 'undisturbed'))
+    assert found[1] == expected[1] == last_step
+    assert_same_bits(found[0], expected[0])
+    # The optimiser's state and the step too, by their checksums.
+    checksums = [
+        (tmp_path / name / 'checkpoints' / str(last_step) / 'meta' / 'metadata').read_text()
+        for name in ('killed', 'undisturbed')
+    ]
+    assert checksums[0] == checksums[1]
+    losses = [
+        [(row['step'], row['loss']) for row in rows_of(tmp_path / name) if 'loss' in row]
+        for name in ('killed', 'undisturbed')
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_digits_killed_at_a_random_step_end_the_same(tmp_path):
+    options = [
+        '--config.train_steps=14', '--config.log_every_steps=1', '--config.checkpoint_every_steps=2',
+        '--config.knn.every_epochs=0',
+    ]  # fmt: skip
+    assert_killed_run_ends_the_same([*DIGITS, *options], tmp_path, last_step=14)
+
+
+@pytest.mark.slow
+def test_cifar_killed_at_a_random_step_ends_the_same(tmp_path):
+    prepared = SHARED / 'data' / 'tfds'
+    if not prepared.exists():
+        pytest.skip(f'CIFAR-10 is not prepared at {prepared}')
+    arguments = [
+        f'--config={REPOSITORY}/configs/cifar10.py:cpu', f'--config.data.path={prepared}',
+        '--config.model.width=0.125', '--config.batch_size=32', '--config.train_steps=12',
+        '--config.log_every_steps=1', '--config.checkpoint_every_steps=2', '--config.knn.every_epochs=0',
+    ]  # fmt: skip
+    assert_killed_run_ends_the_same(arguments, tmp_path, last_step=12)
