@@ -14,6 +14,7 @@ from simclr_jax.data.spec import DataError, Examples
 from simclr_jax.data.suite import TEST_NAMES, resolve_dataset
 from simclr_jax.evaluation.extractor import FeatureExtractor
 from simclr_jax.evaluation.features import Features, features_of, ids_of, write_features
+from simclr_jax.training.workdir import write_whole
 
 ENDINGS = ('.npz', '.parquet')
 
@@ -137,7 +138,6 @@ def write(path: epath.Path, found: Features, examples: Examples) -> None:
     try:
         (write_features if path.suffix == '.npz' else _write_parquet)(path, found, examples)
     except OSError as error:
-        _partial(path).unlink(missing_ok=True)
         raise ConfigError([f'{path} cannot be written: {error.strerror or error}; choose another']) from error
 
 
@@ -159,11 +159,4 @@ def _write_parquet(path: epath.Path, found: Features, examples: Examples) -> Non
             'features': pyarrow.FixedSizeListArray.from_arrays(values, found.values.shape[1]),
         }
     )
-    with _partial(path).open('wb') as file:
-        parquet.write_table(table, file)
-    _partial(path).replace(path)
-
-
-def _partial(path: epath.Path) -> epath.Path:
-    """Where a file is while it is written, as in `write_features`."""
-    return path.with_name(f'{path.name}.partial')
+    write_whole(path, lambda file: parquet.write_table(table, file))

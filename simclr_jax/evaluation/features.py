@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from simclr_jax import sharding
 from simclr_jax.augment.policy import CENTER_CROP_PROPORTION
 from simclr_jax.data.spec import Batch, Decoded, Encoded, Examples, Files, Share
+from simclr_jax.training.workdir import write_whole
 
 # Batches that the devices have been given and whose features are not fetched yet: they need not wait for the host.
 IN_FLIGHT = 2
@@ -139,17 +140,14 @@ def read_features(path: epath.Path, examples: Examples) -> Features | None:
 def write_features(path: epath.Path, found: Features, examples: Examples) -> None:
     """Writes features, labels, index and ids of a split's images to an .npz, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.name}.partial')
-    with partial.open('wb') as file:
-        np.savez(
-            file,
-            features=found.values,
-            labels=found.labels,
-            index=found.index,
-            ids=ids_of(examples, found.index),
-            digest=digest_of(examples),
-        )
-    partial.replace(path)
+    arrays = {
+        'features': found.values,
+        'labels': found.labels,
+        'index': found.index,
+        'ids': ids_of(examples, found.index),
+        'digest': digest_of(examples),
+    }
+    write_whole(path, lambda file: np.savez(file, **arrays))
 
 
 def ids_of(examples: Examples, index: np.ndarray) -> np.ndarray:

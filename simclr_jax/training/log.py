@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from simclr_jax import distributed
+from simclr_jax.training.workdir import write_whole
 
 
 class MetricsFile:
@@ -27,9 +28,7 @@ class MetricsFile:
         if not self._path.exists():
             return
         rows = [row for row in read_metrics(str(self._path)) if row['step'] <= step]
-        temporary = self._path.with_suffix('.partial')
-        temporary.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-        temporary.replace(self._path)
+        write_whole(self._path, ''.join(json.dumps(row) + '\n' for row in rows))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Appends a row; numbers that are not finite become null."""

@@ -1,7 +1,9 @@
 """The work directory's files: config.json and result.json, written whole or not at all."""
 
+import contextlib
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -10,11 +12,33 @@ from simclr_jax.config import ConfigError
 from simclr_jax.config import pretraining as configuration
 
 
-def write_whole(path: epath.Path, text: str) -> None:
-    """Writes a file so that a reader finds the old text or the new one, never a part."""
-    temporary = path.with_name(f'{path.name}.partial')
-    temporary.write_text(text)
-    temporary.replace(path)
+def write_whole(path: epath.Path, content: str | Callable[[BinaryIO], None]) -> None:
+    """Writes a file completely or not at all: a reader finds the old content or the new one, never a part of it.
+
+    The content goes to `NAME.partial` in the same directory, which then takes the place of the file. If an error
+    interrupts the writing, the old file stays and `NAME.partial` is removed.
+
+    Args:
+        path: File to write, local or gs://. Its directory must exist.
+        content: Text, written as UTF-8, or a function that writes to the given binary file.
+
+    Raises:
+        OSError: The file cannot be written.
+        Exception: Any error of `content` itself.
+    """
+    partial = path.with_name(f'{path.name}.partial')
+    try:
+        with partial.open('wb') as file:
+            if isinstance(content, str):
+                file.write(content.encode())
+            else:
+                content(file)
+        partial.replace(path)
+    except BaseException:
+        # The reader needs the first error, not a second one about the cleaning up.
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def claim(workdir: str, config: ConfigDict, *, allow_change: bool) -> list[str]:

@@ -77,23 +77,71 @@ def test_places_that_cannot_be_used(tmp_path):
         assert f'--workdir={tmp_path / name}' in str(caught.value)
 
 
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+class DiskFull(OSError):
+    """The disk has no room for the rest of a file."""
+
+    def __init__(self):
+        super().__init__(errno.ENOSPC, 'No space left on device')
+
+
+def half_then(error):
+    """A writer that fails in the middle of its file."""
+
+    def write(file):
+        file.write(b'{"step"')
+        raise error
+
+    return write
+
+
+@pytest.mark.parametrize('error', [DiskFull(), ValueError('no number'), KeyboardInterrupt()])
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, error):
     path = epath.Path(tmp_path) / 'result.json'
     workdir.write_result(str(tmp_path), {'step': 1})
-
-    def fill_the_disk(self, text):
-        with self.open('w') as file:
-            file.write(text[: len(text) // 2])
-        raise OSError(28, 'No space left on device')
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(path), 'write_text', fill_the_disk)
-        with pytest.raises(OSError, match='No space'):
-            workdir.write_result(str(tmp_path), {'step': 2})
+    with pytest.raises(type(error)):
+        workdir.write_whole(path, half_then(error))
     assert json.loads(path.read_text()) == {'step': 1}
+    assert [file.name for file in path.parent.iterdir()] == ['result.json']
     workdir.write_result(str(tmp_path), {'step': 3})
     assert json.loads(path.read_text()) == {'step': 3}
     assert [file.name for file in path.parent.iterdir()] == ['result.json']
+
+
+def test_an_interrupted_first_write_leaves_nothing(tmp_path):
+    with pytest.raises(DiskFull):
+        workdir.write_whole(epath.Path(tmp_path) / 'result.json', half_then(DiskFull()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_text_and_bytes_arrive_unchanged(tmp_path):
+    path = epath.Path(tmp_path) / 'results.md'
+    workdir.write_whole(path, 'kNN 95 % ± 0.4\r\n')
+    assert path.read_bytes() == b'kNN 95 % \xc2\xb1 0.4\r\n'
+    workdir.write_whole(path, lambda file: file.write(b'\x00\xff'))
+    assert path.read_bytes() == b'\x00\xff'
+
+
+def test_the_old_content_stands_until_the_new_one_is_complete(tmp_path):
+    path = epath.Path(tmp_path) / 'results.md'
+    workdir.write_whole(path, 'old')
+    seen = []
+
+    def write(file):
+        file.write(b'ne')
+        file.flush()
+        seen.append(path.read_text())
+        file.write(b'w')
+
+    workdir.write_whole(path, write)
+    assert seen == ['old']
+    assert path.read_text() == 'new'
+
+
+def test_a_failed_write_into_no_directory_tells_the_first_error(tmp_path):
+    (tmp_path / 'file').write_text('')
+    for name in ('absent', 'file'):
+        with pytest.raises(OSError, match=rf'{name}/result\.json\.partial'):
+            workdir.write_whole(epath.Path(tmp_path) / name / 'result.json', 'text')
 
 
 def test_a_resumed_run_forgets_rows_after_its_checkpoint(tmp_path):
