@@ -1,1 +1,1 @@
-"""The `simclr` program: one file a sub-command."""
+"""The program `simclr`: one file per command."""

@@ -1,10 +1,12 @@
-"""Features of images by a trained encoder, as a file for other programs; and the nearest neighbours of some.
+"""Write the features of images to a file for other programs, and draw nearest neighbours.
 
+Examples:
   simclr embed --workdir=runs/cifar10 --out=cifar10.npz
   simclr embed --workdir=runs/photos --dataset=/data/other_photos --out=other.parquet --neighbours=cat.jpg,dog.jpg
 
-An .npz holds features [N, F], labels and ids, a .parquet file one row an image. Labels are not needed. Files that
-are no images are named and left out.
+An .npz file holds the arrays features [N, F], labels [N] (or [N, K] if an image has several), ids [N] and index [N].
+A .parquet file holds one row per image. The images need no labels. The command lists files that it cannot read as
+images and leaves them out.
 """
 
 import argparse
@@ -15,33 +17,50 @@ import time
 from collections.abc import Callable, Iterator
 
 NAME = 'embed'
-SUMMARY = 'write the features of images, find nearest neighbours'
+SUMMARY = 'write the features of images to a file, and draw nearest neighbours'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's options."""
-    parser.add_argument('--workdir', required=True, metavar='DIR', help='of a `simclr train`')
+    parser.add_argument('--workdir', required=True, metavar='DIR', help='work directory of a `simclr train`')
     parser.add_argument(
         '--dataset',
         default='',
         metavar='NAME',
-        help="TFDS name, a directory of images or an .npz (default: the pretraining's)",
+        help='TFDS name, directory of images or .npz file (default: data of the pretraining)',
     )
-    parser.add_argument('--split', default='', metavar='NAME', help='(default: test, or all where there are no splits)')
-    parser.add_argument('--out', required=True, metavar='FILE', help='ends in .npz or .parquet')
-    parser.add_argument('--overwrite', action='store_true', help='replace files that are there already')
-    parser.add_argument('--layer', default='h', metavar='NAME', help='h, or pooled maps: feature1 to feature5')
-    parser.add_argument('--neighbours', default='', metavar='LIST', help='image files or ids: draw what is nearest')
-    parser.add_argument('--k', type=int, default=8, metavar='N', help='neighbours of each (default: 8)')
-    parser.add_argument('--picture', default='', metavar='FILE', help='of the neighbours (default: FILE.png of --out)')
-    parser.add_argument('--image-size', type=int, default=0, metavar='N', help="pixels (default: the pretraining's)")
     parser.add_argument(
-        '--batch-size', type=int, default=0, metavar='N', help="images at a time (default: the pretraining's)"
+        '--split',
+        default='',
+        metavar='NAME',
+        help='split of the data set (default: test, or all images without splits)',
+    )
+    parser.add_argument('--out', required=True, metavar='FILE', help='file to write, *.npz or *.parquet')
+    parser.add_argument('--overwrite', action='store_true', help='replace existing files')
+    parser.add_argument(
+        '--layer', default='h', metavar='NAME', help='features: h (default), or the pooled maps feature1 to feature5'
+    )
+    parser.add_argument(
+        '--neighbours', default='', metavar='LIST', help='image files or ids, comma-separated, whose neighbours to draw'
+    )
+    parser.add_argument('--k', type=int, default=8, metavar='N', help='number of neighbours to draw (default: 8)')
+    parser.add_argument(
+        '--picture', default='', metavar='FILE', help='picture of the neighbours (default: the name of --out with .png)'
+    )
+    parser.add_argument(
+        '--image-size',
+        type=int,
+        default=0,
+        metavar='N',
+        help='size of the images in pixels (default: as in pretraining)',
+    )
+    parser.add_argument(
+        '--batch-size', type=int, default=0, metavar='N', help='images per batch (default: as in pretraining)'
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Embeds the images, writes the file, draws the neighbours."""
+    """Embeds the images, writes the file and draws the neighbours. Returns the exit code."""
     from etils import epath
 
     from simclr_jax import distributed
@@ -80,21 +99,27 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _problems(options: argparse.Namespace, out, picture) -> list[str]:
-    """What is wrong with the options, as far as can be seen before anything is read; `picture` None: not asked for."""
+    """Returns a message for each wrong option, before anything is read.
+
+    Args:
+        options: Options of the command line.
+        out: File of the features.
+        picture: File of the picture, None if there are no neighbours to draw.
+    """
     from simclr_jax.config.evaluation import LAYERS
     from simclr_jax.evaluation.embed import ENDINGS
 
     problems = []
     if options.layer not in LAYERS:
-        problems.append(f'--layer={options.layer}: unknown; there are: {", ".join(LAYERS)}')
+        problems.append(f'--layer={options.layer}: unknown; choose from {", ".join(LAYERS)}')
     for option, least in (('k', 1), ('image_size', 0), ('batch_size', 0)):
         if getattr(options, option) < least:
             name = option.replace('_', '-')
             problems.append(f'--{name}={getattr(options, option)}: must be {least} or more')
     if options.picture and picture is None:
-        problems.append(f'--picture={options.picture}: shows neighbours; add --neighbours=IMAGE,IMAGE')
+        problems.append(f'--picture={options.picture}: only neighbours are drawn; add --neighbours=IMAGE,IMAGE')
     if out.suffix == '.parquet' and importlib.util.find_spec('pyarrow') is None:
-        problems.append(f'--out={out}: Parquet needs pyarrow; pip install pyarrow, or write an .npz')
+        problems.append(f'--out={out}: a .parquet file needs pyarrow; pip install pyarrow, or write an .npz file')
     for name, path, endings in (('out', out, ENDINGS), ('picture', picture, ('.png',))):
         if path is None:
             continue
@@ -103,13 +128,13 @@ def _problems(options: argparse.Namespace, out, picture) -> list[str]:
         elif not path.parent.is_dir():
             problems.append(f'--{name}={path}: there is no directory {path.parent}; make it first')
         elif path.exists() and not options.overwrite:
-            problems.append(f'--{name}={path}: is there already; choose another, or replace it with --overwrite')
+            problems.append(f'--{name}={path}: the file exists; choose another, or replace it with --overwrite')
     return problems
 
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, nothing elsewhere; yields what is to be called with numbers of images done."""
+    """Shows a progress bar on a terminal. Yields a function to call with the number of newly embedded images."""
     from rich import progress
 
     columns = (
@@ -131,11 +156,11 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _tell_unreadable(paths: list[str]) -> None:
-    """Names the files that were left out, not more than fit a screen."""
+    """Lists the files that were left out, as many as fit on a screen."""
     if not paths:
         return
     shown = paths[:20]
-    print(f'{len(paths)} files are no readable images, and were left out:')
+    print(f'{len(paths)} files could not be read as images and were left out:')
     print(*(f'  {path}' for path in shown), sep='\n')
     if len(paths) > len(shown):
         print(f'  and {len(paths) - len(shown)} more')

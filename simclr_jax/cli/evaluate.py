@@ -1,46 +1,65 @@
-"""Measure a trained encoder, by any protocol and on any data set, or compare several.
+"""Measure a trained encoder by any protocol on any data set, or compare the results of several encoders.
 
+Examples:
   simclr evaluate --workdir=runs/digits --labels=1,5,10,all --baselines=pixels,untrained
   simclr evaluate --workdir=runs/cifar10 --protocols=linear --dataset=fashion_mnist,folder:my_images
   simclr evaluate --workdir=runs/imagenet --config=configs/evaluate/imagenet.py:v2,labels=1%
   simclr evaluate --compare runs/a runs/b
 
-Protocols: knn, linear (logistic regression by L-BFGS), svm, low_shot (SVM) on frozen features; linear_sgd,
-finetune, multihead train on augmented images; measures need no labels. Every field of the configuration
-(simclr_jax/config/evaluation.py) can be set as --config.FIELD=VALUE.
+Protocols on frozen features:
+  knn         vote of the nearest neighbours
+  linear      logistic regression by L-BFGS
+  svm         linear support vector machine
+  low_shot    linear support vector machine on few examples per class
+Protocols that train on augmented images:
+  linear_sgd  linear classifier
+  finetune    classifier and encoder
+  multihead   linear classifiers on all stages of the encoder
+Without labels:
+  measures    alignment, uniformity, effective rank, agreement of neighbours
 
-Prints the table and writes result.json, results.md and report/summary.png in the work directory.
+--config.FIELD=VALUE sets any field of the configuration (simclr_jax/config/evaluation.py).
+
+The command prints a table. It writes result.json, results.md and report/summary.png in the work directory.
 """
 
 import argparse
 
 NAME = 'evaluate'
-SUMMARY = 'measure a trained encoder, or compare several'
-# Options that are short for fields of the configuration.
+SUMMARY = 'measure a trained encoder, or compare several encoders'
+# Options that set fields of the configuration: option -> field.
 SHORT = {'protocols': 'protocols', 'dataset': 'datasets', 'labels': 'labels', 'baselines': 'baselines'}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's options."""
-    parser.add_argument('--workdir', metavar='DIR', help='of a `simclr train`')
-    parser.add_argument('--config', default='', metavar='FILE[:ARG]', help='settings, as configs/evaluate/transfer.py')
-    parser.add_argument('--protocols', metavar='LIST', help='see above (default: knn,linear)')
+    parser.add_argument('--workdir', metavar='DIR', help='work directory of a `simclr train`')
+    parser.add_argument(
+        '--config', default='', metavar='FILE[:ARG]', help='configuration file, such as configs/evaluate/transfer.py'
+    )
+    parser.add_argument('--protocols', metavar='LIST', help='protocols, see above (default: knn,linear)')
     parser.add_argument(
         '--dataset',
         metavar='LIST',
-        help="other data sets than the pretraining's: TFDS names, folder:PATH, .npz",
+        help='data sets: TFDS names, folder:PATH, .npz files (default: data of the pretraining)',
     )
-    parser.add_argument('--labels', metavar='LIST', help='to learn from: all, 10 (a class), 1%% (default: all)')
-    parser.add_argument('--baselines', metavar='LIST', help='also measure: pixels, untrained (default: none)')
-    parser.add_argument('--compare', nargs='+', metavar='DIR', help='show the results of these work directories')
+    parser.add_argument(
+        '--labels', metavar='LIST', help='labels to learn from: all, 10 (per class), 1%% (default: all)'
+    )
+    parser.add_argument(
+        '--baselines', metavar='LIST', help='features to compare with: pixels, untrained (default: none)'
+    )
+    parser.add_argument('--compare', nargs='+', metavar='DIR', help='compare the results of these work directories')
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluates, prints the table, draws the summary; or compares."""
+    """Evaluates one work directory, or compares several. Returns the exit code."""
     from simclr_jax.config import ConfigError
 
     if bool(options.workdir) == bool(options.compare):
-        raise ConfigError(['give either --workdir=DIR, to evaluate it, or --compare DIR DIR, to compare results'])
+        raise ConfigError(
+            ['give either --workdir=DIR, to evaluate an encoder, or --compare DIR DIR, to compare results']
+        )
     return _compare(options.compare) if options.compare else _evaluate(options)
 
 
@@ -76,7 +95,7 @@ def _compare(directories: list[str]) -> int:
     missing = [directory for directory, found in results.items() if found is None]
     if missing:
         raise ConfigError(
-            [f'{directory} has no result.json: simclr evaluate --workdir={directory}' for directory in missing]
+            [f'{directory} has no result.json; run: simclr evaluate --workdir={directory}' for directory in missing]
         )
     print(table.of_workdirs(results))
     return 0

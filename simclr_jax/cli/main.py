@@ -1,6 +1,6 @@
-"""Entry of the program: picks the sub-command, and turns the user's mistakes into messages.
+"""Entry point of the program: selects the command, and prints mistakes of the user as messages.
 
-JAX and TensorFlow are imported by the sub-commands when they run, so that --help comes at once.
+The commands import JAX and TensorFlow only when they run, so that --help answers at once.
 """
 
 import argparse
@@ -19,13 +19,23 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `simclr ARGUMENTS`; returns the exit code: 0 done, 2 the user's mistake, 42 start again, 1 anything else."""
+    """Runs `simclr ARGUMENTS`.
+
+    Args:
+        arguments: Arguments of the program. None: those of the command line.
+
+    Returns:
+        The exit code: 0 done, 2 mistake of the user, 42 preempted and to be started again, 1 any other failure.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
     rest, overrides, problems = _split_overrides(arguments)
     options = parser.parse_args(rest)
     if overrides and options.command not in ('train', 'evaluate', 'plan'):
-        problems.append(f'--config.{overrides[0][0]}: `simclr {options.command}` takes no configuration overrides')
+        problems.append(
+            f'--config.{overrides[0][0]}: `simclr {options.command}` takes no configuration overrides; '
+            'leave this option out'
+        )
     if problems:
         return _tell('\n'.join(problems), USER_MISTAKE)
     options.overrides = overrides
@@ -35,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='simclr',
-        description='SimCLR: contrastive pretraining of image encoders, and what they are worth.',
+        description='SimCLR: contrastive pretraining of image encoders, and their evaluation.',
         allow_abbrev=False,
     )
     parser.add_argument('--version', action='version', version=f'simclr_jax {simclr_jax.__version__}')
@@ -54,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _split_overrides(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]], list[str]]:
-    """Takes --config.key=value and --config.key value out of the arguments."""
+    """Splits arguments into the other ones, the overrides (--config.key=value or --config.key value) and messages."""
     rest, overrides, problems = [], [], []
     remaining = collections.deque(arguments)
     while remaining:
@@ -64,7 +74,7 @@ def _split_overrides(arguments: list[str]) -> tuple[list[str], list[tuple[str, s
             continue
         name, equals, value = argument.removeprefix('--config.').partition('=')
         if not equals and (not remaining or remaining[0].startswith('--')):
-            problems.append(f'{argument}: needs a value, {argument}=VALUE')
+            problems.append(f'{argument}: needs a value; write {argument}=VALUE')
         else:
             overrides.append((name, value if equals else remaining.popleft()))
     return rest, overrides, problems
@@ -93,13 +103,13 @@ def _run(options: argparse.Namespace) -> int:
         if error.errno not in DISK_FULL:
             raise
         what = f'{error.filename}: ' if error.filename else ''
-        return _tell(f'{what}{error.strerror}. Make room; the same command goes on from what is complete', USER_MISTAKE)
+        return _tell(f'{what}{error.strerror}. Make room on the disk; the same command then resumes', USER_MISTAKE)
     except KeyboardInterrupt:
-        return _tell('interrupted; the same command goes on from the newest checkpoint', FAILURE)
+        return _tell('interrupted; the same command resumes from the newest checkpoint', FAILURE)
 
 
 def _run_to_the_end(options: argparse.Namespace) -> int:
-    """Runs the command, and leaves with the job's other processes, or as one that has lost them."""
+    """Runs the command and ends together with the other processes of the job, or alone if they are lost."""
     import jax
 
     from simclr_jax import distributed
@@ -115,16 +125,22 @@ def _run_to_the_end(options: argparse.Namespace) -> int:
     except jax.errors.JaxRuntimeError as error:
         if not distributed.tells_of_a_loss(error):
             raise
-        _tell(f'another process of this job is gone; start all of it again ({str(error).splitlines()[0]})', START_AGAIN)
-        # There is nobody left with whom to end in order.
+        _tell(
+            f'another process of this job is lost; start the whole job again ({str(error).splitlines()[0]})',
+            START_AGAIN,
+        )
+        # An orderly end would wait for the lost process.
         os._exit(START_AGAIN)
 
 
 def _keep_compiled_programs() -> None:
-    """Before JAX is imported. JAX_ENABLE_COMPILATION_CACHE=false is JAX's own way not to have it."""
+    """Keeps compiled programs on disk for the next start. To be called before JAX is imported.
+
+    JAX_ENABLE_COMPILATION_CACHE=false switches the cache off.
+    """
     if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         os.environ['JAX_COMPILATION_CACHE_DIR'] = str(cache.programs())
-        # The hundreds of small ones too: on a local disk each is read sooner than compiled.
+        # The cache also keeps the hundreds of small programs. Reading one from a local disk is faster than compiling.
         os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 

@@ -1,12 +1,15 @@
-"""What a pretraining needs on a TPU slice that is not here: compiles its very step, and estimates its time.
+"""Estimate memory and time of a pretraining on a TPU slice, without that slice, by compiling its training step.
 
+Examples:
   simclr plan --config=configs/imagenet.py --topology=v5e:4x8
   simclr plan --config=configs/imagenet.py --topology=v4:2x4x4 --largest-batch --json=plan.json
-  simclr plan --config=configs/digits.py                         # for the devices of this machine
+  simclr plan --config=configs/digits.py                         # devices of this machine
 
-Tells whether the step fits, memory by kind, operations, traffic, collectives, the costliest parts, seconds a step
-and hours a run. A compilation takes one to ten minutes; nothing is allocated. The TPU compiler (libtpu) is
-installed once, in a directory of its own. Every field of the configuration can be set as --config.FIELD=VALUE.
+The plan shows whether the step fits in memory, the memory by kind, operations, memory traffic, collectives and the
+costliest parts. It estimates seconds per step and hours per run. A compilation takes one to ten minutes and allocates
+nothing on the devices. The first plan for a TPU installs the TPU compiler (libtpu) in its own directory.
+
+--config.FIELD=VALUE sets any field of the configuration (simclr_jax/config/pretraining.py).
 """
 
 import argparse
@@ -15,22 +18,31 @@ import json
 import pathlib
 
 NAME = 'plan'
-SUMMARY = 'what a pretraining needs on a TPU slice, and how long it takes'
+SUMMARY = 'estimate memory and time of a pretraining on a TPU slice'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's options."""
-    parser.add_argument('--config', required=True, metavar='FILE[:ARG]', help='configuration, as for train')
+    parser.add_argument('--config', required=True, metavar='FILE[:ARG]', help='configuration file, as for train')
     parser.add_argument(
-        '--topology', default='', metavar='SLICE', help='v5e:4x8, v4:2x4x4, ... (default: the devices of this machine)'
+        '--topology',
+        default='',
+        metavar='SLICE',
+        help='TPU slice, such as v5e:4x8 or v4:2x4x4 (default: the devices of this machine)',
     )
-    parser.add_argument('--images', type=int, default=0, metavar='N', help='of the training split (default: look)')
-    parser.add_argument('--largest-batch', action='store_true', help='also search for it: up to four more compilations')
-    parser.add_argument('--json', default='', metavar='FILE', help='write everything there as well')
+    parser.add_argument(
+        '--images', type=int, default=0, metavar='N', help='images of the training split (default: read the data)'
+    )
+    parser.add_argument(
+        '--largest-batch',
+        action='store_true',
+        help='also search for the largest batch, in up to four more compilations',
+    )
+    parser.add_argument('--json', default='', metavar='FILE', help='also write the plan to this JSON file')
 
 
 def run(options: argparse.Namespace) -> int:
-    """Makes the plan and prints it."""
+    """Makes the plan and prints it. Returns the exit code."""
     from simclr_jax.config import ConfigError, load_config
     from simclr_jax.planning import report
     from simclr_jax.planning.plan import make_plan, training_data

@@ -1,4 +1,4 @@
-"""What the libraries below would say or import on their own account, and nobody needs."""
+"""Suppresses messages and imports of other libraries that a user of `simclr` does not need."""
 
 import importlib.abc
 import logging
@@ -9,9 +9,9 @@ import traceback
 
 
 def quiet() -> None:
-    """TensorFlow and TFDS tell of their own affairs at start; errors are still shown."""
+    """Suppresses the start-up messages of TensorFlow and TFDS, and slow imports of Keras. Errors are still shown."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-    # oneDNN announces itself in two lines at every start, and may sum in another order from one machine to the next.
+    # oneDNN prints two lines at every start. Its order of summation may also differ between machines.
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
     from absl import logging as absl_logging
 
@@ -25,25 +25,31 @@ def quiet() -> None:
 
 
 class _NotForKeras(importlib.abc.MetaPathFinder):
-    """TensorFlow imports Keras, which looks for libraries of which nothing here is used: 1.3 s of every start."""
+    """Hides matplotlib and scikit-learn while TensorFlow imports Keras.
+
+    Keras would import both, which takes 1.3 s of every start. Nothing here uses what Keras does with them.
+    """
 
     @staticmethod
     def find_spec(name, path=None, target=None):
-        """Says that they are not there, as long as TensorFlow is being imported."""
+        """Reports both libraries as missing during the import of TensorFlow."""
         tensorflow = sys.modules.get('tensorflow')
         if name in ('matplotlib', 'sklearn') and getattr(tensorflow and tensorflow.__spec__, '_initializing', False):
-            raise ModuleNotFoundError(f'{name} is kept from Keras', name=name)
+            raise ModuleNotFoundError(f'{name} is hidden from Keras', name=name)
         return None
 
 
 def _tell_of_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
-    """All but the threads of tensorstore, which go on writing for a save that was given up, and find nobody waiting."""
+    """Prints errors that no code can catch, except one of tensorstore.
+
+    Its threads continue to write a checkpoint after the save was cancelled, and then find the event loop closed.
+    """
     if str(unraisable.exc_value) != 'Event loop is closed':
         sys.__unraisablehook__(unraisable)
 
 
 def _is_not_told_again(record: logging.LogRecord) -> bool:
-    """Of what Orbax's threads meet, they log the traceback, and then the next save or wait raises it."""
+    """Drops log records of errors in the threads of Orbax, because the next save or wait raises the same error."""
     trace = record.exc_info[2] if record.exc_info else None
     files = (pathlib.Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(trace))
     return not any('orbax' in file.parts for file in files)

@@ -1,11 +1,13 @@
-"""Pretrain an encoder without labels. The same command again resumes where it stopped.
+"""Pretrain an encoder without labels. To resume an interrupted run, give the same command again.
 
+Examples:
+  simclr train --config=configs/digits.py --workdir=runs/digits
   simclr train --config=configs/cifar10.py:r18 --workdir=runs/cifar10 --config.loss.temperature=0.2
 
-Every field of the configuration (simclr_jax/config/pretraining.py) can be set as --config.FIELD=VALUE.
+--config.FIELD=VALUE sets any field of the configuration (simclr_jax/config/pretraining.py).
 
-Where a scheduler or environment says that there are several processes (launch/), they train together. SIGTERM saves
-and exits with 42: the same command goes on.
+Several processes train together if a scheduler or environment variables describe them as one job (see launch/). After
+SIGTERM the run saves a checkpoint and exits with code 42. The same command then resumes it.
 """
 
 import argparse
@@ -17,19 +19,19 @@ SUMMARY = 'pretrain an encoder'
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's options."""
     parser.add_argument(
-        '--config', required=True, metavar='FILE[:ARG]', help='configuration, as configs/cifar10.py:r18'
+        '--config', required=True, metavar='FILE[:ARG]', help='configuration file, such as configs/cifar10.py:r18'
     )
-    parser.add_argument('--workdir', required=True, metavar='DIR', help='where the run lives, local or gs://')
+    parser.add_argument('--workdir', required=True, metavar='DIR', help='directory of the run, local or gs://')
     parser.add_argument(
         '--allow-config-change',
         action='store_true',
-        help='go on in a work directory of another configuration',
+        help='continue a run of another configuration in its work directory',
     )
     parser.add_argument(
         '--profile',
         type=_steps,
         metavar='FIRST[:LAST]',
-        help="steps, counted from 1, whose profile is written to the directory's profile/ (TensorBoard, xprof)",
+        help='steps to profile, counted from 1. The profile is in DIR/profile, for TensorBoard and xprof',
     )
 
 
@@ -45,7 +47,7 @@ def _steps(text: str) -> tuple[int, int]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Reads the configuration, makes sure that the directory is its own, and trains."""
+    """Reads the configuration and trains. Returns the exit code."""
     from simclr_jax import distributed
     from simclr_jax.config import load_config
     from simclr_jax.pretraining import pretrain

@@ -1,4 +1,4 @@
-"""Configurations: their fields with defaults and ranges, and how files and command lines set them."""
+"""Configurations: their fields with defaults and ranges, and how files and the command line set them."""
 
 from simclr_jax.config.evaluation import base_evaluation, load_evaluation
 from simclr_jax.config.overrides import ConfigError, flatten

@@ -1,4 +1,4 @@
-"""How many labels an evaluation may learn from."""
+"""The label budget: how many labels an evaluation may learn from."""
 
 import dataclasses
 import re
@@ -6,23 +6,42 @@ import re
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """How many labels may be used: so many a class, a fraction in (0, 1) of them, or (neither given) all."""
+    """Number of labels that a classifier may learn from. With neither field set, all labels.
+
+    Attributes:
+        per_class: Labels per class, at least 1.
+        fraction: Share of all labels, in (0, 1).
+    """
 
     per_class: int | None = None
     fraction: float | None = None
 
     def __str__(self) -> str:
-        """As `parse_labels` reads it."""
+        """Returns the text that `parse_labels` reads."""
         if self.fraction is not None:
             return f'{100 * self.fraction:g}%'
         return 'all' if self.per_class is None else str(self.per_class)
 
 
 def parse_labels(text: str) -> Labels:
-    """Reads 'all', '10' (a class) or '1%' (of all labels).
+    """Reads a label budget.
+
+    Args:
+        text: 'all', a number of labels per class such as '10', or a share of all labels such as '1%'.
+
+    Returns:
+        The label budget.
 
     Raises:
-        ValueError: anything else.
+        ValueError: The text is none of these.
+
+    Example:
+        >>> parse_labels('10')
+        Labels(per_class=10, fraction=None)
+        >>> parse_labels('1%').fraction
+        0.01
+        >>> str(parse_labels('12.5%')), str(parse_labels('100%'))
+        ('12.5%', 'all')
     """
     text = text.strip()
     if text in ('all', '100%'):
@@ -32,6 +51,6 @@ def parse_labels(text: str) -> Labels:
     if re.fullmatch(r'[0-9]*\.?[0-9]+%', text) and 0 < float(text[:-1]) < 100:
         return Labels(fraction=float(text[:-1]) / 100)
     raise ValueError(
-        f"labels '{text}' must be 'all', a whole number above 0 of labels a class as in '10', or a share of them "
-        "all up to 100% as in '1%'"
+        f"labels '{text}' must be 'all', a whole number above 0 of labels per class as in '10', or a share of all "
+        "labels up to 100% as in '1%'"
     )

@@ -1,4 +1,4 @@
-"""From the texts of a command line to values of a configuration."""
+"""Turns texts of the command line into values of a configuration."""
 
 import ast
 import difflib
@@ -10,7 +10,11 @@ from ml_collections import ConfigDict
 
 
 class ConfigError(ValueError):
-    """What the user has to change: one message a line, each with the value, the rule and the cure."""
+    """A mistake in the user's settings.
+
+    Args:
+        problems: One message per problem. Each names the value, the rule and the cure.
+    """
 
     def __init__(self, problems: Sequence[str]):
         super().__init__('\n'.join(problems))
@@ -18,7 +22,15 @@ class ConfigError(ValueError):
 
 
 def flatten(config: ConfigDict, prefix: str = '') -> dict[str, object]:
-    """All fields as {'data.source': 'tfds', ...}, in the order of the configuration."""
+    """Returns all fields by their dotted names, in the order of the configuration.
+
+    Args:
+        config: Configuration with groups of fields.
+        prefix: Text in front of every name.
+
+    Returns:
+        A dictionary such as {'seed': 0, 'data.source': 'tfds', ...}.
+    """
     fields = {}
     for name, value in config.items():
         if isinstance(value, ConfigDict):
@@ -29,7 +41,15 @@ def flatten(config: ConfigDict, prefix: str = '') -> dict[str, object]:
 
 
 def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) -> list[str]:
-    """Sets fields from their texts, in place; returns a message for each that cannot be set."""
+    """Sets fields of a configuration, in place.
+
+    Args:
+        config: Configuration to change.
+        overrides: Pairs (dotted field, text), for example ('loss.temperature', '0.5').
+
+    Returns:
+        One message for each field that cannot be set.
+    """
     problems = []
     for name, text in overrides:
         fields = flatten(config)
@@ -47,7 +67,12 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) ->
 
 
 def unknown_field(name: str, fields: dict[str, object]) -> str:
-    """What to say of a field that there is not, with the nearest ones that there are."""
+    """Returns the message about an unknown field, which suggests the most similar known ones.
+
+    Args:
+        name: Dotted name that the user gave.
+        fields: Known fields by their dotted names.
+    """
     groups = sorted({field.rpartition('.')[0] for field in fields} - {''})
     if name in groups:
         inside = [field for field in fields if field.startswith(f'{name}.')]
@@ -60,7 +85,7 @@ def unknown_field(name: str, fields: dict[str, object]) -> str:
 
 
 def _parse(text: str, current: object) -> object:
-    """The value that a text stands for, in the type of the field's current value."""
+    """Reads a value in the type of the field's current value."""
     if isinstance(current, bool):
         if text.lower() not in ('true', 'false', '1', '0'):
             raise ValueError('must be true or false')
@@ -88,7 +113,7 @@ def _parse_tuple(text: str, current: tuple) -> tuple:
         value = tuple(part.strip() for part in text.strip('()[]').split(','))
     if current and isinstance(current[0], str):
         return tuple(str(part) for part in value)
-    # What an empty default is to hold, the field's rule knows.
+    # An empty default shows no type. Then the rule of the field checks the values.
     if current and not all(isinstance(part, numbers.Real) for part in value):
         example = ','.join(map(str, current))
         raise ValueError(f'must be numbers with commas between them, for example {example}')
@@ -97,16 +122,27 @@ def _parse_tuple(text: str, current: tuple) -> tuple:
 
 
 def parse_argument(argument: str, defaults: dict[str, object]) -> dict[str, object]:
-    """Reads a configuration file's argument, 'key=value,key=value', in the types of `defaults`.
+    """Reads the argument of a configuration file, 'key=value,key=value'.
+
+    Args:
+        argument: Text behind the ':' of --config. '': the defaults.
+        defaults: Known keys with their defaults. A value has the type of its default.
+
+    Returns:
+        The defaults, with the given values in their places.
 
     Raises:
-        ConfigError: an unknown key, or a value of another type.
+        ConfigError: A key is unknown, or a value has another type.
+
+    Example:
+        >>> parse_argument('depth=18', {'depth': 50, 'width': 1.0})
+        {'depth': 18, 'width': 1.0}
     """
     values, problems = dict(defaults), []
     for part in filter(None, re.split(r',\s*', argument)):
         key, _, text = part.partition('=')
         if key not in defaults:
-            problems.append(f"config argument '{part}': unknown key; there are: {', '.join(defaults)}")
+            problems.append(f"config argument '{part}': unknown key; choose from {', '.join(defaults)}")
             continue
         try:
             values[key] = _parse(text, defaults[key])

@@ -224,7 +224,7 @@ def test_the_last_of_two_overrides_counts(trained, tmp_path):
 
 def test_an_override_without_value_takes_no_other_option_for_it(mistake, tmp_path):
     for arguments in (['--config.seed', f'--workdir={tmp_path}'], [f'--workdir={tmp_path}', '--config.seed']):
-        assert '--config.seed: needs a value, --config.seed=VALUE' in mistake('train', DIGITS, *arguments)
+        assert '--config.seed: needs a value; write --config.seed=VALUE' in mistake('train', DIGITS, *arguments)
 
 
 def test_failures_and_interruptions_are_told_apart(capsys, monkeypatch, tmp_path):
@@ -265,4 +265,4 @@ def test_a_full_disk_is_told(monkeypatch, mistake, tmp_path):
 
     monkeypatch.setattr(pretraining, 'pretrain', train)
     told = mistake('train', DIGITS, f'--workdir={tmp_path}/run')
-    assert 'metrics.jsonl: No space left on device. Make room; the same command goes on' in told
+    assert 'metrics.jsonl: No space left on device. Make room on the disk; the same command then resumes' in told

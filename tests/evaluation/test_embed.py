@@ -152,7 +152,7 @@ class TestOwnImages:
         assert found['ids'].tolist() == [str(photos / f'{number:02}.png') for number in range(13)]
         np.testing.assert_array_equal(found['labels'], -1)
         output = capsys.readouterr().out
-        assert f'2 files are no readable images, and were left out:\n  {photos}/05b.jpg\n  {photos}/cut.png\n' in output
+        assert f'2 files could not be read as images and were left out:\n  {photos}/05b.jpg\n  {photos}/cut.png\n' in output
 
     def test_sub_folders_are_classes(self, embed, photos, tmp_path):
         for number, name in ((0, 'zero'), (1, 'one'), (2, 'two')):
@@ -238,10 +238,10 @@ class TestMistakes:
 
     def test_options_are_all_told_at_once(self, mistake):
         message = mistake('--layer=h5', '--k=0', '--batch-size=-8', '--picture=y.png', out='x.csv')
-        assert '--layer=h5: unknown; there are: h, feature1' in message
+        assert '--layer=h5: unknown; choose from h, feature1' in message
         assert '--k=0: must be 1 or more' in message
         assert '--batch-size=-8: must be 0 or more' in message
-        assert '--picture=y.png: shows neighbours; add --neighbours=' in message
+        assert '--picture=y.png: only neighbours are drawn; add --neighbours=' in message
         assert 'x.csv: must end in .npz or .parquet' in message
 
     def test_no_directory_to_write_to(self, mistake):
@@ -249,7 +249,7 @@ class TestMistakes:
 
     def test_what_is_there_is_not_replaced_unasked(self, mistake, embed, tmp_path):
         (tmp_path / 'x.npz').write_text('of great value')
-        assert 'x.npz: is there already; choose another, or replace it with --overwrite' in mistake()
+        assert 'x.npz: the file exists; choose another, or replace it with --overwrite' in mistake()
         assert (tmp_path / 'x.npz').read_text() == 'of great value'
         assert embed(tmp_path / 'x.npz', '--overwrite') == 0
         assert len(read(tmp_path / 'x.npz')['ids']) == 360

@@ -309,13 +309,13 @@ class TestMistakes:
     @pytest.mark.parametrize(
         'arguments, message',
         [
-            (['--protocols=knm'], 'unknown knm; there are: knn'),
+            (['--protocols=knm'], 'unknown knm; choose from knn'),
             (['--labels=0'], "labels '0' must be"),
             (['--dataset=/nowhere/x_{split}.npz'], 'must have the splits train and test'),
             (['--dataset=folder:/nowhere,aircraft'], 'aircraft cannot be prepared by TensorFlow Datasets'),
             (['--protocols=finetune', '--config.finetune.head_layer=9'], 'the pretraining has a head of 2 layers'),
             (['--protocols=low_shot', '--config.svm.positives=500'], 'a class has but'),
-            (['--config.finetune.grid_learning_rates=0.1'], 'give both or neither'),
+            (['--config.finetune.grid_learning_rates=0.1'], 'set both or neither'),
             (['--labels=500'], 'ask at most'),
         ],
     )
