@@ -10,8 +10,8 @@ from simclr_jax.augment.policy import RandomCrop
 
 tf = pytest.importorskip('tensorflow', reason='the host augmentation, to compare with, needs TensorFlow')
 
-from augment.test_device import by_host, close, keys_of  # noqa: E402
 from simclr_jax.augment import host  # noqa: E402
+from support.augmentation import by_host, close, keys_of  # noqa: E402
 
 resize = jax.jit(cropping.resize, static_argnames=('height', 'width', 'method'))
 crop_and_resize = jax.jit(cropping.crop_and_resize, static_argnames='size')

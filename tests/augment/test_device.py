@@ -14,11 +14,10 @@ from simclr_jax.augment.policy import OPERATIONS, ColorJitter, make_policy
 
 tf = pytest.importorskip('tensorflow', reason='the host augmentation, to compare with, needs TensorFlow')
 
-from augment.test_statistics import CASES, quantities, reference, too_far  # noqa: E402
 from simclr_jax.augment import host  # noqa: E402
+from support.augmentation import by_host, close, keys_of  # noqa: E402
+from support.statistics import CASES, quantities, reference, too_far  # noqa: E402
 
-# Both compute in float32, in another order: some tens of roundings of 6e-8. Reached: 1e-6.
-TOLERANCE = 1e-5
 DRAWS = 4000
 
 augment = jax.jit(device.augment, static_argnames='policy')
@@ -47,18 +46,6 @@ def small(photographs):
 def faint(small):
     """The same with half of the contrast, so that no bicubic crop leaves [0, 1]: a clip changes nothing."""
     return (small // 2 + 64).astype(np.uint8)
-
-
-def keys_of(count, seed=0):
-    return jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(jnp.arange(count))
-
-
-def close(actual, expected, tolerance=TOLERANCE):
-    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=0, atol=tolerance)
-
-
-def by_host(function, images, *parameters):
-    return np.stack([function(tf.constant(image), *values) for image, *values in zip(images, *parameters, strict=True)])
 
 
 # Operation by operation, with the host's parameters.
@@ -358,7 +345,7 @@ def test_parts_after_each_other_make_the_views_of_the_whole(faint, shared, views
         ((4, 32, 32), 4, make_policy(32), r'must be \[B, H, W, 3\], or views \[B, 2, H, W, 3\]'),
         ((4, 32, 32, 3), 3, make_policy(32), 'must be typed keys, one for each of 4 images'),
         ((4, 3, 32, 32, 3), 4, make_policy(32), 'must be 2 views'),
-        ((4, 2, 32, 32, 3), 4, make_policy(32, shared='flip'), r'policy.split\(\) parts them'),
+        ((4, 2, 32, 32, 3), 4, make_policy(32, shared='flip'), r'policy.split\(\) makes the parts'),
         ((4, 32, 32, 3), 4, make_policy(32).split()[1], r'takes \[B, 2, H, W, 3\]'),
         ((4, 32, 40, 3), 4, make_policy(32, views=('rotate crop',)), 'rotate square images only'),
     ],

@@ -37,7 +37,7 @@ def test_linear_evaluation_is_that_of_the_first_paper():
 
 @pytest.mark.parametrize('labels, epochs', [('1%', 60), ('10%', 30)])
 def test_semi_supervised_learning(labels, epochs):
-    """METHOD's table: v1 SGD at 0.8 with batches of 4096, v2 LARS at 0.005 sqrt(B) from the head's first layer."""
+    """The papers' tables: v1 SGD at 0.8 with batches of 4096, v2 LARS at 0.005 sqrt(B) from the head's first layer."""
     first, second = load(f'imagenet.py:v1,labels={labels}'), load(f'imagenet.py:v2,labels={labels}')
     assert first.labels == second.labels == (labels,)
     assert first.finetune.epochs == second.finetune.epochs == epochs

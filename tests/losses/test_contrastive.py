@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, PartitionSpec
 
 from simclr_jax.losses.contrastive import margin_triplet, nt_logistic, nt_xent
 from simclr_jax.losses.supervised import accuracy, softmax_cross_entropy
+from support.losses import loss_by_loops, on_devices, random_views, value_and_gradient
 
 SINGLE = [f'case{number:02d}' for number in range(48)] + ['case_zero_row']
 MULTI = ['multi_R2_b4_D16_norm', 'multi_R2_b4_D16_raw', 'multi_R4_b3_D8_norm', 'multi_R4_b3_D8_raw']
@@ -24,28 +24,6 @@ LOSSES = {
     'margin_triplet_semi_hard': functools.partial(margin_triplet, margin=0.4, semi_hard=True),
 }
 each_loss = pytest.mark.parametrize('name', LOSSES)
-
-
-def random_views(images, views, dimensions, seed=0):
-    """Views that resemble each other, [images, views, dimensions] float32."""
-    generator = np.random.default_rng(seed)
-    z = generator.standard_normal((images, 1, dimensions)) + generator.standard_normal((images, views, dimensions))
-    return z.astype(np.float32)
-
-
-def value_and_gradient(loss):
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))
-
-
-def on_devices(loss, devices):
-    """The loss of a global batch split over so many devices, as a function of the whole z."""
-    mesh = jax.make_mesh((devices,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
-    return jax.shard_map(
-        functools.partial(loss, axis_name='data'),
-        mesh=mesh,
-        in_specs=PartitionSpec('data'),
-        out_specs=PartitionSpec(),
-    )
 
 
 @functools.cache
@@ -130,37 +108,6 @@ def test_losses_equal_their_formulas(x64, name, views, normalize):
     loss, _ = jax.jit(functools.partial(LOSSES[name], normalize=normalize))(z)
     assert loss.dtype == np.float64
     np.testing.assert_allclose(loss, loss_by_loops(name, z, normalize), rtol=1e-12)
-
-
-def loss_by_loops(name, z, normalize):
-    """The losses written as the papers' sums, one positive pair at a time."""
-    images, views, _ = z.shape
-    rows = z.reshape(images * views, -1)
-    if normalize:
-        rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    similarity = rows @ rows.T
-    image = np.repeat(np.arange(images), views)
-    terms = []
-    for i in range(len(rows)):
-        for j in range(len(rows)):
-            if i == j or image[i] != image[j]:
-                continue
-            negatives = [similarity[i, k] for k in range(len(rows)) if image[k] != image[i]]
-            if name.endswith('semi_hard'):
-                negatives = sorted(s for s in negatives if s < similarity[i, j])[-1:]
-            others = [similarity[i, k] for k in range(len(rows)) if k != i]
-            terms.append(pair_term(name, similarity[i, j], np.array(negatives), np.array(others)))
-    return np.mean(terms)
-
-
-def pair_term(name, positive, negatives, others, temperature=0.5, margin=0.4):
-    if name == 'nt_xent':
-        return -np.log(np.exp(positive / temperature) / np.exp(others / temperature).sum())
-    if name.startswith('nt_logistic'):
-        repulsion = np.log1p(np.exp(negatives / temperature))
-        return np.log1p(np.exp(-positive / temperature)) + (repulsion.mean() if len(negatives) else 0.0)
-    hinges = np.maximum(negatives - positive + margin, 0)
-    return hinges.mean() if len(negatives) else 0.0
 
 
 @each_loss

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from losses.test_contrastive import loss_by_loops, on_devices, random_views, value_and_gradient
 from simclr_jax import sharding
 from simclr_jax.build import make_task
 from simclr_jax.config import base_config
 from simclr_jax.losses import contrastive
+from support.losses import loss_by_loops, on_devices, random_views, value_and_gradient
 
 # Of 16 images with 2 or 3 views: one at a time, a last block that is shorter, more than there are.
 BLOCK_SIZES = [1, 5, 100]

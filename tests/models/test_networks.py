@@ -265,7 +265,7 @@ def test_mean_pool_beyond_the_border(size):
 @pytest.mark.parametrize(
     'make, message',
     [
-        # Depth 10 is the tests' own, see conftest.py.
+        # Depths 6 and 10 are small networks for tests.
         (lambda: ResNet(20), r'depth=20 is unknown; choose one of \[6, 10, 18, 34, 50, 101, 152, 200\]'),
         (lambda: ResNet(18, stem='tiny'), "stem='tiny' is unknown.*cifar.*imagenet"),
         (lambda: ResNet(18, width=0), 'width=0 must be positive'),

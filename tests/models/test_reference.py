@@ -19,11 +19,10 @@ from simclr_jax.models.layers import Conv
 from simclr_jax.models.resnet import ResNet, Stage, Stem
 from simclr_jax.models.simclr import SimCLR
 from support.reference_names import parameter_paths, reference_variables
+from support.reference_networks import COMPILER_OPTIONS, convolution_as_product
 
 ARCHITECTURES = ('resnet_r18_cifar', 'resnet_r18_se', 'resnet_r50', 'resnet_r50_sk')
 TRAIN_OBJECTIVES = ('train_pool_lin', 'train_lin', 'train_sq')
-# Little optimisation by the compiler: these programs run once, and compiling them is most of the time.
-COMPILER_OPTIONS = {'xla_backend_optimization_level': 0}
 
 
 def model_of(config):
@@ -36,25 +35,6 @@ def model_of(config):
     )
     head = ProjectionHead(layers=config['num_proj_layers'], out_dim=config['proj_out_dim'])
     return SimCLR(encoder, head, num_classes=config['num_classes'])
-
-
-def convolution_as_product(next_method, args, kwargs, context):
-    """Computes Conv as one matrix product: XLA's float64 convolutions on CPU are ten times slower."""
-    module = context.module
-    if not isinstance(module, Conv) or context.method_name != '__call__':
-        return next_method(*args, **kwargs)
-    kernel = module.get_variable('params', 'kernel')
-    size, stride = module.kernel_size, module.strides
-    border = (size - 1) // 2, size // 2
-    x = jnp.pad(args[0], ((0, 0), border, border, (0, 0)))
-    rows, columns = ((x.shape[axis] - size) // stride + 1 for axis in (1, 2))
-    shifted = [
-        x[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]
-        for i in range(size)
-        for j in range(size)
-    ]
-    y = jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
-    return y + module.get_variable('params', 'bias') if module.use_bias else y
 
 
 def is_stored_map(module, method_name):

@@ -3,7 +3,6 @@
 import functools
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,40 +15,18 @@ from simclr_jax.models.classifier import Classifier, pretrained_into
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.resnet import ResNet, frozen_parts
 from simclr_jax.models.simclr import SimCLR
-from simclr_jax.tasks.finetune import Finetune, init_from
+from simclr_jax.tasks.finetune import Finetune
 from simclr_jax.tasks.views import by_image, images_of, labels_of
 from simclr_jax.training import optim
 from simclr_jax.training.schedule import warmup_cosine
 from simclr_jax.training.step import make_train_step
+from support.finetuning import ENCODER, HEAD, SIZE, flat, loss_of, shapes_of, start_from, trained_variables
 
-ENCODER = ResNet(10, width=1 / 16)
-HEAD = ProjectionHead(layers=3, out_dim=8)
-IMAGES, SIZE, CLASSES, STEPS = 8, 8, 5, 3
+IMAGES, CLASSES, STEPS = 8, 5, 3
 # Half the time to compile, for steps that run three times.
 QUICKLY = {'xla_backend_optimization_level': 0}
 # Float64 sums in another order, amplified by batch norm and three updates.
 RELATIVE = 1e-9
-
-
-def shapes_of(model):
-    images = jnp.zeros((2, SIZE, SIZE, 3), jnp.float32)
-    return jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))
-
-
-def flat(tree):
-    return flax.traverse_util.flatten_dict(tree, sep='/')
-
-
-def trained_variables(dtype=np.float32, encoder=ENCODER):
-    """Variables of a pretraining with seven classes, away from their initial values."""
-    rng = np.random.default_rng(0)
-    values = {
-        path: 1 + 0.1 * rng.standard_normal(leaf.shape)
-        if path.endswith(('scale', 'var'))
-        else rng.standard_normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
-        for path, leaf in flat(shapes_of(SimCLR(encoder, HEAD, num_classes=7))).items()
-    }
-    return flax.traverse_util.unflatten_dict({path: value.astype(dtype) for path, value in values.items()}, sep='/')
 
 
 def random_batch(seed, dtype=np.float32):
@@ -59,16 +36,6 @@ def random_batch(seed, dtype=np.float32):
         'label': rng.integers(CLASSES, size=IMAGES).astype(np.int32),
         'mask': np.ones(IMAGES, dtype),
     }
-
-
-def start_from(pretrained, task, tx, key, mesh):
-    everywhere = sharding.replicated(mesh)
-    return jax.jit(init_from, static_argnums=(1, 2), out_shardings=everywhere)(pretrained, task, tx, key)
-
-
-def loss_of(task, params, batch_stats, batch):
-    """Loss and metrics of the step."""
-    return task.loss(task.outputs(params, batch_stats, batch, jax.random.key(0))[0], batch)
 
 
 class Run:

@@ -14,7 +14,7 @@ from simclr_jax.tasks.multihead import MultiHead
 from simclr_jax.training import optim
 from simclr_jax.training.schedule import step_decay
 from simclr_jax.training.step import make_train_step
-from tasks.test_finetune import ENCODER, SIZE, flat, loss_of, start_from, trained_variables
+from support.finetuning import ENCODER, SIZE, flat, loss_of, start_from, trained_variables
 
 FEATURES = ['feature1', 'feature2', 'feature3', 'feature4', 'feature5']
 IMAGES, CLASSES, STEPS = 32, 4, 60

@@ -1,6 +1,6 @@
 """A batch that goes through the network in parts has the loss and the gradients of the whole one.
 
-In float64, where equality can be told from likeness (METHOD.md: float32 gradients in training mode carry percents).
+In float64, where equal and similar can be told apart. Float32 gradients in train mode carry errors of some percent.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from simclr_jax.build import make_task
 from simclr_jax.tasks.simclr import Pretrain
 from simclr_jax.tasks.views import by_image, images_of
 from simclr_jax.training.step import init_state, make_train_step
-from training.test_step import CLASSES, IMAGES, RELATIVE, assert_same, random_batch, small_config, traces_of
+from support.steps import CLASSES, IMAGES, RELATIVE, assert_same, random_batch, small_config, traces_of
 
 NUM_DEVICES, MICROBATCHES = 2, 4
 

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.test_reference import COMPILER_OPTIONS, convolution_as_product
 from simclr_jax import sharding
 from simclr_jax.build import make_task
 from simclr_jax.config import base_config
@@ -21,6 +20,7 @@ from simclr_jax.training.schedule import peak_learning_rate, total_steps, warmup
 from simclr_jax.training.state import TrainState
 from simclr_jax.training.step import make_train_step
 from support.reference_names import parameter_paths, reference_variables
+from support.reference_networks import COMPILER_OPTIONS, convolution_as_product
 
 # Rounding of the stored values, and of float64 sums in another order.
 RELATIVE = 1e-6

@@ -10,7 +10,7 @@ from simclr_jax.training import optim
 from simclr_jax.training.checkpoints import Checkpoints, abstract
 from simclr_jax.training.schedule import warmup_cosine
 from simclr_jax.training.step import init_state, make_train_step, state_shardings
-from training.test_step import CLASSES, RELATIVE, assert_same, random_batch, small_config
+from support.steps import CLASSES, RELATIVE, assert_same, random_batch, small_config
 
 STEPS = 3
 # Of this model a third is in parameters too small to be divided; the rest lies on each device by an eighth.

@@ -1,7 +1,7 @@
 """The training step is one function, whatever the number of devices: values, statistics, state, communication.
 
-In float64, where eight devices must equal one to 1e-9: in float32 train-mode gradients of a ResNet on a small batch
-carry rounding of percents (METHOD.md), which would hide a real difference.
+In float64, where eight devices must equal one to 1e-9. In float32 the train-mode gradients of a ResNet on a small batch
+carry rounding errors of some percent, which would hide a real difference.
 """
 
 import re
@@ -9,38 +9,26 @@ import re
 import flax.traverse_util
 import jax
 import numpy as np
-import optax
 import pytest
 
 from simclr_jax import sharding
 from simclr_jax.build import make_task
-from simclr_jax.config import base_config
 from simclr_jax.training import optim
 from simclr_jax.training.schedule import warmup_cosine
 from simclr_jax.training.step import init_state, make_train_step
+from support.steps import (
+    CLASSES,
+    IMAGES,
+    RELATIVE,
+    SIZE,
+    VIEWS,
+    assert_same,
+    random_batch,
+    small_config,
+    traces_of,
+)
 
-STEPS, IMAGES, VIEWS, SIZE, CLASSES = 3, 16, 2, 16, 10
-# Float64 sums in another order, amplified by batch norm and three updates.
-RELATIVE = 1e-9
-
-
-def small_config():
-    config = base_config()
-    config.data.image_size = SIZE
-    config.model.depth = 6
-    config.model.width = 0.125
-    config.head.layers = 2
-    return config
-
-
-def random_batch(seed, images=IMAGES, views=VIEWS):
-    random = np.random.default_rng(seed)
-    return {
-        'views': random.uniform(size=(images, views, SIZE, SIZE, 3)),
-        'label': random.integers(CLASSES, size=images).astype(np.int32),
-        'mask': np.ones(images),
-        'index': np.arange(images),
-    }
+STEPS = 3
 
 
 class Run:
@@ -87,15 +75,6 @@ def eight_devices(one_device):
     return Run(8, one_device.start)
 
 
-def assert_same(found, expected, relative):
-    """Equal up to `relative` of each array's largest value."""
-    found, expected = (flax.traverse_util.flatten_dict(tree) for tree in (found, expected))
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        tolerance = relative * max(np.abs(value).max(), 1e-6)
-        np.testing.assert_allclose(found[name], value, rtol=0, atol=tolerance, err_msg='/'.join(name))
-
-
 @pytest.mark.parametrize('name', ['loss', 'contrast_loss', 'alignment', 'uniformity', 'z_std', 'probe_loss'])
 def test_eight_devices_have_the_losses_of_one(one_device, eight_devices, name):
     found, expected = ([row[name] for row in run.metrics] for run in (eight_devices, one_device))
@@ -108,13 +87,6 @@ def test_eight_devices_have_the_gradients_of_one(one_device, eight_devices):
     # LARS' momentum is the sum of the scaled gradients of all steps.
     for found, expected in zip(*(traces_of(run.state.opt_state) for run in (eight_devices, one_device)), strict=True):
         assert_same(found, expected, RELATIVE)
-
-
-def traces_of(opt_state):
-    def is_trace(node):
-        return isinstance(node, optax.TraceState)
-
-    return [node.trace for node in jax.tree.leaves(opt_state, is_leaf=is_trace) if is_trace(node)]
 
 
 def test_eight_devices_end_in_the_state_of_one(one_device, eight_devices):

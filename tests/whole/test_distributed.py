@@ -102,22 +102,22 @@ def test_sigterm_is_noticed_and_then_left_to_others():
 # Of three processes the second one makes a mistake; prints what came of it.
 TOGETHER = """
 import json, jax
-from simclr_jax import processes
-from simclr_jax.overrides import ConfigError
-processes.start()
+from simclr_jax import distributed
+from simclr_jax.config import ConfigError
+distributed.start()
 
 def action():
     if jax.process_index() == 1:
         raise ConfigError(['mine'])
     return jax.process_index()
 
-found = [processes.all_agree(True), processes.all_agree(jax.process_index() != 2), processes.is_first()]
-found.append(processes.together(jax.process_count, (ConfigError,)))
+found = [distributed.all_agree(True), distributed.all_agree(jax.process_index() != 2), distributed.is_first()]
+found.append(distributed.together(jax.process_count, (ConfigError,)))
 try:
-    processes.together(action, (ConfigError,))
+    distributed.together(action, (ConfigError,))
 except Exception as error:
     found += [type(error).__name__, str(error)]
-processes.say('said')
+distributed.say('said')
 print(json.dumps(found), flush=True)
 """
 

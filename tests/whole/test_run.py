@@ -1,6 +1,6 @@
 """Whole runs through the command line, on real images: training, refusing, evaluating.
 
-On two devices: the step on eight is in test_step.py.
+On two devices. training/test_step.py runs the step on eight.
 """
 
 import functools
@@ -57,7 +57,7 @@ class TestFinishedRun:
         assert training[0]['loss'] > training[-1]['loss']
 
     def test_the_learning_rate_is_the_schedule_of_the_update(self, finished):
-        # Four updates of warm-up to 1.0 * 64 / 256, then a cosine over eight, METHOD's formulas.
+        # Four updates of warm-up to 1.0 * 64 / 256, then a cosine over eight updates.
         peak, warmup = 0.25, int(0.2 * 1437 // 64)
         rates = {row['step']: row['learning_rate'] for row in rows_of(finished) if 'learning_rate' in row}
         cosine = {step: peak * 0.5 * (1 + np.cos(np.pi * (step - 1 - warmup) / (12 - warmup))) for step in (8, 12)}
@@ -97,7 +97,7 @@ class TestFinishedRun:
 
 
 def test_evaluating_what_was_trained(finished):
-    """Protocols are in test_evaluate.py; here the encoder is a trained one, with a history to draw."""
+    """Protocols are tested in evaluation/test_evaluate.py. Here the encoder is trained and has a history to draw."""
     assert main(['evaluate', f'--workdir={finished}', '--protocols=knn', '--config.knn.k=20']) == 0
     result = json.loads((finished / 'result.json').read_text())
     online = rows_of(finished)[-1]['knn_top1_k20']
