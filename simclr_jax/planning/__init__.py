@@ -1,1 +1,1 @@
-"""What a training run would need and how fast it could be on devices that are not here, from its compiled step."""
+"""Memory and time of a training run on devices that need not be present, estimated from its compiled step."""

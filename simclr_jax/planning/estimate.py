@@ -1,4 +1,4 @@
-"""From a compiled step and the facts of a chip to seconds, and to the largest batch that fits."""
+"""Estimates the duration of a compiled step from the facts of a chip, and finds the largest batch that fits."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,22 +7,22 @@ from simclr_jax.planning.compiling import Compiled
 from simclr_jax.planning.hlo import Collective
 from simclr_jax.planning.topology import Topology
 
-# Of a search: compilations after the configured batch's.
+# Compilations of a search for the largest batch, besides the one of the configured batch.
 MAX_COMPILATIONS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Seconds of one training step.
+    """Duration of one training step in seconds.
 
     Attributes:
-        compute: of convolutions and matrix products at the chip's peak.
-        memory: of the main memory's traffic at its bandwidth.
-        interconnect: of the collectives over the links of the chip that has the fewest.
-        cycles: of the compiler's estimates at the chip's clock.
-        step: cycles, or the larger of compute and memory if that is more; then the collectives, nothing of them hidden.
-        bound: 'compute', 'memory' or 'interconnect': the largest of the three.
-        utilization: share of the peak in a step.
+        compute: Time of convolutions and matrix products at the peak of the chip.
+        memory: Time of the traffic of the main memory at its bandwidth.
+        interconnect: Time of the collectives over the links of the chip that has the fewest links.
+        cycles: Time of the compiler's estimated cycles at the clock of the chip.
+        step: The largest of cycles, compute and memory, plus interconnect. No collective is hidden behind computation.
+        bound: 'compute', 'memory' or 'interconnect', whichever is the largest.
+        utilization: compute / step, the used share of the peak.
     """
 
     compute: float
@@ -35,7 +35,12 @@ class Estimate:
 
 
 def estimate(compiled: Compiled, topology: Topology) -> Estimate:
-    """What a step that fits would take on a slice."""
+    """Estimates the duration of a step on a TPU slice.
+
+    Args:
+        compiled: Compiled step that fits into the memory.
+        topology: The slice.
+    """
     chip = topology.chip
     parts = {
         'compute': compiled.traced_flops / compiled.num_devices / chip.peak_flops,
@@ -54,7 +59,10 @@ def estimate(compiled: Compiled, topology: Topology) -> Estimate:
 
 
 def _link_seconds(collective: Collective, topology: Topology) -> float:
-    """Every chip sends (n - 1) / n of what is gathered or scattered; a reduction is a scatter and a gather."""
+    """Seconds of one kind of collective.
+
+    Every chip sends (n - 1) / n of the bytes that are gathered or scattered. A reduction is a scatter and a gather.
+    """
     if topology.num_chips == 1:
         return 0.0
     passes = 2 if collective.kind == 'all-reduce' else 1
@@ -65,19 +73,19 @@ def _link_seconds(collective: Collective, topology: Topology) -> float:
 def largest_batch(
     first: Compiled, limit: int, granule: int, compile_batch: Callable[[int], Compiled]
 ) -> tuple[int, list[Compiled]]:
-    """The largest global batch whose step fits, confirmed by compiling it.
+    """Finds the largest global batch whose step fits, and confirms it by compiling it.
 
-    Memory grows nearly in proportion to the batch: a line through two batches foretells the answer, which is compiled;
-    where it does not fit, the line through the nearest two foretells the next.
+    The memory grows nearly linearly with the batch. A line through two compiled batches predicts the largest batch,
+    which is compiled next. Each further prediction uses the two batches whose memory is nearest to the limit.
 
     Args:
-        first: of the configured batch.
-        limit: bytes of memory a device.
-        granule: the batch is to be a multiple of so many images.
-        compile_batch: compiles another batch.
+        first: Compiled step of the configured batch.
+        limit: Memory per device in bytes.
+        granule: The batch size is a multiple of this number of images.
+        compile_batch: Compiles the step for another batch size.
 
     Returns:
-        Images of the largest batch found to fit (0: none was), and all that was compiled for it.
+        Images of the largest batch that was found to fit (0: none), and all compiled steps of the search.
     """
     done = [first]
     candidate = first.batch_size * 2 if first.needed_bytes * 2 < limit else first.batch_size // 2
@@ -92,7 +100,7 @@ def largest_batch(
 
 
 def _crossing(done: list[Compiled], limit: int) -> int:
-    """Where the line through the two batches whose memory is nearest to the limit meets it."""
+    """Predicts the batch size at the limit from the two batches whose memory is nearest to it."""
     a, b = sorted(done, key=lambda compiled: abs(compiled.needed_bytes - limit))[:2]
     slope = (a.needed_bytes - b.needed_bytes) / (a.batch_size - b.batch_size)
     return int(a.batch_size + (limit - a.needed_bytes) / slope) if slope > 0 else max(a.batch_size, b.batch_size)

@@ -1,4 +1,4 @@
-"""Reads the text of a compiled program (XLA's HLO): collectives, traffic of the main memory, estimates of cycles."""
+"""Reads the text of a compiled program (XLA's HLO): collectives, main memory traffic and estimated cycles."""
 
 import dataclasses
 import math
@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterator
 
 COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
-# Names for values that are there already; what they call is counted for itself.
+# Instructions that only name existing values. The computations that they call are counted separately.
 _NO_TRAFFIC = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'call')
 
-# '%name (parameters) -> results {', with ENTRY before the program's own.
+# Heading of a computation: '%name (parameters) -> results {'. ENTRY stands before the main computation.
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.-]+) \(.*\{$')
-# '  ROOT %name = type opcode(operands), attributes'; a type may be a tuple with spaces in it.
+# Instruction: '  ROOT %name = type opcode(operands), attributes'. A type may be a tuple with spaces in it.
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.-]+) = (.+?) ([a-z][a-z0-9-]*)\((.*)$')
-# 'f32[128,64]{1,0:T(8,128)S(1)}'; the S is there for memories other than the main one.
+# Array type: 'f32[128,64]{1,0:T(8,128)S(1)}'. S(n) marks another memory than the main one.
 _ARRAY = re.compile(r'\b([a-z]+\d*\w*)\[([\d,]*)\](?:\{[^}]*?(S\(\d+\))?\})?')
 _CALLED = re.compile(r'\b(?:calls|body|true_computation|false_computation)=%?([\w.-]+)')
 _APPLIED = re.compile(r'\bto_apply=%?([\w.-]+)')
@@ -30,12 +30,12 @@ class Instruction:
     """One line of a computation.
 
     Attributes:
-        name: unique in the program.
-        opcode: as 'fusion', 'all-reduce-start'.
-        result_bytes: of its value; of a tuple, the sum.
-        main_bytes: of these, in the main memory (HBM) and not on the chip.
-        arguments: what stands in its parentheses.
-        attributes: the rest of the line.
+        name: Name of the instruction, unique in the program.
+        opcode: Kind of the instruction, such as 'fusion' or 'all-reduce-start'.
+        result_bytes: Bytes of its value, for a tuple the sum.
+        main_bytes: Bytes of its value in the main memory (HBM), without those in on-chip memories.
+        arguments: Text in its parentheses.
+        attributes: Rest of the line.
     """
 
     name: str
@@ -47,18 +47,18 @@ class Instruction:
 
     @property
     def operands(self) -> list[str]:
-        """Names of the instructions whose values it takes."""
+        """Names of the instructions whose values this one reads."""
         return re.findall(r'%([\w.-]+)', self.arguments)
 
     @property
     def cycles(self) -> int:
-        """The compiler's estimate; 0 where it has none."""
+        """Estimated cycles of one execution, 0 without an estimate."""
         found = _CYCLES.search(self.attributes)
         return int(found.group(1)) if found else 0
 
     @property
     def source(self) -> str:
-        """Where in the traced program it comes from."""
+        """Place in the traced program that this instruction comes from."""
         found = _SOURCE.search(self.attributes)
         return found.group(1) if found else ''
 
@@ -68,9 +68,9 @@ class Collective:
     """Communication of one kind in one step.
 
     Attributes:
-        kind: of COLLECTIVES.
-        count: how often a chip takes part.
-        bytes: of the whole arrays on a chip, summed: what is reduced, what is gathered or scattered.
+        kind: One of COLLECTIVES.
+        count: Number of times that a chip takes part.
+        bytes: Bytes of the whole arrays that are reduced, gathered or scattered on a chip, summed over all times.
     """
 
     kind: str
@@ -80,13 +80,13 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Fusion:
-    """An instruction with an estimate.
+    """An instruction with estimated cycles.
 
     Attributes:
-        name: in the compiled text.
-        source: where in the traced program it comes from.
-        cycles: of one execution.
-        times: executions in a step.
+        name: Name in the compiled text.
+        source: Place in the traced program that it comes from.
+        cycles: Estimated cycles of one execution.
+        times: Executions per step.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Fusion:
 
 @dataclasses.dataclass(frozen=True)
 class _Execution:
-    """An instruction of a computation that a step runs `times` times, alone or `fused` with others into one."""
+    """An instruction that a step executes `times` times, alone or `fused` with others into one instruction."""
 
     instruction: Instruction
     operands: tuple[Instruction, ...]
@@ -107,8 +107,8 @@ class _Execution:
 
     @property
     def collective(self) -> str:
-        """Of COLLECTIVES, or ''."""
-        # So a TPU's compiler calls a reduction of which each chip keeps its part: the links carry no more than that.
+        """One of COLLECTIVES, or '' for another instruction."""
+        # The TPU compiler uses this name where each chip keeps a part of a reduction. The links carry only these parts.
         if self.fused and self.computation.startswith('all-reduce-scatter'):
             return 'reduce-scatter' if self.instruction.opcode == 'all-reduce' else ''
         kind = self.instruction.opcode.removesuffix('-start')
@@ -120,7 +120,14 @@ class _Execution:
 
 
 class Hlo:
-    """The computations of a compiled program; loops count as often as the compiler knows them to run."""
+    """The computations of a compiled program. Loops count as often as the compiler knows that they run.
+
+    Args:
+        text: Text of the compiled program.
+
+    Raises:
+        ValueError: The text holds no main computation.
+    """
 
     def __init__(self, text: str):
         self._computations: dict[str, dict[str, Instruction]] = {}
@@ -137,10 +144,10 @@ class Hlo:
             raise ValueError('no ENTRY in the text of the compiled program')
 
     def collectives(self) -> list[Collective]:
-        """By kind, in the order of COLLECTIVES; kinds that do not occur are left out.
+        """Sums the communication of a step by kind, in the order of COLLECTIVES. Kinds that do not occur are left out.
 
-        An asynchronous collective is several instructions (start, done, steps fused into other work) with one
-        channel and one size: it counts once. (Those that the compiler has combined share a channel too.)
+        An asynchronous collective consists of several instructions (start, done, parts fused into other work). They
+        share one channel and one size, and count once. Collectives that the compiler has combined share a channel too.
         """
         seen: dict[tuple[str, str, int], tuple[int, int]] = {}
         for execution in self._executed(self._entry):
@@ -158,17 +165,17 @@ class Hlo:
         ]
 
     def main_memory_traffic(self) -> int:
-        """Bytes that a step reads from the main memory or writes to it.
+        """Counts the bytes that a step reads from the main memory or writes to it.
 
-        What is fused hands its values on; copies to the chip and back are counted once. An operand of which only a
-        part is read counts in full; what fills the tiles of an array beyond its edges does not count.
+        Values inside of a fusion do not count. Copies between the main memory and the chip count once. An operand
+        counts completely even if only a part is read. The padding of an array to whole tiles does not count.
         """
         return sum(
             execution.times * _traffic(execution) for execution in self._executed(self._entry) if not execution.fused
         )
 
     def fusions(self) -> list[Fusion]:
-        """What has an estimate of cycles, the costliest in a step first."""
+        """Returns all instructions with estimated cycles, the costliest per step first."""
         found = [
             Fusion(instruction.name, instruction.source, instruction.cycles, execution.times)
             for execution in self._executed(self._entry)
@@ -177,7 +184,7 @@ class Hlo:
         return sorted(found, key=lambda fusion: -fusion.cycles * fusion.times)
 
     def _executed(self, computation: str, times: int = 1, fused: bool = False) -> Iterator[_Execution]:
-        """The instructions of a computation and of all that it calls."""
+        """Yields the instructions of a computation and of all computations that it calls."""
         instructions = self._computations[computation]
         for instruction in instructions.values():
             operands = tuple(instructions[name] for name in instruction.operands if name in instructions)
@@ -188,7 +195,10 @@ class Hlo:
                     yield from self._executed(called, rounds, fused or instruction.opcode == 'fusion')
 
     def _trips(self, loop: Instruction) -> int:
-        """How often a loop runs: as noted, or up to the one number that its condition holds; 1 where neither says."""
+        """Number of rounds of a loop.
+
+        It is the number that the compiler notes, or else the only constant of the loop's condition, or else 1.
+        """
         if noted := _TRIPS.search(loop.attributes):
             return int(noted.group(1))
         condition = _CONDITION.search(loop.attributes)
@@ -203,7 +213,16 @@ def _read(name: str, kind: str, opcode: str, rest: str) -> Instruction:
 
 
 def type_bytes(kind: str, main: bool = False) -> int:
-    """Bytes of a type: of 'f32[128,64]{1,0:T(8,128)}' 32,768, of a tuple the sum; `main`: of main memory only."""
+    """Counts the bytes of a type.
+
+    Args:
+        kind: Type in the compiled text. A tuple counts as the sum of its parts.
+        main: Whether to count only arrays in the main memory.
+
+    Example:
+        >>> type_bytes('f32[128,64]{1,0:T(8,128)}')
+        32768
+    """
     return sum(
         _bits(dtype) * math.prod(map(int, filter(None, sides.split(',')))) // 8
         for dtype, sides, elsewhere in _ARRAY.findall(kind)
@@ -217,7 +236,10 @@ def _bits(dtype: str) -> int:
 
 
 def _called(instruction: Instruction) -> list[str]:
-    """Computations that run when the instruction does; what a reduction applies to pairs of numbers is none."""
+    """Computations that run with the instruction.
+
+    The function that a reduction applies to pairs of numbers does not count.
+    """
     names = _CALLED.findall(instruction.attributes)
     if instruction.opcode == 'call':
         names += _APPLIED.findall(instruction.attributes)
@@ -227,9 +249,9 @@ def _called(instruction: Instruction) -> list[str]:
 
 
 def _collective_bytes(execution: _Execution) -> int:
-    """Bytes of the whole array of a collective: a gathered result, a scattered operand."""
+    """Bytes of the whole array of a collective, which is the result of a gather or the operand of a scatter."""
     result_bytes = execution.instruction.result_bytes
-    # What is started by these holds its operand beside its result.
+    # The value of these instructions holds the operand and the result.
     if execution.instruction.opcode in ('all-gather-start', 'collective-permute-start'):
         result_bytes -= execution.operand_bytes
     return max(result_bytes, execution.operand_bytes)
@@ -237,7 +259,7 @@ def _collective_bytes(execution: _Execution) -> int:
 
 def _traffic(execution: _Execution) -> int:
     instruction = execution.instruction
-    # A copy's other side is on the chip, or it would not be asynchronous.
+    # The other side of an asynchronous copy is on the chip.
     if instruction.opcode in ('copy-done', 'slice-done'):
         return instruction.result_bytes
     if instruction.opcode in _NO_TRAFFIC or instruction.opcode.endswith(('-start', '-done')):

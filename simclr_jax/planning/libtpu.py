@@ -1,6 +1,7 @@
-"""The TPU compiler on a machine without TPU: libtpu in a directory of its own, seen by the processes that compile.
+"""Installs the TPU compiler (libtpu) on a machine without TPU, for the processes that compile.
 
-It stays out of the environment, where JAX would try to start a TPU with it.
+libtpu lies in its own directory outside of the Python environment. Inside of the environment JAX would try to start a
+TPU with it.
 """
 
 import importlib.metadata
@@ -17,8 +18,8 @@ from collections.abc import Callable
 from simclr_jax import cache
 from simclr_jax.config import ConfigError
 
-# JAX itself runs on the CPU; libtpu neither asks for a machine's metadata nor minds other processes that use it; what
-# is compiled for devices that are not there cannot be read back from a cache.
+# JAX itself runs on the CPU. libtpu must not ask for the metadata of a TPU machine, and several processes may load it.
+# The cache is off, because it cannot read programs back that were compiled for absent devices.
 VARIABLES = {
     'JAX_PLATFORMS': 'cpu',
     'JAX_ENABLE_COMPILATION_CACHE': 'false',
@@ -28,21 +29,28 @@ VARIABLES = {
 
 
 def requirement() -> str:
-    """The libtpu that the installed JAX wants, as 'libtpu==0.0.42.*'."""
+    """Returns the libtpu that the installed JAX requires, for example 'libtpu==0.0.42.*'.
+
+    Raises:
+        ConfigError: The installed JAX names no libtpu.
+    """
     for line in importlib.metadata.requires('jax') or ():
         if found := re.match(r"(libtpu\S*)\s*;.*extra == ['\"]tpu['\"]", line):
             return found.group(1)
-    raise ConfigError([f'jax {importlib.metadata.version("jax")} names no libtpu; install a release of jax'])
+    raise ConfigError([f'jax {importlib.metadata.version("jax")} names no libtpu; install a released version of jax'])
 
 
 def install(say: Callable[[str], None]) -> pathlib.Path:
-    """The directory that holds libtpu, made by pip where it is missing.
+    """Finds the directory that holds libtpu, and installs libtpu by pip if it is missing.
 
     Args:
-        say: told before something is downloaded.
+        say: Prints a message before a download.
+
+    Returns:
+        The directory, for the Python path of a process that compiles.
 
     Raises:
-        ConfigError: pip cannot install it.
+        ConfigError: pip cannot install libtpu, or the cache directory cannot be written.
     """
     installed = importlib.util.find_spec('libtpu')
     if installed:
@@ -57,11 +65,11 @@ def install(say: Callable[[str], None]) -> pathlib.Path:
         partial = tempfile.mkdtemp(prefix='libtpu-', dir=directory.parent)
     except OSError as error:
         raise ConfigError(
-            [f'{directory.parent} cannot be written ({error.strerror}); set XDG_CACHE_HOME to a directory that can']
+            [f'{directory.parent} cannot be written ({error.strerror}); set XDG_CACHE_HOME to a writable directory']
         ) from error
     try:
         _pip(wanted, partial, directory)
-        # Another process may have been faster.
+        # Another process may have installed it meanwhile.
         if not directory.is_dir():
             os.replace(partial, directory)
     finally:
@@ -78,12 +86,16 @@ def _pip(wanted: str, target: str, directory: pathlib.Path) -> None:
     raise ConfigError(
         [
             f'{wanted}, the TPU compiler, cannot be installed by pip: {errors[-1].strip()}',
-            f"where there is a network: python -m pip install --no-deps --target '{directory}' '{wanted}'",
+            f"install it where there is a network: python -m pip install --no-deps --target '{directory}' '{wanted}'",
         ]
     )
 
 
 def environment(directory: pathlib.Path) -> dict[str, str]:
-    """Variables of a process that compiles for TPUs with the libtpu of that directory."""
+    """Environment variables of a process that compiles for TPUs.
+
+    Args:
+        directory: Directory that holds libtpu.
+    """
     path = os.pathsep.join(filter(None, [str(directory), os.environ.get('PYTHONPATH')]))
     return {**os.environ, **VARIABLES, 'PYTHONPATH': path}

@@ -1,4 +1,7 @@
-"""Compiling in a process of its own, the only kind that has libtpu: `compile_for` asks, the module's main answers."""
+"""Compiles for TPUs in a separate process, because only such a process sees libtpu.
+
+`compile_for` starts this module as a program, sends it a request and reads its answer.
+"""
 
 import dataclasses
 import json
@@ -20,16 +23,21 @@ from simclr_jax.planning.topology import Topology, parse_topology
 def compile_for(
     topology: Topology, config: ConfigDict, num_classes: int, num_images: int, say: Callable[[str], None]
 ) -> Compiled:
-    """Compiles the step for a TPU slice.
+    """Compiles the training step for a TPU slice.
 
     Args:
-        topology: the slice.
-        config, num_classes, num_images: see `compile_step`.
-        say: told before something is downloaded.
+        topology: The slice.
+        config: See `compile_step`.
+        num_classes: See `compile_step`.
+        num_images: See `compile_step`.
+        say: Prints a message before a download.
+
+    Returns:
+        The facts about the compiled step.
 
     Raises:
-        ConfigError: something that the user has to change; libtpu cannot be installed.
-        RuntimeError: the compiler failed.
+        ConfigError: The configuration does not fit the slice, or libtpu cannot be installed.
+        RuntimeError: The compiler failed.
     """
     environment = libtpu.environment(libtpu.install(say))
     request = {
@@ -40,7 +48,7 @@ def compile_for(
     }
     with tempfile.TemporaryDirectory(prefix='simclr-plan-') as directory:
         answer = pathlib.Path(directory) / 'answer.json'
-        # libtpu writes about its own affairs to both streams.
+        # libtpu writes messages to both output streams, so the answer goes to a file.
         done = subprocess.run(
             [sys.executable, '-m', __name__, str(answer)],
             input=json.dumps(request),

@@ -1,4 +1,4 @@
-"""A plan as text and as plain data."""
+"""Presents a plan as text and as plain data."""
 
 import dataclasses
 
@@ -8,7 +8,10 @@ GIB, MIB = 2**30, 2**20
 
 
 def as_dict(plan: Plan) -> dict:
-    """Everything in a plan, for JSON: bytes and operations a device, seconds."""
+    """Returns all values of a plan for a JSON file.
+
+    Sizes are in bytes and durations in seconds. Both are per device, like `flops`. `traced_flops` is over all devices.
+    """
     fields = dataclasses.asdict(plan)
     fields['fits'] = plan.fits
     if plan.estimate:
@@ -19,7 +22,7 @@ def as_dict(plan: Plan) -> dict:
 
 
 def as_text(plan: Plan) -> str:
-    """The plan for a terminal."""
+    """Returns the plan as text for a terminal."""
     sections = [_headline(plan), _memory(plan)]
     if plan.compiled.memory:
         sections += [_work(plan), _collectives(plan), _fusions(plan)]
@@ -35,7 +38,7 @@ def _headline(plan: Plan) -> str:
     verdict = 'fits' if plan.fits else 'DOES NOT FIT'
     return (
         f'{plan.devices} ({compiled.num_devices} devices, {plan.num_hosts} hosts), {compiled.batch_size:,} images '
-        f'a step: {verdict}, {compiled.needed_bytes / GIB:.2f} of {plan.limit_bytes / GIB:.2f} GiB a device '
+        f'per step: {verdict}, {compiled.needed_bytes / GIB:.2f} of {plan.limit_bytes / GIB:.2f} GiB per device '
         f'(compiled in {compiled.seconds:.0f} s).'
     )
 
@@ -44,20 +47,20 @@ def _memory(plan: Plan) -> str:
     parts = dict(plan.compiled.arguments)
     memory = plan.compiled.memory
     if memory:
-        # Less than nothing where the step leaves a part of the batch alone.
+        # The difference is negative if the step does not use a part of the batch.
         parts['padding'] = max(0, memory.arguments - sum(parts.values()))
         parts |= {'temporaries': memory.temporaries, 'outputs': memory.outputs, 'code': memory.code}
-    return _table('Memory a device, MiB', {name: f'{size / MIB:,.1f}' for name, size in parts.items()})
+    return _table('Memory per device, MiB', {name: f'{size / MIB:,.1f}' for name, size in parts.items()})
 
 
 def _work(plan: Plan) -> str:
     compiled = plan.compiled
     rows = {
         'convolutions and products, TFLOP': f'{compiled.traced_flops / compiled.num_devices / 1e12:,.3f}',
-        "the compiler's count, loops once, TFLOP": f'{compiled.flops / 1e12:,.3f}',
+        "the compiler's count (loops once), TFLOP": f'{compiled.flops / 1e12:,.3f}',
         'main memory read and written, GB': f'{compiled.memory_traffic / 1e9:,.2f}',
     }
-    return _table('Work a device and step', rows)
+    return _table('Work per device and step', rows)
 
 
 def _collectives(plan: Plan) -> str:
@@ -65,7 +68,7 @@ def _collectives(plan: Plan) -> str:
         collective.kind: f'{collective.count} times, {collective.bytes:,} bytes'
         for collective in plan.compiled.collectives
     }
-    return _table('Collectives a device and step', rows or {'none': ''})
+    return _table('Collectives per device and step', rows or {'none': ''})
 
 
 def _fusions(plan: Plan) -> str:
@@ -78,7 +81,7 @@ def _fusions(plan: Plan) -> str:
         source = fusion.source.removeprefix('jit(step)/')
         rows[fusion.name] = f'{total:,}  {total / compiled.cycles:5.1%}  {source}'
     rows['all'] = f'{compiled.cycles:,}'
-    return _table('Cycles that the compiler estimates, a step', rows)
+    return _table('Estimated cycles per step (by the compiler)', rows)
 
 
 def _time(plan: Plan) -> str:
@@ -89,10 +92,10 @@ def _time(plan: Plan) -> str:
         'main memory at its bandwidth': f'{seconds.memory * 1e3:,.1f} ms',
         'interconnect at its bandwidth': f'{seconds.interconnect * 1e3:,.1f} ms',
         "the compiler's cycles": f'{seconds.cycles * 1e3:,.1f} ms',
-        'a step': f'{seconds.step * 1e3:,.1f} ms, bound by {seconds.bound}, {seconds.utilization:.0%} of the peak',
-        'images/s': f'{rate:,.0f}; a host has to feed {rate / hosts:,.0f}',
-        'an epoch': f'{plan.epoch_seconds:,.1f} s ({plan.num_images:,} images)',
-        'the run': f'{plan.hours:,.1f} h ({plan.total_steps:,} steps)',
+        'one step': f'{seconds.step * 1e3:,.1f} ms, bound by {seconds.bound}, {seconds.utilization:.0%} of the peak',
+        'images/s': f'{rate:,.0f}, of which each host feeds {rate / hosts:,.0f}',
+        'one epoch': f'{plan.epoch_seconds:,.1f} s ({plan.num_images:,} images)',
+        'whole run': f'{plan.hours:,.1f} h ({plan.total_steps:,} steps)',
     }
     return _table('Time', rows)
 

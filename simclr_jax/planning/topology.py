@@ -1,4 +1,4 @@
-"""TPU slices: their chips, their shapes and how the chips are connected. No JAX."""
+"""TPU slices: their chips, shapes and connections. This module does not import JAX."""
 
 import dataclasses
 import math
@@ -15,16 +15,16 @@ class Chip:
     """One generation of TPU.
 
     Attributes:
-        name: as in a topology, 'v5e'.
-        peak_flops: bfloat16 operations a second of a chip.
-        memory_bytes: HBM of a chip that programs can use.
-        memory_bandwidth: of HBM, bytes a second.
-        link_bandwidth: of one of a chip's links to a neighbour, bytes a second in one direction.
-        clock: cycles a second of the matrix units; the compiler's estimates are in these cycles.
-        cores: TensorCores a chip; a program sees them as one device.
-        dimensions: of the torus.
-        largest: chips of the largest slice.
-        compiler_options: of jax.experimental.topologies, besides the name.
+        name: Name in a topology, for example 'v5e'.
+        peak_flops: Peak of a chip, bfloat16 operations per second.
+        memory_bytes: Main memory (HBM) of a chip that programs can use, in bytes.
+        memory_bandwidth: Bandwidth of the main memory, bytes per second.
+        link_bandwidth: Bandwidth of one link to a neighbour in one direction, bytes per second.
+        clock: Clock of the matrix units, cycles per second. The compiler estimates in these cycles.
+        cores: TensorCores per chip. A program sees them as one device.
+        dimensions: Dimensions of the torus, 2 or 3.
+        largest: Chips of the largest slice.
+        compiler_options: Arguments of jax.experimental.topologies.get_topology_desc besides the name.
     """
 
     name: str
@@ -39,10 +39,13 @@ class Chip:
     compiler_options: dict[str, object] = dataclasses.field(default_factory=dict)
 
 
-# Bandwidth of HBM, cores, sizes: cloud.google.com/tpu/docs/v4, v5e, v5p-training, v6e. Memory: what libtpu 0.0.42
-# says it has, a quarter of a GiB or more below the 32, 16, 95 and 32 GB on paper. Links: v5e 400, v5p 1200 and v6e 800
-# GB/s a chip over 4, 6 and 4 links in two directions; v4 from the 1.1 PB/s that 4,096 chips of 6 links reduce. Clock:
-# the peak over the 2 x 128 x 128 operations a cycle of 4 matrix units a core (v6e: of 2 with 2 x 2 x 256 x 256).
+# Sources of the table:
+# * Bandwidth of the memory, cores, sizes: cloud.google.com/tpu/docs/v4, v5e, v5p-training, v6e.
+# * Memory: the size that libtpu 0.0.42 reports. It is at least a quarter of a GiB below the nominal 32, 16, 95, 32 GB.
+# * Links: v5e 400, v5p 1200 and v6e 800 GB/s per chip, over 4, 6 and 4 links in two directions. The v4 value follows
+#   from the 1.1 PB/s at which 4,096 chips with 6 links reduce.
+# * Clock: peak / operations per cycle of a chip. A core has 4 matrix units with 2 x 128 x 128 operations per cycle
+#   (v6e: 2 units with 2 x 2 x 256 x 256).
 MEGACORE = {'chip_config_name': 'megacore'}
 CHIPS = {
     chip.name: chip
@@ -53,12 +56,12 @@ CHIPS = {
         Chip('v6e', PEAK_FLOPS['TPU v6 lite'], int(31.25 * GIB), 1638e9, 100e9, 1.75e9, 1, 2, 256),
     )
 }
-# The two-dimensional slices that can be had, and the three-dimensional ones of less than a cube of 4 x 4 x 4.
+# The two-dimensional slices on offer, and the three-dimensional ones below a cube of 4 x 4 x 4.
 PLANES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 PARTS_OF_A_CUBE = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
-# Of a slice of several hosts.
+# Chips per host in a slice of several hosts.
 CHIPS_PER_HOST = 4
-# Along a shorter side than this, the chips of a plane are a line and not a ring.
+# The chips along a side of a plane form a ring from this length on. A shorter side is a line.
 RING_OF_A_PLANE = 16
 
 
@@ -67,8 +70,8 @@ class Topology:
     """A slice: chips of one kind in a rectangle or a box.
 
     Attributes:
-        chip: its kind.
-        shape: chips along each side.
+        chip: Kind of the chips.
+        shape: Number of chips along each side.
     """
 
     chip: Chip
@@ -79,23 +82,23 @@ class Topology:
 
     @property
     def num_chips(self) -> int:
-        """Chips, each of which is one device."""
+        """Number of chips. Each chip is one device."""
         return math.prod(self.shape)
 
     @property
     def num_hosts(self) -> int:
-        """Virtual machines; 8 chips of v5e or v6e can also be had as one."""
+        """Number of hosts (virtual machines) with 4 chips each. 8 chips of v5e or v6e are also offered on one host."""
         return max(1, self.num_chips // CHIPS_PER_HOST)
 
     @property
     def compiler_options(self) -> dict[str, object]:
-        """Arguments of get_topology_desc besides the name; a single chip is no whole host."""
+        """Arguments of get_topology_desc besides the name. A single chip is less than a whole host."""
         alone = {'chips_per_host_bounds': (1, 1, 1)} if self.num_chips == 1 else {}
         return {**self.chip.compiler_options, **alone}
 
     @property
     def links(self) -> int:
-        """Links of the chip that has the fewest: two along a side that is a ring, one at the end of a line."""
+        """Links of the chip that has the fewest. A ring gives a chip two links, the end of a line gives it one."""
         if self.chip.dimensions == 2:
             rings = [side >= RING_OF_A_PLANE for side in self.shape]
         else:
@@ -104,19 +107,32 @@ class Topology:
 
     @property
     def interconnect_bandwidth(self) -> float:
-        """Bytes a second that every chip can send to its neighbours at once; 0 for a single chip."""
+        """Bytes per second that every chip can send to all its neighbours at the same time. 0 for a single chip."""
         return self.links * self.chip.link_bandwidth
 
 
 def parse_topology(text: str) -> Topology:
-    """Reads a slice as 'v5e:4x8' or 'v4:2x4x4'.
+    """Reads the name of a TPU slice.
+
+    Args:
+        text: Kind of chip and shape, for example 'v5e:4x8' or 'v4:2x4x4'.
+
+    Returns:
+        The slice.
 
     Raises:
-        ConfigError: an unknown kind of chip, or no slice that can be had.
+        ConfigError: The kind of chip is unknown, or no such slice is offered.
+
+    Example:
+        >>> topology = parse_topology('v5e:4x8')
+        >>> topology.num_chips, topology.num_hosts
+        (32, 8)
     """
     name, _, sides = text.partition(':')
     if name not in CHIPS:
-        raise ConfigError([f'--topology={text}: unknown chip {name!r}; must be one of {", ".join(CHIPS)}, as v5e:4x8'])
+        raise ConfigError(
+            [f'--topology={text}: unknown chip {name!r}; choose from {", ".join(CHIPS)}, such as v5e:4x8']
+        )
     chip = CHIPS[name]
     example = {2: '4x8', 3: '2x4x4'}[chip.dimensions]
     if not re.fullmatch(r'\d+(x\d+)*', sides) or len(sides.split('x')) != chip.dimensions:
@@ -125,7 +141,7 @@ def parse_topology(text: str) -> Topology:
         )
     shape = tuple(map(int, sides.split('x')))
     if not _exists(chip, shape):
-        raise ConfigError([f'--topology={text}: there is no such slice; {name} has {_offer(chip)}'])
+        raise ConfigError([f'--topology={text}: no such slice is offered; choose from {_offer(chip)}'])
     return Topology(chip, shape)
 
 
@@ -140,4 +156,4 @@ def _offer(chip: Chip) -> str:
     if chip.dimensions == 2:
         return ', '.join('x'.join(map(str, shape)) for shape in PLANES)
     parts = ', '.join('x'.join(map(str, shape)) for shape in PARTS_OF_A_CUBE)
-    return f'{parts}, and multiples of 4 in ascending order up to {chip.largest:,} chips, as 4x4x8'
+    return f'{parts}, and multiples of 4 in ascending order up to {chip.largest:,} chips, such as 4x4x8'

@@ -163,7 +163,7 @@ def test_number_of_images(config_file, tmp_path):
     'options, fields, words',
     [
         (['--topology=v9:2x2'], {}, "unknown chip 'v9'"),
-        (['--topology=v5e:3x3'], {}, 'there is no such slice'),
+        (['--topology=v5e:3x3'], {}, 'no such slice is offered'),
         (['--topology=v5e:4x8'], {'batch_size': 100}, 'batch_size=100 does not divide by 32 devices'),
         (['--topology=v5e:4x8'], {'microbatch': 16}, 'microbatch=16 does not divide by 32 devices'),
         ([], {'batch_size': 60}, 'batch_size=60 does not divide by 8 devices'),
@@ -223,4 +223,4 @@ def test_a_tpu_program(config_file, tmp_path):
     assert plan['limit_bytes'] == parse_topology('v5e:2x2').chip.memory_bytes
     assert plan['compiled']['cycles'] > 0
     assert plan['images_per_second'] == pytest.approx(BATCH / plan['estimate']['step'])
-    assert 'the run' in done.stdout
+    assert 'whole run' in done.stdout

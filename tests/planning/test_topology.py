@@ -27,16 +27,16 @@ def test_slices(text, chips, hosts, links):
 @pytest.mark.parametrize(
     'text, words',
     [
-        ('v9:2x2', "unknown chip 'v9'; must be one of v4, v5e, v5p, v6e"),
+        ('v9:2x2', "unknown chip 'v9'; choose from v4, v5e, v5p, v6e"),
         ('4x8', "unknown chip '4x8'"),
         ('v5e', 'a v5e slice has 2 sides, for example v5e:4x8'),
         ('v5e:4x', 'has 2 sides'),
         ('v5e:2x2x2', 'has 2 sides'),
         ('v4:4x8', 'a v4 slice has 3 sides, for example v4:2x4x4'),
-        ('v5e:3x3', 'there is no such slice; v5e has 1x1, 2x2'),
-        ('v5e:32x32', 'there is no such slice'),
+        ('v5e:3x3', 'no such slice is offered; choose from 1x1, 2x2'),
+        ('v5e:32x32', 'no such slice is offered'),
         ('v4:4x4x2', 'in ascending order'),
-        ('v4:0x0x0', 'there is no such slice'),
+        ('v4:0x0x0', 'no such slice is offered'),
         ('v4:16x16x20', 'up to 4,096 chips'),
     ],
 )
