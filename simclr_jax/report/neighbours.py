@@ -1,4 +1,4 @@
-"""Nearest neighbours as a picture: a row for each query image, and what an encoder finds similar to it."""
+"""A picture of nearest neighbours: one row per query image, with the images that an encoder finds similar."""
 
 import dataclasses
 import pathlib
@@ -13,8 +13,9 @@ from simclr_jax.evaluation.embed import classes_shown, embed
 from simclr_jax.evaluation.extractor import FeatureExtractor
 from simclr_jax.evaluation.features import Features
 from simclr_jax.probes.knn import nearest_neighbours
+from simclr_jax.training.workdir import write_whole
 
-# Longer side of an image in the picture, pixels; smaller ones are drawn larger.
+# Longer side of an image in the picture, in pixels. Smaller images are enlarged.
 THUMBNAIL = 192
 LONGEST_CAPTION = 18
 QUERY_COLOR = '#d1495b'
@@ -22,13 +23,13 @@ QUERY_COLOR = '#d1495b'
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """An image whose neighbours are looked for.
+    """An image whose nearest neighbours are searched.
 
     Attributes:
-        name: its file, or its id in the embedded split.
-        image: uint8 [H, W, 3], not larger than a thumbnail.
-        index: of an image of the split; None: a file of its own.
-        feature: float32 [F] of a file; None: an image of the split, which is embedded anyway.
+        name: Path of its file, or its id in the embedded split.
+        image: Pixels, uint8 [H, W, 3], at most THUMBNAIL long.
+        index: Index of the image in the split. None for a separate file.
+        feature: Feature of a separate file, float32 [F]. None for an image of the split, which is embedded anyway.
     """
 
     name: str
@@ -38,16 +39,19 @@ class Query:
 
 
 def open_queries(names: Sequence[str], examples: Examples, encoder: FeatureExtractor, layer: str) -> list[Query]:
-    """Finds the query images, and encodes those that are files of their own.
+    """Finds the query images, and encodes those in separate files.
 
     Args:
-        names: ids of images of the split, or image files.
-        examples: the split to be embedded.
-        encoder: with which it is embedded.
-        layer: see `Encoder.features`.
+        names: Ids of images of the split, or paths of image files.
+        examples: The split that is embedded.
+        encoder: The encoder that embeds the split.
+        layer: Features to compare, see `FeatureExtractor.features`.
+
+    Returns:
+        One query per name, in the same order.
 
     Raises:
-        DataError: one is neither an id nor a file, or cannot be read.
+        DataError: A name is neither an id nor a file, or the image cannot be read.
     """
     ids = examples.ids()
     index_of = {name: index for index, name in enumerate(ids) if name in names}
@@ -55,15 +59,15 @@ def open_queries(names: Sequence[str], examples: Examples, encoder: FeatureExtra
     missing = [path for path in paths if not pathlib.Path(path).is_file()]
     if missing:
         raise DataError(
-            f'neighbours of {", ".join(missing)}: there is no such file, and no such image of {examples.name}, '
-            f'where they are called {ids[0]} and so on'
+            f'neighbours of {", ".join(missing)}: there is no such file, and no such image in {examples.name}; '
+            f'give an image file, or an id such as {ids[0]}'
         )
     files = Examples('the query images', len(paths), Files(paths), np.full(len(paths), -1, np.int32), ())
     of_split, of_files = _thumbnails(examples, index_of.values()), _thumbnails(files, range(len(paths)))
     damaged = [name for name, index in index_of.items() if index not in of_split]
     damaged += [path for index, path in enumerate(paths) if index not in of_files]
     if damaged:
-        raise DataError(f'neighbours of {", ".join(damaged)}: no readable image; give another')
+        raise DataError(f'neighbours of {", ".join(damaged)}: cannot be read as an image; give another')
     queries = {name: Query(name, of_split[index], index=index) for name, index in index_of.items()}
     if paths:
         features = embed(encoder, files, layer).values
@@ -73,14 +77,14 @@ def open_queries(names: Sequence[str], examples: Examples, encoder: FeatureExtra
 
 
 def draw(path: epath.Path, queries: Sequence[Query], examples: Examples, features: Features, k: int) -> None:
-    """Draws a row for each query: its image, then its nearest neighbours with class and cosine similarity.
+    """Draws one row per query: its image, then its nearest neighbours with class and cosine similarity.
 
     Args:
-        path: of the picture.
-        queries: one at least; one that is in the split is its own nearest neighbour.
-        examples: the split.
-        features: of the split.
-        k: neighbours shown; all images if there are fewer.
+        path: File of the picture, *.png, local or gs://.
+        queries: At least one query. A query from the split is its own nearest neighbour.
+        examples: The split that holds the neighbours.
+        features: Features of the split.
+        k: Number of neighbours to draw. A smaller split shows all its images.
     """
     import matplotlib
 
@@ -101,8 +105,7 @@ def draw(path: epath.Path, queries: Sequence[Query], examples: Examples, feature
         _draw_cell(line[0], query.image, f'{_shortened(query.name)}\nnearest:', QUERY_COLOR)
         for axes, row, cosine in zip(line[1:], found, cosines, strict=True):
             _draw_cell(axes, images[int(features.index[row])], f'{captions[row]}\n{cosine:.3f}', 'black')
-    with path.open('wb') as file:
-        figure.savefig(file, dpi=100, format='png')
+    write_whole(path, lambda file: figure.savefig(file, dpi=100, format='png'))
     pyplot.close(figure)
 
 
@@ -113,20 +116,20 @@ def _draw_cell(axes, image: np.ndarray, caption: str, color: str) -> None:
 
 
 def _captions(examples: Examples, features: Features) -> list[str]:
-    """Each image's classes; its own name where it has none."""
+    """Caption of each image: its classes, or its name if it has none."""
     names = np.array(examples.ids())[features.index]
     shown = classes_shown(features.labels, examples.class_names)
     return [_shortened(', '.join(classes) or name) for classes, name in zip(shown, names.tolist(), strict=True)]
 
 
 def _shortened(name: str) -> str:
-    """The last part of a path or id, and of that the end."""
+    """The last part of a path or id, of which a long one keeps only the end."""
     name = name.rpartition('/')[2]
     return name if len(name) <= LONGEST_CAPTION else f'…{name[1 - LONGEST_CAPTION :]}'
 
 
 def _thumbnails(examples: Examples, indices: Iterable[int]) -> dict[int, np.ndarray]:
-    """Images by their index, uint8 [H, W, 3]; those that cannot be read are left out."""
+    """Small images by their index, uint8 [H, W, 3]. Unreadable images are left out."""
     from simclr_jax.data.pipeline import images_at
 
     found = {}

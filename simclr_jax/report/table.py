@@ -1,4 +1,4 @@
-"""The results table, for a terminal and as Markdown: a row for each measurement."""
+"""The table of results with one row per measurement, for a terminal and as Markdown."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,14 @@ from simclr_jax.evaluation.results import ENCODERS, Results, cell, headings
 
 
 def of_encoders(results: Results) -> str:
-    """One column for each kind of features: baselines, then the trained encoder."""
+    """Makes a table with one column per kind of features: first the baselines, then the trained encoder.
+
+    Args:
+        results: Results of one work directory.
+
+    Returns:
+        The table in Markdown, with aligned columns.
+    """
     found = {(score.row, score.encoder): score for score in results.scores}
     columns = [name for name in ENCODERS if any(score.encoder == name for score in results.scores)]
     titles = headings(dict.fromkeys(score.row for score in results.scores))
@@ -15,7 +22,14 @@ def of_encoders(results: Results) -> str:
 
 
 def of_workdirs(results: dict[str, Results]) -> str:
-    """One column for each work directory: its trained encoder."""
+    """Makes a table with one column per work directory, for its trained encoder.
+
+    Args:
+        results: Results by the name of their work directory.
+
+    Returns:
+        The table in Markdown, with aligned columns.
+    """
     found = {
         (score.row, directory): score
         for directory, part in results.items()

@@ -262,7 +262,7 @@ class TestMistakes:
             (['--dataset=nonsense', '--split=train'], 'TensorFlow Datasets cannot load it'),
             (['--dataset=/nowhere/at/all'], 'data.path=/nowhere/at/all: there is no such directory'),
             (['--dataset=nothing_{split}.npz'], 'there is no file nothing_test.npz'),
-            (['--neighbours=cat.jpg'], 'neighbours of cat.jpg: there is no such file, and no such image of digits'),
+            (['--neighbours=cat.jpg'], 'neighbours of cat.jpg: there is no such file, and no such image in digits'),
         ],
     )
     def test_no_such_data(self, mistake, options, words):
