@@ -1,12 +1,10 @@
-"""A pretraining run from its configuration: puts data, task, optimiser and loop together."""
+"""The story of `simclr train`: data, feed, program, first state, run."""
 
-import contextlib
-import dataclasses
 import functools
+import math
+from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -14,22 +12,21 @@ from ml_collections import ConfigDict
 from simclr_jax import distributed, sharding
 from simclr_jax.build import Program, make_program, make_schedule
 from simclr_jax.config import ConfigError
-from simclr_jax.data.feed import choose, steps_per_dispatch, train_batches
+from simclr_jax.data.feed import open_feed
 from simclr_jax.data.sources import align_classes, load_examples, without_multi_labels
 from simclr_jax.data.spec import DataError, Examples
 from simclr_jax.evaluation.features import features_of
 from simclr_jax.planning.flops import step_flops
 from simclr_jax.probes.knn import knn_accuracy
 from simclr_jax.tasks.simclr import Pretrain
-from simclr_jax.training import loop, workdir
-from simclr_jax.training.checkpoints import CheckpointError, Checkpoints, abstract
-from simclr_jax.training.log import Log
+from simclr_jax.training import workdir
+from simclr_jax.training.checkpoints import CheckpointError, Checkpoints
 from simclr_jax.training.profile import Profile
+from simclr_jax.training.run import Say, start_or_resume
 from simclr_jax.training.schedule import Schedule
 from simclr_jax.training.state import TrainState
-from simclr_jax.training.step import init_state
 
-# What stops all processes of a job when one of them finds it.
+# Errors of the user that stop all processes of a job when one of them meets one.
 MISTAKES = (ConfigError, DataError, CheckpointError)
 
 
@@ -43,54 +40,55 @@ def pretrain(
     """Runs, or resumes, a pretraining.
 
     Args:
-        config: a checked configuration (config.load_config).
-        directory: the work directory, local or gs://; the README says what is in it.
-        allow_change: go on in a work directory of another configuration, which is refused otherwise.
-        profile_steps: the first and the last step to record in the directory's `profile/`.
+        config: Checked configuration, see `config.load_config`.
+        directory: Work directory, local or gs://. The README lists its files.
+        allow_change: Whether to resume a run with a changed configuration, which is refused otherwise.
+        profile_steps: First and last step to record in `profile/` of the directory, counted from 1.
 
     Returns:
         The last state, which is also in the newest checkpoint.
 
     Raises:
-        ConfigError, DataError, CheckpointError: something that the user has to change.
-        meter.NotFiniteError: the loss is no number any more.
-        loop.Preempted: SIGTERM came.
+        ConfigError, DataError, CheckpointError: The user has to change something.
+        meter.NotFiniteError: The loss is not finite.
+        loop.Preempted: SIGTERM came. The state is saved.
     """
     mesh = sharding.make_mesh()
 
     def prepare():
         examples, eval_examples = _open_data(config)
-        feed, examples = choose(config, examples, jax.devices()[0].platform)
-        at_once = steps_per_dispatch(feed, config, examples.size)
-        schedule = dataclasses.replace(make_schedule(config, examples.size), steps_per_dispatch=at_once)
+        feed = open_feed(config, examples, mesh)
+        schedule = make_schedule(config, examples.size)
         program = make_program(config, examples.num_classes, schedule, mesh, feed)
         # Only now, when data and devices are found to fit, is anything written.
         changed = workdir.claim(directory, config, allow_change=allow_change) if distributed.is_first() else []
-        return examples, eval_examples, schedule, program, changed
+        return eval_examples, schedule, program, changed
 
-    examples, eval_examples, schedule, program, changed = distributed.together(prepare, MISTAKES)
-    log = Log(directory, schedule.total_steps, tensorboard=True)
-    for line in changed:
-        log.say(f'Configuration changed: {line}')
-    checkpoints = Checkpoints(directory, keep=config.checkpoint_keep, say=log.say)
+    eval_examples, schedule, program, changed = distributed.together(prepare, MISTAKES)
+    examples = program.feed.examples
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    with contextlib.closing(log), contextlib.closing(checkpoints):
-        state = _first_state(config, program, init_key, checkpoints, log)
-        _introduce(config, examples, eval_examples, schedule, program.feed, state, log)
-        return loop.train(
-            state,
-            program.run,
-            functools.partial(train_batches, program.feed, config, examples, mesh, schedule),
-            schedule=schedule,
-            mesh=mesh,
-            key=step_key,
-            checkpoints=checkpoints,
-            log=log,
-            evaluate=_online_knn(config, program.task, examples, eval_examples, mesh),
-            make_views=program.task.make_views,
-            step_flops=step_flops(config, examples.num_classes, mesh),
-            profile=Profile(profile_steps, str(epath.Path(directory) / 'profile')),
-        )
+
+    def introduce(say: Say) -> None:
+        for line in changed:
+            say(f'Configuration changed: {line}')
+        _introduce(config, program, eval_examples, schedule, say)
+
+    return start_or_resume(
+        directory,
+        program.state,
+        functools.partial(_first_state, config, program, init_key),
+        program.step,
+        program.feed.batches,
+        schedule=schedule,
+        mesh=mesh,
+        key=step_key,
+        introduce=introduce,
+        checkpoints_kept=config.checkpoint_keep,
+        evaluate=_online_knn(config, program.task, examples, eval_examples, mesh),
+        make_views=program.feed.make_views,
+        step_flops=step_flops(config, examples.num_classes, mesh),
+        profile=Profile(profile_steps, str(epath.Path(directory) / 'profile')),
+    )
 
 
 def _open_data(config: ConfigDict) -> tuple[Examples, Examples | None]:
@@ -105,25 +103,18 @@ def _open_data(config: ConfigDict) -> tuple[Examples, Examples | None]:
     return examples, align_classes(eval_examples, examples)
 
 
-def _first_state(
-    config: ConfigDict, program: Program, key: jax.Array, checkpoints: Checkpoints, log: Log
-) -> TrainState:
-    """Where the run begins: 1. its own newest checkpoint; 2. init_from; 3. fresh parameters."""
-    mesh = program.task.mesh
-    state = init_state(program.task, program.tx, key, mesh, program.shardings)
-    if checkpoints.latest_step() is not None:
-        state = checkpoints.restore(abstract(state))
-        log.say(f'Resuming at step {int(state.step)}.')
-    elif config.init_from:
-        state = jax.device_put(_initialised_from(config.init_from, state, mesh, log), program.shardings)
-    log.resume(int(state.step))
+def _first_state(config: ConfigDict, program: Program, key: jax.Array, say: Say) -> TrainState:
+    """The state at step 0: encoder and heads of `init_from` where it is set, fresh parameters for the rest."""
+    state = program.init(key)
+    if config.init_from:
+        state = jax.device_put(_initialised_from(config.init_from, state, program.task.mesh, say), program.shardings)
     return state
 
 
-def _initialised_from(directory: str, state: TrainState, mesh: Mesh, log: Log) -> TrainState:
-    """Takes encoder and heads from another run; a head of another shape stays fresh, an encoder is an error."""
+def _initialised_from(directory: str, state: TrainState, mesh: Mesh, say: Say) -> TrainState:
+    """Takes encoder and heads from another run. A head of another shape stays fresh; another encoder is an error."""
     workdir.read_config(directory)
-    source = Checkpoints(directory, say=log.say)
+    source = Checkpoints(directory, say=say)
     loaded, step = source.restore_model(mesh)
     source.close()
     variables = {'params': dict(state.params), 'batch_stats': dict(state.batch_stats)}
@@ -131,18 +122,20 @@ def _initialised_from(directory: str, state: TrainState, mesh: Mesh, log: Log) -
     for collection, parts in variables.items():
         for part, values in parts.items():
             candidate = loaded[collection].get(part)
-            if jax.tree.map(jnp.shape, candidate) == jax.tree.map(jnp.shape, values):
+            if jax.tree.map(jax.numpy.shape, candidate) == jax.tree.map(jax.numpy.shape, values):
                 parts[part] = candidate
             else:
                 fresh.add(part)
     if 'encoder' in fresh:
         raise ConfigError([f'init_from={directory}: its encoder is of another shape; set the fields of model as there'])
-    log.say(f'Initialised from step {step} of {directory}.' + (f' Fresh: {", ".join(sorted(fresh))}.' if fresh else ''))
+    say(f'Initialised from step {step} of {directory}.' + (f' Fresh: {", ".join(sorted(fresh))}.' if fresh else ''))
     return state.replace(**variables)
 
 
-def _online_knn(config, task: Pretrain, examples: Examples, eval_examples: Examples | None, mesh: Mesh):
-    """The loop's `evaluate`: kNN of the test images among training images; None where it cannot be."""
+def _online_knn(
+    config: ConfigDict, task: Pretrain, examples: Examples, eval_examples: Examples | None, mesh: Mesh
+) -> Callable[[TrainState], dict[str, float]] | None:
+    """The online evaluation: kNN of the test images among training images. None without labels or a test split."""
     if eval_examples is None or not examples.num_classes or not eval_examples.num_classes:
         return None
     encode = jax.jit(task.encode)
@@ -166,17 +159,20 @@ def _online_knn(config, task: Pretrain, examples: Examples, eval_examples: Examp
     return evaluate
 
 
-def _introduce(config, examples, eval_examples, schedule: Schedule, feed: str, state: TrainState, log: Log) -> None:
-    count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.params))
-    devices = jax.devices()
+def _introduce(
+    config: ConfigDict, program: Program, eval_examples: Examples | None, schedule: Schedule, say: Say
+) -> None:
+    """Writes to the log what the run is: data, model, length and devices."""
+    examples, devices = program.feed.examples, jax.devices()
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(program.state.params))
     labels = f'{examples.num_classes} classes' if examples.num_classes else 'no labels'
     evaluated = f', evaluated on {eval_examples.name} ({eval_examples.size:,})' if eval_examples else ''
-    log.say(f'Data: {examples.name}, {examples.size:,} images, {labels}{evaluated}; feed: {feed}.')
-    log.say(
+    say(f'Data: {examples.name}, {examples.size:,} images, {labels}{evaluated}; feed: {program.feed.name}.')
+    say(
         f'Model: ResNet-{config.model.depth} x{config.model.width:g}, {count:,} parameters, '
         f'{config.head.kind} head; loss {config.loss.name}.'
     )
-    log.say(
+    say(
         f'Run: {schedule.total_steps:,} steps of {config.batch_size} images '
         f'({schedule.total_steps / schedule.epoch_steps:.1f} epochs) on {len(devices)} x {devices[0].device_kind}.'
     )

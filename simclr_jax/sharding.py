@@ -36,6 +36,20 @@ def stacked_by_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(None, DATA_AXIS))
 
 
+def placed(shapes: Any, shardings: Any) -> Any:
+    """A tree of shapes and dtypes with the sharding of each: a description of global arrays.
+
+    Args:
+        shapes: Tree of arrays or `jax.ShapeDtypeStruct`.
+        shardings: Tree of shardings of the same structure, or one sharding for all leaves.
+    """
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, shapes)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings
+    )
+
+
 def divided(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     """A parameter's largest dimension that can be, divided among the devices; small ones are on each.
 

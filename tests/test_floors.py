@@ -1,24 +1,31 @@
 """The architecture: imports point down, methods know no configuration, TensorFlow stays behind its door."""
 
 import ast
-import pathlib
+import graphlib
 import subprocess
 import sys
 
 import pytest
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+from support.paths import REPOSITORY
+
 PACKAGE = REPOSITORY / 'simclr_jax'
 
-# From the lowest floor up: modules, and packages with all that is in them; the longest name counts.
+# First-level names, from the lowest floor up. An import goes to a lower floor or stays in its package.
 FLOORS = (
-    ('config', 'cache', 'augment.policy'),
-    ('ops', 'models', 'augment', 'losses', 'metrics', 'sharding', 'distributed', 'chips'),
-    ('tasks', 'training', 'data', 'probes'),
-    ('build', 'pretraining', 'evaluation', 'embedding', 'planning', 'report', 'interop'),
-    ('cli', '__main__'),
+    ('chips', 'cache', 'sharding', 'ops', 'augment'),
+    ('config', 'losses', 'metrics', 'models'),
+    ('distributed', 'probes', 'data'),
+    ('training',),
+    ('tasks',),
+    ('build',),
+    ('evaluation', 'planning'),
+    ('pretraining', 'report'),
+    ('cli',),
+    ('__main__',),
 )
-METHODS = ('ops', 'losses', 'metrics', 'training.optim', 'models', 'augment')
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+METHODS = ('ops', 'losses', 'metrics', 'models', 'probes', 'augment', 'training.optim')
 TENSORFLOW_DOOR = {'augment.host', 'data.pipeline', 'data.streams', 'data.tfds'}
 
 
@@ -29,17 +36,6 @@ def module_name(path):
 
 
 SOURCES = {module_name(path): path for path in sorted(PACKAGE.rglob('*.py'))}
-PACKAGES = {name for name, path in SOURCES.items() if path.name == '__init__.py'}
-
-
-def floor_of(module):
-    """Number of the floor; a package's own file is on the lowest, for each of its modules runs it."""
-    if module in PACKAGES:
-        return 0
-    homes = {name: number for number, names in enumerate(FLOORS) for name in names}
-    inside = [name for name in homes if f'{module}.'.startswith(f'{name}.')]
-    assert inside, f'simclr_jax.{module} is on no floor: say on which, in this file'
-    return homes[max(inside, key=len)]
 
 
 def imported_names(module):
@@ -52,18 +48,30 @@ def imported_names(module):
             yield from (f'{node.module}.{alias.name}' for alias in node.names)
 
 
-def imported_modules(module):
-    """The package's modules among them."""
-    for name in imported_names(module):
-        if name.partition('.')[0] == 'simclr_jax':
-            inside = name.removeprefix('simclr_jax').removeprefix('.')
-            yield inside if inside in SOURCES else inside.rpartition('.')[0]
+def imported_rooms(module):
+    """First-level names of the package that a module imports."""
+    return {name.split('.')[1] for name in imported_names(module) if name.startswith('simclr_jax.')}
 
 
-@pytest.mark.parametrize('module', SOURCES)
+@pytest.mark.parametrize('module', [name for name in SOURCES if name])
 def test_imports_point_down(module):
-    for imported in imported_modules(module):
-        assert floor_of(imported) <= floor_of(module), f'simclr_jax.{module} imports simclr_jax.{imported}'
+    room = module.partition('.')[0]
+    assert room in FLOOR, f'simclr_jax/{room} is on no floor: name its floor in this file'
+    for imported in imported_rooms(module) - {room, '__version__'}:
+        assert FLOOR[imported] < FLOOR[room], f'simclr_jax.{module} imports {imported}, which is not below {room}'
+
+
+def test_first_level_names_have_no_circle():
+    graph = {}
+    for module in filter(None, SOURCES):
+        room = module.partition('.')[0]
+        graph.setdefault(room, set()).update(imported_rooms(module) - {room, '__version__'})
+    tuple(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_the_root_has_few_modules():
+    roots = {path.stem for path in PACKAGE.glob('*.py')}
+    assert roots == {'__init__', '__main__', 'build', 'cache', 'chips', 'distributed', 'pretraining', 'sharding'}
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -74,7 +82,7 @@ def test_methods_take_plain_arguments(method):
         text = SOURCES[module].read_text()
         assert 'ConfigDict' not in text
         assert 'ml_collections' not in text
-        assert 'config' not in set(imported_modules(module))
+        assert 'config' not in imported_rooms(module)
 
 
 def test_only_the_modules_behind_the_door_import_tensorflow():

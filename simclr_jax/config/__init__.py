@@ -3,7 +3,7 @@
 from simclr_jax.config.evaluation import base_evaluation, load_evaluation
 from simclr_jax.config.overrides import ConfigError, flatten
 from simclr_jax.config.pretraining import base_config, check, differences, from_json, load_config
-from simclr_jax.config.schema import to_json
+from simclr_jax.config.schema import to_json, with_values
 
 __all__ = [
     'ConfigError',
@@ -16,4 +16,5 @@ __all__ = [
     'load_config',
     'load_evaluation',
     'to_json',
+    'with_values',
 ]

@@ -1,6 +1,6 @@
-"""The configuration of a pretraining: every field with its default, and what may stand in it.
+"""The configuration of a pretraining: its fields, their defaults and the values that they accept.
 
-A configuration file holds `get_config(arg='') -> ConfigDict`: `base_config()` with what differs.
+A configuration file defines `get_config(arg='') -> ConfigDict`, which changes fields of a `base_config()`.
 """
 
 from collections.abc import Iterable
@@ -16,95 +16,93 @@ __all__ = ['ConfigError', 'base_config', 'check', 'differences', 'flatten', 'fro
 
 
 def base_config() -> ConfigDict:
-    """Every field and its default: SimCLRv2's pretraining of a ResNet-50 on ImageNet."""
+    """Returns all fields with their defaults: SimCLRv2's pretraining of a ResNet-50 on ImageNet (arXiv 2006.10029)."""
     config = ConfigDict()
-    config.seed = 0  # parameters, order of the images and augmentation follow from it
-    config.batch_size = 4096  # images of the global batch; each makes len(augment.views) views
-    config.train_epochs = 800.0  # passes over the training split
-    config.train_steps = 0  # optimiser updates; 0: from train_epochs
-    config.warmup_epochs = 40.0  # linear warm-up of the learning rate; not changed by train_steps
-    config.microbatch = 0  # images that go through the network at a time, the loss being the batch's; 0: all of them
-    config.sharding = 'replicated'  # of parameters and optimiser over the devices: replicated | fsdp
-    config.init_from = ''  # work directory whose newest encoder and heads the run starts from
+    config.seed = 0  # Seed of the initial parameters, the order of the images and the augmentation.
+    config.batch_size = 4096  # Images per global batch. Each image makes len(augment.views) views.
+    config.train_epochs = 800.0  # Passes over the training split.
+    config.train_steps = 0  # Optimizer updates. 0: computed from train_epochs.
+    config.warmup_epochs = 40.0  # Epochs of linear learning rate warm-up. train_steps does not change them.
+    config.microbatch = 0  # Images per pass through the network. The loss compares the whole batch. 0: one pass.
+    config.sharding = 'replicated'  # Parameters and optimizer state: replicated on all devices | fsdp (divided).
+    config.init_from = ''  # Work directory whose newest encoder and heads initialise this run. '': random.
 
     config.data = data = ConfigDict()
-    data.source = 'tfds'  # tfds | folder | arrays | digits | fake
-    data.name = 'imagenet2012'  # tfds: name[:version or /config], as TensorFlow Datasets writes it
-    data.path = ''  # folder: of images; arrays: .npz file ('{split}' stands for the split); tfds: data_dir
-    data.split = 'train'  # images to pretrain on; with labels, also the bank of the kNN
-    data.eval_split = 'validation'  # images to evaluate on; '': none (no online kNN)
-    data.image_size = 224  # height and width of a view, pixels
-    data.feed = 'auto'  # host | hybrid | resident: where images become views, see simclr_jax/feeding.py; auto: fastest
-    data.max_unreadable = 0.01  # share of files that may turn out to be no image before the run stops
-    data.memory_limit_gb = 2.0  # tfds: encoded splits up to this size stay in memory, larger are streamed
-    data.shuffle_buffer = 20000  # tfds, streamed: images among which the next one is drawn, by all processes together
-    data.lanes = 64  # tfds, streamed: parts of the split that are read side by side, by all processes together
-    data.threads = 0  # of the input pipeline, in a pool of its own; 0: TensorFlow's, one a core
-    data.parallel_calls = 0  # images decoded and augmented at the same time; 0: tuned while it runs
-    data.prefetch = 2  # batches that are ready before they are asked for; 0: tuned while it runs
-    data.fake_images = 256  # fake: number of images of noise
+    data.source = 'tfds'  # Kind of data set: tfds | folder | arrays | digits | fake.
+    data.name = 'imagenet2012'  # tfds: name in the form of TensorFlow Datasets, NAME[:VERSION] or NAME/CONFIG.
+    # folder: directory of images. arrays: .npz file, where '{split}' stands for the split. tfds: data_dir.
+    data.path = ''  # Place of the data.
+    data.split = 'train'  # Split for the pretraining. Its labelled images are also the bank of the online kNN.
+    data.eval_split = 'validation'  # Split for the online kNN. '': no online kNN.
+    data.image_size = 224  # Height and width of a view in pixels.
+    data.feed = 'auto'  # Place of the augmentation: host | hybrid | resident (see data/feed.py) | auto (fastest).
+    data.max_unreadable = 0.01  # Largest share of unreadable files. The run stops above it.
+    data.memory_limit_gb = 2.0  # tfds: encoded splits up to this size are held in memory. Larger ones are streamed.
+    data.shuffle_buffer = 20000  # tfds, streamed: images in the shuffle buffer, over all processes.
+    data.lanes = 64  # tfds, streamed: parts of the split that are read in parallel, over all processes.
+    data.threads = 0  # Threads of the input pipeline, in its own pool. 0: TensorFlow's pool, one thread per core.
+    data.parallel_calls = 0  # Images that are decoded and augmented at the same time. 0: tuned during the run.
+    data.prefetch = 2  # Batches that are prepared in advance. 0: tuned during the run.
+    data.fake_images = 256  # fake: number of noise images.
 
     config.augment = augment = ConfigDict()
-    augment.shared = ''  # operations applied once, before the views part (names as in `views`)
-    augment.views = (policy.SIMCLR_VIEW, policy.SIMCLR_VIEW)  # a string of operations for each view
+    augment.shared = ''  # Operations that all views of an image share, applied first. Names as in `views`.
+    augment.views = (policy.SIMCLR_VIEW, policy.SIMCLR_VIEW)  # One string of operations per view.
     for operation, parameters in policy.default_parameters().items():
-        augment[operation] = ConfigDict(parameters)  # see simclr_jax/augment/policy.py
+        augment[operation] = ConfigDict(parameters)  # Parameters of each operation, see augment/policy.py.
 
     config.model = model = ConfigDict()
-    model.depth = 50  # 18 | 34 | 50 | 101 | 152 | 200; for tests 6 (two stages of one block) | 10 (four)
-    model.width = 1.0  # multiplies every channel count; fractions are allowed
-    model.stem = 'auto'  # auto (cifar up to 32 pixels) | cifar | imagenet
-    model.sk_ratio = 0.0  # selective kernels, 0.0625 in SimCLRv2; 0: none
-    model.se_ratio = 0.0  # squeeze-and-excitation, 0.25 as usual; 0: none
-    model.dtype = 'float32'  # of the computation: float32 | bfloat16; parameters, statistics, loss: float32
-
-    model.remat = ()  # stages, of 1 to 4, that the backward pass computes anew, which saves memory
+    model.depth = 50  # ResNet: 18 | 34 | 50 | 101 | 152 | 200. For tests: 6 (two stages of one block) | 10 (four).
+    model.width = 1.0  # Factor on all channel counts, also fractions.
+    model.stem = 'auto'  # First layers: cifar | imagenet | auto (cifar for image_size <= 32).
+    model.sk_ratio = 0.0  # Ratio of the selective kernels, 0.0625 in SimCLRv2. 0: none.
+    model.se_ratio = 0.0  # Ratio of squeeze-and-excitation, usually 0.25. 0: none.
+    model.dtype = 'float32'  # Type of the computation: float32 | bfloat16. State and loss are always float32.
+    model.remat = ()  # Stages (1 to 4) that the backward pass recomputes. This saves memory and costs time.
 
     config.head = head = ConfigDict()
-    head.kind = 'nonlinear'  # nonlinear | linear | none
-    head.layers = 3  # of the nonlinear head: 2 in SimCLR, 3 in SimCLRv2
-    head.out_dim = 128  # width of the projection
-    head.hidden_dim = 0  # of the nonlinear head's middle layers; 0: the representation's
-    config.probe = True  # train a linear classifier on stop_gradient(h) beside it, where there are labels
+    head.kind = 'nonlinear'  # Projection head: nonlinear | linear | none.
+    head.layers = 3  # nonlinear: number of layers, 2 in SimCLR and 3 in SimCLRv2.
+    head.out_dim = 128  # Width of the projection.
+    head.hidden_dim = 0  # nonlinear: width of the middle layers. 0: width of the representation.
+    config.probe = True  # Whether labelled images also train a linear classifier on stop_gradient(h).
 
     config.loss = loss = ConfigDict()
-    loss.name = 'nt_xent'  # nt_xent | nt_logistic | margin_triplet
-    loss.temperature = 0.1  # of nt_xent and nt_logistic
-    loss.margin = 0.4  # of margin_triplet
-    loss.normalize = True  # compare l2-normalised projections (cosine) or the raw ones
-    loss.semi_hard = False  # nt_logistic and margin_triplet: semi-hard negatives only
-    loss.block_size = 0  # nt_xent: views whose logits a device has in memory at a time, say 512; 0: all of its own
-    config.loss_scale = 2.0  # multiplies the paper's mean; 2 is what the reference code trains with
+    loss.name = 'nt_xent'  # nt_xent | nt_logistic | margin_triplet.
+    loss.temperature = 0.1  # nt_xent, nt_logistic: temperature.
+    loss.margin = 0.4  # margin_triplet: margin.
+    loss.normalize = True  # Whether the loss compares l2-normalised projections (cosine) or the raw ones.
+    loss.semi_hard = False  # nt_logistic, margin_triplet: whether only semi-hard negatives count.
+    loss.block_size = 0  # nt_xent: views per block of logits in a device's memory, for example 512. 0: one block.
+    config.loss_scale = 2.0  # Factor on the paper's mean. The reference code trains with 2.
 
     config.optimizer = optimizer = ConfigDict()
-    optimizer.name = 'lars'  # lars | momentum (Nesterov) | adam
-    optimizer.learning_rate = 0.1  # before scaling with the batch
-    optimizer.scaling = 'sqrt'  # linear (times B / 256) | sqrt (times sqrt(B)) | none
-    optimizer.weight_decay = 1e-4  # lars: kernels; momentum, adam: all but batch norm
-    optimizer.momentum = 0.9  # of lars and momentum
+    optimizer.name = 'lars'  # lars | momentum (Nesterov) | adam.
+    optimizer.learning_rate = 0.1  # Learning rate before the scaling with the batch size.
+    optimizer.scaling = 'sqrt'  # Factor for batch size B: linear (B / 256) | sqrt (sqrt(B)) | none.
+    optimizer.weight_decay = 1e-4  # lars: on kernels. momentum, adam: on all parameters except batch norm.
+    optimizer.momentum = 0.9  # lars, momentum: momentum.
 
     config.knn = knn = ConfigDict()
-    knn.every_epochs = 10.0  # online kNN, where there are labels and an eval_split; 0: never
-    knn.k = (20,)  # neighbours that vote
-    knn.temperature = 0.07  # of the votes' weights exp(similarity / temperature)
-    knn.bank_images = 50000  # images of the training split used as bank by the online kNN, the first so many
+    knn.every_epochs = 10.0  # Epochs between online kNN evaluations, for labelled data with an eval_split. 0: none.
+    knn.k = (20,)  # Numbers of neighbours that vote. Each gives one accuracy.
+    knn.temperature = 0.07  # Temperature of the weights of the votes, exp(similarity / temperature).
+    knn.bank_images = 50000  # Images in the bank: the first ones of the training split.
 
-    config.steps_per_dispatch = 0  # data.feed=resident: updates that the devices make on one order; 0: up to 10
-    config.log_every_steps = 50  # one line and one row of metrics
-    config.checkpoint_every_steps = 0  # 0: from checkpoint_every_epochs
-    config.checkpoint_every_epochs = 10.0  # where checkpoint_every_steps is 0
-    config.checkpoint_keep = 3  # newest checkpoints that stay
+    config.log_every_steps = 50  # Steps between lines of the log and rows of metrics.
+    config.checkpoint_every_steps = 0  # Steps between checkpoints. 0: computed from checkpoint_every_epochs.
+    config.checkpoint_every_epochs = 10.0  # Epochs between checkpoints, if checkpoint_every_steps is 0.
+    config.checkpoint_keep = 3  # Number of newest checkpoints that are kept.
     return config.lock()
 
 
-# What may change between two starts in one work directory: it does not change the parameters that come out, but for
-# rounding.
+# Fields that may change between two starts in one work directory. They do not change the resulting parameters, except
+# for rounding. A name that ends in '.' or '_' stands for all fields that begin with it.
 FREE_FIELDS = (
     'sharding',
     'model.remat',
     'loss.block_size',
     'knn.',
-    'steps_per_dispatch',
     'log_every_steps',
     'checkpoint_',
     'data.eval_split',
@@ -117,7 +115,7 @@ FREE_FIELDS = (
 
 RANGES = {
     'seed': ('an integer in [0, 2^31)', lambda value: 0 <= value < 2**31),
-    'batch_size': ('an integer >= 2: an image needs others to be told from', lambda value: value >= 2),
+    'batch_size': ('an integer >= 2, because the loss compares different images', lambda value: value >= 2),
     'microbatch': NATURAL,
     'train_epochs': POSITIVE,
     'train_steps': NATURAL,
@@ -134,7 +132,7 @@ RANGES = {
     'model.width': POSITIVE,
     'model.sk_ratio': SHARE,
     'model.se_ratio': SHARE,
-    'model.remat': ('stages out of 1, 2, 3, 4', lambda value: set(value) <= {1, 2, 3, 4}),
+    'model.remat': ('a tuple of stages from 1 to 4', lambda value: set(value) <= {1, 2, 3, 4}),
     'head.layers': COUNT,
     'head.out_dim': COUNT,
     'head.hidden_dim': NATURAL,
@@ -149,7 +147,6 @@ RANGES = {
     'knn.k': ('integers >= 1', lambda value: bool(value) and all(type(k) is int and k >= 1 for k in value)),
     'knn.temperature': POSITIVE,
     'knn.bank_images': COUNT,
-    'steps_per_dispatch': NATURAL,
     'log_every_steps': COUNT,
     'checkpoint_every_steps': NATURAL,
     'checkpoint_every_epochs': POSITIVE,
@@ -176,7 +173,7 @@ def _check_together(config: ConfigDict) -> list[str]:
     problems = [f'augment.{problem}' for problem in found if not problem.startswith('size=')]
     if len(config.augment.views) < 2:
         problems.append(
-            f'augment.views={config.augment.views}: contrast needs at least two views; '
+            f'augment.views={config.augment.views}: the loss compares at least two views, '
             "for example ('crop flip', 'crop flip')"
         )
     if config.microbatch and config.batch_size % config.microbatch:
@@ -188,45 +185,66 @@ def _check_together(config: ConfigDict) -> list[str]:
         )
     if config.loss.block_size and config.loss.name != 'nt_xent':
         problems.append(
-            f'loss.block_size={config.loss.block_size}: of the losses nt_xent alone is computed in blocks; '
+            f'loss.block_size={config.loss.block_size}: nt_xent alone is computed in blocks; '
             f'set it to 0 for {config.loss.name}'
         )
     if config.data.source in ('folder', 'arrays') and not config.data.path:
-        problems.append(f"data.path='': source {config.data.source} needs it; --config.data.path=DIRECTORY")
+        problems.append(f"data.path='': source {config.data.source} needs it; set --config.data.path=PATH")
     if config.data.source == 'tfds' and not config.data.name:
-        problems.append("data.name='': source tfds needs it; for example --config.data.name=cifar10")
+        problems.append("data.name='': source tfds needs it; set it, for example --config.data.name=cifar10")
     if config.model.sk_ratio > 0 and config.model.se_ratio > 0:
         problems.append(
             f'model.sk_ratio={config.model.sk_ratio}, model.se_ratio={config.model.se_ratio}: '
-            'one at most may be above 0'
+            'at most one may be above 0; set the other to 0'
         )
     if config.model.sk_ratio > 0 and config.model.depth < 50:
-        problems.append(f'model.sk_ratio={config.model.sk_ratio}: needs bottleneck blocks, model.depth >= 50')
+        problems.append(
+            f'model.sk_ratio={config.model.sk_ratio}: needs bottleneck blocks; set model.depth >= 50, or sk_ratio to 0'
+        )
     return problems
 
 
-SCHEMA = Schema(base_config, RANGES, CHOICES, _check_together)
+SCHEMA = Schema(base_config, RANGES, CHOICES, _check_together, retired=('steps_per_dispatch',))
 
 
 def load_config(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
-    """Reads a configuration of a pretraining, applies overrides and validates it; see `schema.load`."""
+    """Reads the configuration of a pretraining from a file, applies overrides and validates the result.
+
+    Args:
+        spec: Path of a configuration file, then ':' and the argument of its `get_config` if it needs one.
+        overrides: Pairs (dotted field, text), for example ('loss.temperature', '0.5').
+
+    Returns:
+        The locked configuration.
+
+    Raises:
+        ConfigError: The file, an override or a value is wrong. The error lists all problems at once.
+    """
     return schema.load(SCHEMA, spec, overrides)
 
 
 def check(config: ConfigDict) -> list[str]:
-    """Everything that is wrong with the values: one message a problem."""
+    """Returns one message for each wrong value, and an empty list for a valid configuration."""
     return schema.check(SCHEMA, config)
 
 
 def from_json(text: str) -> ConfigDict:
-    """The configuration whose text `to_json` made; see `schema.from_json`."""
+    """Reads the text that `to_json` wrote. See `schema.from_json`."""
     return schema.from_json(SCHEMA, text)
 
 
 def differences(saved: ConfigDict, wanted: ConfigDict) -> list[str]:
-    """The fields in which two configurations would give other parameters: 'field: saved -> wanted'."""
+    """Returns the fields in which two configurations would train other parameters.
+
+    Args:
+        saved: Configuration in the work directory.
+        wanted: Configuration of the new start.
+
+    Returns:
+        One text per field, 'field: saved -> wanted'. Fields that do not change the parameters are left out.
+    """
     before, after = flatten(saved), flatten(wanted)
-    # With TFDS the path is where a named data set lies; otherwise it is the only name that the images have.
+    # With TFDS the path only says where the named data set lies. Otherwise the path alone identifies the images.
     free = FREE_FIELDS if wanted.data.source in ('folder', 'arrays') else (*FREE_FIELDS, 'data.path')
     return [
         f'{name}: {before[name]!r} -> {after[name]!r}'

@@ -1,4 +1,4 @@
-"""What makes a configuration: its defaults, what may stand in each field, and how a file of it is read."""
+"""Schemas of configurations: default values, rules for each field, and the reading of configuration files."""
 
 import dataclasses
 import difflib
@@ -9,13 +9,14 @@ import numbers
 import pathlib
 import re
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from simclr_jax.config.overrides import ConfigError, apply_overrides, flatten, unknown_field
 
-# Rules for RANGES: what to say, and whether a value of the right type holds to it.
+# A rule for RANGES: its text in messages, and a function that accepts or rejects a value of the right type.
 Rule = tuple[str, Callable]
 COUNT = ('an integer >= 1', lambda value: value >= 1)
 NATURAL = ('an integer >= 0', lambda value: value >= 0)
@@ -30,31 +31,35 @@ class Schema:
     """One kind of configuration.
 
     Attributes:
-        base: makes it, every field with its default; the types of the defaults are the fields' types.
-        ranges: field -> rule, for fields that are numbers or several of them.
-        choices: field -> the values that it may have.
-        check_together: config -> messages on what concerns several fields; called where each alone is right.
+        base: Makes a configuration of defaults. The type of a default is the type of its field.
+        ranges: Rule of each field that holds a number or several numbers.
+        choices: Accepted values of each field that holds one of several names.
+        check_together: Returns messages about fields that do not fit together. It sees only configurations in which
+            every single field is valid.
+        retired: Top-level fields of earlier versions that changed no result. A saved configuration may still hold them.
     """
 
     base: Callable[[], ConfigDict]
     ranges: dict[str, Rule]
     choices: dict[str, tuple]
     check_together: Callable[[ConfigDict], list[str]]
+    retired: tuple[str, ...] = ()
 
 
 def load(schema: Schema, spec: str, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
     """Reads a configuration file, applies overrides and validates the result.
 
     Args:
-        schema: of the configuration.
-        spec: path of the file, then ':' and the argument of its get_config, if any: 'configs/cifar10.py:r50'.
-        overrides: pairs (dotted field, text), as ('optimizer.learning_rate', '0.5').
+        schema: Schema of this kind of configuration.
+        spec: Path of the file, then ':' and the argument of its `get_config` if it needs one, for example
+            'configs/cifar10.py:r50'.
+        overrides: Pairs (dotted field, text), for example ('optimizer.learning_rate', '0.5').
 
     Returns:
         The locked configuration.
 
     Raises:
-        ConfigError: with every problem of the file, the overrides and the values at once.
+        ConfigError: The file, an override or a value is wrong. The error lists all problems at once.
     """
     path, _, argument = spec.partition(':')
     if not pathlib.Path(path).is_file():
@@ -63,7 +68,19 @@ def load(schema: Schema, spec: str, overrides: Iterable[tuple[str, str]] = ()) -
 
 
 def override(schema: Schema, config: ConfigDict, overrides: Iterable[tuple[str, str]]) -> ConfigDict:
-    """Sets fields of a configuration from texts, and validates it; see `load`."""
+    """Applies overrides to a configuration, in place, and validates the result.
+
+    Args:
+        schema: Schema of this kind of configuration.
+        config: Configuration to change.
+        overrides: Pairs (dotted field, text), for example ('optimizer.learning_rate', '0.5').
+
+    Returns:
+        The same configuration.
+
+    Raises:
+        ConfigError: An override or a value is wrong. The error lists all problems at once.
+    """
     problems = apply_overrides(config, overrides)
     problems += check(schema, config)
     if problems:
@@ -72,15 +89,15 @@ def override(schema: Schema, config: ConfigDict, overrides: Iterable[tuple[str, 
 
 
 def _run_file(spec: str, path: str, argument: str) -> ConfigDict:
-    """What the file's get_config returns; a mistake in the file is told with its line."""
+    """Returns the result of the file's get_config. An error in the file becomes a message with its line number."""
     module_spec = importlib.util.spec_from_file_location('simclr_config', path)
     if module_spec is None:
-        raise ConfigError([f'--config={spec}: a configuration is a Python file, *.py'])
+        raise ConfigError([f'--config={spec}: a configuration must be a Python file, *.py'])
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
         if not hasattr(module, 'get_config'):
-            raise ConfigError([f'--config={spec}: the file defines no get_config(arg)'])
+            raise ConfigError([f'--config={spec}: the file defines no get_config(arg); add it, as in configs/'])
         config = module.get_config(argument)
     except ConfigError:
         raise
@@ -88,16 +105,24 @@ def _run_file(spec: str, path: str, argument: str) -> ConfigDict:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == module_spec.origin]
         where = f', line {lines[-1]}' if lines else ''
-        # A locked ConfigDict answers an unknown field with its whole contents.
+        # The error of a locked ConfigDict lists all its fields after an unknown one. Leave the list out.
         message = re.sub(r'( Other fields present: "\{.*\}")?(\\n|\n)', ' ', str(error))
         raise ConfigError([f'--config={spec}{where}: {type(error).__name__}: {message}']) from error
     if not isinstance(config, ConfigDict):
-        raise ConfigError([f'--config={spec}: get_config returned {config!r:.40}; it must return a base_config()'])
+        raise ConfigError([f'--config={spec}: get_config returned {config!r:.40}; return a base_config()'])
     return config.lock()
 
 
 def check(schema: Schema, config: ConfigDict) -> list[str]:
-    """Everything that is wrong with the values: one message a problem."""
+    """Checks all values of a configuration.
+
+    Args:
+        schema: Schema of this kind of configuration.
+        config: Configuration to check.
+
+    Returns:
+        One message per problem, with the value, the rule and an example. Empty for a valid configuration.
+    """
     problems = _check_types(schema, config)
     if problems:
         return problems
@@ -116,7 +141,7 @@ def check(schema: Schema, config: ConfigDict) -> list[str]:
 
 
 def _check_types(schema: Schema, config: ConfigDict) -> list[str]:
-    """A configuration file may have put anything anywhere."""
+    """Checks names and types of all fields, because a configuration file may change both."""
     problems = []
     defaults, fields = flatten(schema.base()), flatten(config)
     for name in fields:
@@ -134,16 +159,40 @@ def _check_types(schema: Schema, config: ConfigDict) -> list[str]:
     return problems
 
 
+def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+    """A locked copy of a configuration in which some fields have other values.
+
+    Args:
+        config: Configuration to copy.
+        values: Dotted field to value, for example {'data.feed': 'host'}.
+
+    Raises:
+        KeyError: There is no such field.
+    """
+    # Locked first, so that a field that does not exist is an error.
+    changed = config.copy_and_resolve_references().lock()
+    changed.update_from_flattened_dict(values)
+    return changed
+
+
 def to_json(config: ConfigDict) -> str:
-    """The text of a configuration's file."""
+    """Returns a configuration as the text of a JSON file."""
     return json.dumps(config.to_dict(), indent=2) + '\n'
 
 
 def from_json(schema: Schema, text: str) -> ConfigDict:
-    """The configuration that `to_json` wrote; fields that are newer than the text have their defaults.
+    """Reads a configuration that `to_json` wrote.
+
+    Args:
+        schema: Schema of this kind of configuration.
+        text: Text of the JSON file. Fields that the text lacks, because they are newer, get their defaults.
+
+    Returns:
+        The locked configuration.
 
     Raises:
-        ConfigError: no object, or fields of another version of the program.
+        ConfigError: The text holds no JSON object, or its fields belong to another version of the program.
+        json.JSONDecodeError: The text is not JSON.
     """
 
     def with_tuples(value):
@@ -153,7 +202,8 @@ def from_json(schema: Schema, text: str) -> ConfigDict:
 
     fields = json.loads(text)
     if not isinstance(fields, dict):
-        raise ConfigError([f'{text.strip():.40} is no object with the fields of a configuration'])
+        raise ConfigError([f'{text.strip():.40} is not a JSON object with the fields of a configuration'])
+    fields = {name: value for name, value in fields.items() if name not in schema.retired}
     config = ConfigDict(_with_defaults(with_tuples(fields), schema.base().to_dict())).lock()
     problems = check(schema, config)
     if problems:

@@ -1,36 +1,59 @@
-"""How images become views and where (config.data.feed).
+"""Where images become views (config.data.feed).
 
-host:     the CPUs do all of it; the devices get floats.
-hybrid:   the CPUs decode, crop and resize; colour, flip and blur are the devices', within the step. Bytes travel.
-resident: the whole data set is in the devices' memory, and everything happens there.
-auto:     host on CPUs; elsewhere resident for images of one size that take up to RESIDENT_BYTES, hybrid for others.
+| feed       | the host                     | the devices, as a part of the training step         |
+|------------|------------------------------|-----------------------------------------------------|
+| `host`     | makes whole views, floats    | nothing                                             |
+| `hybrid`   | decodes, crops and resizes   | colour, flip and blur. Views travel as bytes.       |
+| `resident` | names the images of a batch  | the whole augmentation. The data set is in memory.  |
 
-The same distributions everywhere, by draws of their own: a run that goes on with another feed is another run from
-there, but no worse.
+`auto` is `host` on CPUs. Elsewhere it is `resident` for images of one size that take up to RESIDENT_BYTES, and
+`hybrid` for others.
+
+All feeds draw from the same distributions but use different random numbers. A run that resumes with another feed sees
+other pixels from there on. The training is equivalent, not identical.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax.augment.policy import OPERATIONS, Policy, make_policy
-from simclr_jax.augment.views import MakeViews, given_views
-from simclr_jax.config import ConfigError
+from simclr_jax.augment.views import MakeViews, given_views, make_views_of
+from simclr_jax.data.resident import ResidentBatches
 from simclr_jax.data.spec import Batch, DataError, Decoded, Encoded, Examples, Reading, Share
-from simclr_jax.training.schedule import Schedule
 
-# Of all devices together. A limit of each would let the feed depend on their number.
+# Bytes on all devices together. A limit for each device would let the feed depend on their number.
 RESIDENT_BYTES = 2 * 2**30
-# Enough for the host's part to be small, few enough for a SIGTERM to be heard.
-STEPS_PER_DISPATCH = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """Images on their way into the training step.
+
+    Attributes:
+        name: 'host', 'hybrid' or 'resident'.
+        make_views: The devices' part of the augmentation, a function for the task.
+        batch: Shape and dtype of each array of the global batch.
+        examples: Images of the feed, None for a feed that is only planned.
+        batches: Step to endless batches from that step on. They hold the rows of this process, or global arrays where
+            the feed is resident.
+    """
+
+    name: str
+    make_views: MakeViews
+    batch: dict[str, jax.ShapeDtypeStruct]
+    examples: Examples | None
+    batches: Callable[[int], Iterator[Batch]]
 
 
 def training_policy(config: ConfigDict) -> Policy:
-    """The augmentation that a configuration describes."""
+    """The augmentation that the configuration of a pretraining describes."""
     return make_policy(
         config.data.image_size,
         shared=config.augment.shared,
@@ -39,36 +62,86 @@ def training_policy(config: ConfigDict) -> Policy:
     )
 
 
-def choose(config: ConfigDict, examples: Examples, platform: str) -> tuple[str, Examples]:
-    """The feed that a configuration means for these images, and the images as that wants them.
+def open_feed(config: ConfigDict, examples: Examples, mesh: Mesh, platform: str | None = None) -> Feed:
+    """Opens the feed that a configuration means for these images.
 
     Args:
-        config: of the pretraining.
-        examples: to train on.
-        platform: of the devices, 'cpu', 'gpu' or 'tpu'.
+        config: Checked configuration of a pretraining.
+        examples: Images to train on.
+        mesh: Devices that train.
+        platform: Kind of devices to choose for, 'cpu', 'gpu' or 'tpu'. None means the kind of the mesh.
 
     Raises:
-        DataError: data.feed=resident, but the images are of several sizes, or not in memory.
+        DataError: data.feed=resident, but the images have several sizes or are too large to be in memory.
     """
-    feed = config.data.feed
-    otherwise = without_data(feed, platform)
-    if feed in ('host', 'hybrid') or otherwise == 'host':
-        return otherwise, examples
+    wanted = config.data.feed
+    planned = _without_data(wanted, platform or _platform(mesh))
+    if wanted in ('host', 'hybrid') or planned == 'host':
+        return _FEEDS[planned](config, examples, mesh)
     try:
-        return 'resident', _in_memory(examples, RESIDENT_BYTES if feed == 'auto' else math.inf)
+        decoded = _in_memory(examples, RESIDENT_BYTES if wanted == 'auto' else math.inf)
     except DataError:
-        if feed == 'auto':
-            return otherwise, examples
+        if wanted == 'auto':
+            return _FEEDS[planned](config, examples, mesh)
         raise
+    return _resident(config, decoded, mesh)
 
 
-def without_data(feed: str, platform: str) -> str:
-    """What `data.feed` means on a platform for images of which nothing is known: never 'auto'."""
+def plan_feed(config: ConfigDict, mesh: Mesh) -> Feed:
+    """The feed of a configuration whose data is not here. `auto` is never resident then.
+
+    Args:
+        config: Checked configuration of a pretraining.
+        mesh: Devices that would train.
+    """
+    return _FEEDS[_without_data(config.data.feed, _platform(mesh))](config, None, mesh)
+
+
+def host_batches(
+    examples: Examples,
+    policy: Policy,
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    max_unreadable: float = 0.0,
+    as_bytes: bool = False,
+    reading: Reading = Reading(),
+) -> Iterator[Batch]:
+    """Endless batches of views that the host makes, the rows of this process.
+
+    Args:
+        examples, policy, batch_size, seed, start_step, max_unreadable, as_bytes, reading: See `pipeline.TrainBatches`.
+        mesh: Devices that receive the batches. Its processes share the rows.
+    """
+    from simclr_jax.data.pipeline import TrainBatches
+
+    processes = sorted({device.process_index for device in mesh.devices.flat})
+    return TrainBatches(
+        examples,
+        policy,
+        batch_size=batch_size,
+        seed=seed,
+        start_step=start_step,
+        share=Share(processes.index(jax.process_index()), len(processes)),
+        max_unreadable=max_unreadable,
+        as_bytes=as_bytes,
+        reading=reading,
+    )
+
+
+def _platform(mesh: Mesh) -> str:
+    return mesh.devices.flat[0].platform
+
+
+def _without_data(feed: str, platform: str) -> str:
+    """What `data.feed` means for images of which nothing is known: never 'auto'."""
     return feed if feed != 'auto' else 'host' if platform == 'cpu' else 'hybrid'
 
 
 def _in_memory(examples: Examples, most_bytes: float) -> Examples:
-    """The images decoded; a DataError if that takes more bytes, or they are of several sizes."""
+    """The images decoded. A DataError if that takes more bytes, or if they have several sizes."""
     content = examples.content
     if isinstance(content, Encoded):
         from simclr_jax.data.pipeline import decode_all
@@ -81,75 +154,66 @@ def _in_memory(examples: Examples, most_bytes: float) -> Examples:
     return dataclasses.replace(examples, content=content)
 
 
-def make_views(feed: str, policy: Policy) -> MakeViews:
-    """What the devices do of the augmentation: a function for `tasks.pretrain.Pretrain`.
-
-    Args:
-        feed: host, hybrid or resident.
-        policy: the whole augmentation.
-    """
-    if feed == 'host':
-        return given_views
-    from simclr_jax.augment import device
-
-    source, rest = ('views', policy.split()[1]) if feed == 'hybrid' else ('images', policy)
-
-    def views_of(batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
-        # By the image, not by its place: microbatches and any number of devices draw the same.
-        keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(batch['index'])
-        return device.augment(batch[source], keys, rest)
-
-    return views_of
+def _host(config: ConfigDict, examples: Examples | None, mesh: Mesh) -> Feed:
+    batch = _batch(config, 'views', _views_shape(config), np.float32)
+    batches = _made_by_host(config, examples, training_policy(config), mesh, as_bytes=False)
+    return Feed('host', given_views, batch, examples, batches)
 
 
-def steps_per_dispatch(feed: str, config: ConfigDict, num_examples: int) -> int:
-    """The most steps that the devices make at one order of the host, which only resident images allow.
+def _hybrid(config: ConfigDict, examples: Examples | None, mesh: Mesh) -> Feed:
+    first, rest = training_policy(config).split()
+    batch = _batch(config, 'views', _views_shape(config), np.uint8)
+    batches = _made_by_host(config, examples, first, mesh, as_bytes=True)
+    return Feed('hybrid', make_views_of('views', rest), batch, examples, batches)
 
-    Args:
-        feed: host, hybrid or resident.
-        config: its steps_per_dispatch, or 0 for STEPS_PER_DISPATCH, if the log wants to hear so rarely, and the
-            batches together are no more than the data set.
-        num_examples: images of the data set.
 
-    Raises:
-        ConfigError: several are wanted with another feed.
-    """
-    wanted = config.steps_per_dispatch
-    if feed == 'resident':
-        fitting = min(STEPS_PER_DISPATCH, config.log_every_steps, num_examples // config.batch_size)
-        return wanted or max(fitting, 1)
-    if wanted > 1:
-        raise ConfigError(
-            [
-                f'steps_per_dispatch={wanted}: only resident images allow several, and the feed is {feed}; '
-                'choose data.feed=resident, or steps_per_dispatch=1'
-            ]
+def _resident(config: ConfigDict, examples: Examples | None, mesh: Mesh) -> Feed:
+    size = config.data.image_size
+    # Images that are not here are planned at the size of the views.
+    shape = (size, size, 3) if examples is None else examples.content.images.shape[1:]
+
+    def batches(start_step: int) -> Iterator[Batch]:
+        order = {'batch_size': config.batch_size, 'seed': config.seed, 'start_step': start_step}
+        return ResidentBatches(examples.content.images, examples.labels, mesh, **order)
+
+    batch = _batch(config, 'images', shape, np.uint8)
+    return Feed('resident', make_views_of('images', training_policy(config)), batch, examples, batches)
+
+
+_FEEDS = {'host': _host, 'hybrid': _hybrid, 'resident': _resident}
+
+
+def _made_by_host(config: ConfigDict, examples: Examples | None, policy: Policy, mesh: Mesh, *, as_bytes: bool):
+    """The function `Feed.batches` of views that the host makes."""
+    data = config.data
+
+    def batches(start_step: int) -> Iterator[Batch]:
+        return host_batches(
+            examples,
+            policy,
+            mesh,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=start_step,
+            max_unreadable=data.max_unreadable,
+            as_bytes=as_bytes,
+            reading=Reading(data.threads, data.parallel_calls, data.prefetch),
         )
-    return 1
+
+    return batches
 
 
-def train_batches(
-    feed: str, config: ConfigDict, examples: Examples, mesh: Mesh, schedule: Schedule, start_step: int
-) -> Iterator[Batch]:
-    """Endless batches from a step on: this process's rows, or global arrays where the feed is resident.
+def _views_shape(config: ConfigDict) -> tuple[int, ...]:
+    size = config.data.image_size
+    return len(config.augment.views), size, size, 3
 
-    Those are stacked if `schedule.steps_per_dispatch` is above 1, see step.several_steps.
-    """
-    order = {'batch_size': config.batch_size, 'seed': config.seed, 'start_step': start_step}
-    if feed == 'resident':
-        from simclr_jax.data.resident import ResidentBatches
 
-        several = {'most': schedule.steps_per_dispatch, 'steps_from': schedule.steps_from}
-        return ResidentBatches(examples.content.images, examples.labels, mesh, **order, **several)
-    from simclr_jax.data.pipeline import TrainBatches
-
-    policy = training_policy(config)
-    return TrainBatches(
-        examples,
-        policy if feed == 'host' else policy.split()[0],
-        share=Share(jax.process_index(), jax.process_count()),
-        max_unreadable=config.data.max_unreadable,
-        as_bytes=feed == 'hybrid',
-        reading=Reading(config.data.threads, config.data.parallel_calls, config.data.prefetch),
-        **order,
-    )
+def _batch(config: ConfigDict, pixels: str, shape: tuple[int, ...], dtype: type) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of the global batch, for pixels of one shape per image."""
+    rows = functools.partial(jax.ShapeDtypeStruct, (config.batch_size,))
+    return {
+        pixels: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype),
+        'label': rows(np.int32),
+        'mask': rows(np.float32),
+        'index': rows(np.int32),
+    }

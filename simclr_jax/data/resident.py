@@ -1,7 +1,7 @@
-"""A whole data set in the memory of the devices: the host only says which images come next. No TensorFlow."""
+"""A whole data set in the memory of the devices. The host only says which images come next. No TensorFlow."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -13,61 +13,42 @@ from simclr_jax.sharding import DATA_AXIS
 
 
 class ResidentBatches(Iterator[dict[str, jax.Array]]):
-    """Endless global batches of images as they are, {'images': uint8 [B, H, W, 3], 'label', 'mask', 'index'}.
+    """Endless global batches of unchanged images, {'images': uint8 [B, H, W, 3], 'label', 'mask', 'index'}.
 
-    Or stacked batches of several steps, uint8 [n, B, H, W, 3] and so on, with the number of 'steps' to make of them.
-    The images lie divided among the devices. Which of them stand in a batch follows from (seed, step) alone: the
-    run's images form one endless row, and each epoch has a permutation of its own.
+    The images lie divided among the devices. The images of a batch follow from (seed, step) alone: the images of a run
+    form one endless row, and each epoch has its own permutation.
 
     Args:
         images: uint8 [N, H, W, 3].
-        labels: int32 [N], -1: none.
-        mesh: the devices.
-        batch_size: B, a multiple of the devices.
-        seed: of the order.
-        start_step: the first batch is that of this step.
-        most: steps whose batches are stacked, n; 1: none are.
-        steps_from: step -> how many steps to make of these; needed where `most` is above 1.
+        labels: int32 [N]; -1 means that an image has none.
+        mesh: Devices that hold the images.
+        batch_size: B, a multiple of the number of devices.
+        seed: Seed of the order.
+        start_step: Step of the first batch.
     """
 
     def __init__(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray,
-        mesh: Mesh,
-        *,
-        batch_size: int,
-        seed: int,
-        start_step: int = 0,
-        most: int = 1,
-        steps_from: Callable[[int], int] | None = None,
+        self, images: np.ndarray, labels: np.ndarray, mesh: Mesh, *, batch_size: int, seed: int, start_step: int = 0
     ):
         self._labels, self._mesh, self._batch_size, self._seed = labels, mesh, batch_size, seed
-        self._step, self._most, self._steps_from = start_step, most, steps_from
+        self._step = start_step
         self._images = _divide(images, mesh)
         self._take = _make_take(mesh)
 
     def __next__(self) -> dict[str, jax.Array]:
-        if self._most == 1:
-            batch = self._batches(self._index(1)[0], sharding.by_rows(self._mesh))
-            self._step += 1
-            return batch
-        steps = self._steps_from(self._step)
-        batches = self._batches(self._index(self._most), sharding.stacked_by_rows(self._mesh))
-        self._step += steps
-        return batches | {'steps': _from_everywhere(np.int32(steps), sharding.replicated(self._mesh))}
-
-    def _batches(self, index: np.ndarray, sharding: NamedSharding) -> dict[str, jax.Array]:
+        index = self._index()
+        self._step += 1
         rows = {'label': self._labels[index], 'mask': np.ones(index.shape, np.float32), 'index': index}
-        batch = {name: _from_everywhere(values, sharding) for name, values in rows.items()}
+        by_rows = sharding.by_rows(self._mesh)
+        batch = {name: _from_everywhere(values, by_rows) for name, values in rows.items()}
         return batch | {'images': self._take(self._images, index)}
 
-    def _index(self, steps: int) -> np.ndarray:
-        """int32 [steps, B]: which images come next."""
-        size, rows = len(self._labels), steps * self._batch_size
-        epoch, rank = np.divmod(np.arange(rows) + self._step * self._batch_size, size)
+    def _index(self) -> np.ndarray:
+        """int32 [B]: the images of this step."""
+        size = len(self._labels)
+        epoch, rank = np.divmod(np.arange(self._batch_size) + self._step * self._batch_size, size)
         index = np.concatenate([_order(self._seed, int(e), size)[rank[epoch == e]] for e in np.unique(epoch)])
-        return index.astype(np.int32).reshape(steps, -1)
+        return index.astype(np.int32)
 
 
 @functools.lru_cache(maxsize=2)
@@ -77,30 +58,26 @@ def _order(seed: int, epoch: int, size: int) -> np.ndarray:
 
 
 def _divide(images: np.ndarray, mesh: Mesh) -> jax.Array:
-    """Rows divided among the devices; empty images fill up the last one's share."""
+    """Rows divided among the devices. Empty images fill up the share of the last device."""
     missing = -len(images) % mesh.size
     padded = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else images
     return _from_everywhere(padded, sharding.by_rows(mesh))
 
 
-def _from_everywhere(values: np.ndarray, sharding) -> jax.Array:
-    """A global array of values that every process has whole."""
-    return jax.make_array_from_callback(values.shape, sharding, lambda place: values[place])
+def _from_everywhere(values: np.ndarray, place: NamedSharding) -> jax.Array:
+    """A global array of values that every process holds in full."""
+    return jax.make_array_from_callback(values.shape, place, lambda part: values[part])
 
 
 def _make_take(mesh: Mesh):
-    """The jitted function (images [N, H, W, 3] divided, index [..., B]) -> images [..., B, H, W, 3] divided by B."""
+    """The jitted function (images [N, H, W, 3] divided, index [B]) -> images [B, H, W, 3] divided."""
 
     def own(images: jax.Array, index: jax.Array) -> jax.Array:
         place = index - jax.lax.axis_index(DATA_AXIS) * len(images)
         is_here = (place >= 0) & (place < len(images))
-        rows = images[jnp.clip(place, 0, len(images) - 1)] * is_here[..., None, None, None].astype(jnp.uint8)
+        rows = images[jnp.clip(place, 0, len(images) - 1)] * is_here[:, None, None, None].astype(jnp.uint8)
         # Each row is zero on all devices but one.
-        return jax.lax.psum_scatter(rows, DATA_AXIS, scatter_dimension=index.ndim - 1, tiled=True)
+        return jax.lax.psum_scatter(rows, DATA_AXIS, scatter_dimension=0, tiled=True)
 
-    def take(images: jax.Array, index: jax.Array) -> jax.Array:
-        divided = PartitionSpec(*[None] * (index.ndim - 1), DATA_AXIS)
-        specs = {'in_specs': (PartitionSpec(DATA_AXIS), PartitionSpec()), 'out_specs': divided}
-        return jax.shard_map(own, mesh=mesh, **specs)(images, index)
-
-    return jax.jit(take)
+    divided = PartitionSpec(DATA_AXIS)
+    return jax.jit(jax.shard_map(own, mesh=mesh, in_specs=(divided, PartitionSpec()), out_specs=divided))

@@ -1,6 +1,7 @@
 """From the configuration's `data` to the examples of a split."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -13,30 +14,37 @@ def load_examples(data: ConfigDict, split: str) -> Examples:
     """Opens a split of the configured source.
 
     Args:
-        data: the configuration's group `data`.
+        data: Group `data` of a checked configuration.
         split: `data.split`, `data.eval_split` or another name that the source knows.
 
     Raises:
-        DataError: it cannot be opened; the message names the field and the cure.
+        DataError: The split cannot be opened. The message names the field and the cure.
     """
-    if data.source == 'tfds':
-        from simclr_jax.data.tfds import load_tfds
+    return SOURCES[data.source](data, split)
 
-        return load_tfds(
-            data.name,
-            split,
-            data.path,
-            memory_limit=int(data.memory_limit_gb * 2**30),
-            shuffle_buffer=data.shuffle_buffer,
-            lanes=data.lanes,
-        )
-    if data.source == 'folder':
-        return folder.load_folder(data.path, split)
-    if data.source == 'arrays':
-        return arrays.load_npz(data.path, split)
-    if data.source == 'digits':
-        return arrays.load_digits(split)
-    return arrays.make_fake(split, data.fake_images, data.image_size)
+
+def _tfds(data: ConfigDict, split: str) -> Examples:
+    # Imported here: it needs TensorFlow.
+    from simclr_jax.data.tfds import load_tfds
+
+    return load_tfds(
+        data.name,
+        split,
+        data.path,
+        memory_limit=int(data.memory_limit_gb * 2**30),
+        shuffle_buffer=data.shuffle_buffer,
+        lanes=data.lanes,
+    )
+
+
+# config.data.source -> function of the group config.data and a split.
+SOURCES: dict[str, Callable[[ConfigDict, str], Examples]] = {
+    'tfds': _tfds,
+    'folder': lambda data, split: folder.load_folder(data.path, split),
+    'arrays': lambda data, split: arrays.load_npz(data.path, split),
+    'digits': lambda data, split: arrays.load_digits(split),
+    'fake': lambda data, split: arrays.make_fake(split, data.fake_images, data.image_size),
+}
 
 
 def without_multi_labels(examples: Examples) -> Examples:

@@ -123,7 +123,7 @@ def classes_shown(labels: np.ndarray, class_names: tuple[str, ...]) -> list[list
 def write(path: epath.Path, found: Features, examples: Examples) -> None:
     """Writes features with their images' ids and labels, whole or not at all.
 
-    An .npz has the arrays features float32 [N, F], labels int32 [N] or [N, K], ids str [N], and index int64 [N] (which
+    An .npz has the arrays features float32 [N, F], labels int32 [N] or [N, K], ids str [N], and index int32 [N] (which
     image of the split). A .parquet file has the columns id, label, class_name (null where there is none; lists
     where an image has several) and features, lists of F float32.
 

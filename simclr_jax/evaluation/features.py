@@ -29,7 +29,7 @@ class Features:
     Attributes:
         values: float32 [N, F].
         labels: int32 [N], or [N, K] where an image has several; -1: none.
-        index: int64 [N], which image of the split.
+        index: Positions of the images in the split, int32 [N].
     """
 
     values: np.ndarray
@@ -72,7 +72,7 @@ def features_of(
         image_size,
         batch_size=batch_size,
         kept=kept,
-        share=Share(jax.process_index(), jax.process_count()),
+        share=Share.of_this_process(mesh),
         limit=limit,
     )
     return extract(encode, batches, mesh, progress)
@@ -132,7 +132,8 @@ def read_features(path: epath.Path, examples: Examples) -> Features | None:
         with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
             if str(arrays['digest']) != digest_of(examples):
                 return None
-            return Features(arrays['features'], arrays['labels'], arrays['index'])
+            # Files of earlier versions hold int64.
+            return Features(arrays['features'], arrays['labels'], arrays['index'].astype(np.int32))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 

@@ -5,16 +5,13 @@ from collections.abc import Callable, Iterator
 from ml_collections import ConfigDict
 
 from simclr_jax import distributed
-from simclr_jax.config.evaluation import FROZEN, TRAINED
 from simclr_jax.config.label_budget import Labels, parse_labels
 from simclr_jax.data.spec import DataError
 from simclr_jax.evaluation.datasets import Dataset, dataset_name, open_dataset
 from simclr_jax.evaluation.extractor import FeatureExtractor, make_baseline, open_extractor
-from simclr_jax.evaluation.protocols.by_training import evaluate_trained
-from simclr_jax.evaluation.protocols.label_free import evaluate_views
-from simclr_jax.evaluation.protocols.on_features import evaluate_frozen
+from simclr_jax.evaluation.protocols import PROTOCOLS, Protocol
+from simclr_jax.evaluation.protocols.measurement import Measurement
 from simclr_jax.evaluation.results import ENCODERS, Results, Score, amount, read_results, write_results
-from simclr_jax.probes.svm import FOLDS
 from simclr_jax.training import workdir
 
 
@@ -36,12 +33,12 @@ def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = pr
         meter.NotFiniteError: a training's loss is no number any more.
         loop.Preempted: SIGTERM came in a training.
     """
-    amounts = [parse_labels(text) for text in config.labels]
+    protocols = [protocol for name in config.protocols for protocol in PROTOCOLS if protocol.name == name]
     home = workdir.read_config(directory).data
     results = read_results(directory)
     datasets = _open_all(config.datasets, home)
     for dataset in datasets:
-        _check(dataset, config)
+        _check(dataset, protocols)
     trained, step = open_extractor(
         directory,
         image_size=config.image_size,
@@ -51,20 +48,17 @@ def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = pr
     )
     is_measured = False
     for name in (*config.baselines, 'simclr'):
-        encoder = trained if name == 'simclr' else make_baseline(trained, name)
-        for dataset in datasets:
-            if dataset.remark:
-                say(dataset.remark)
-            for protocol, labels in _measurements(config, encoder, dataset, amounts, say):
-                say(
-                    f'{ENCODERS[name]}, {dataset.description}: {protocol}{f", {amount(str(labels))}" if labels else ""}'
-                )
-                found = _measure(protocol, encoder, dataset, labels, config, directory)
-                # Written at once: a later protocol may fail, or take days.
-                results = Results(step, tuple(found), {dataset.name: dataset.description}).joined_to(results)
-                is_measured = True
-                if distributed.is_first():
-                    write_results(directory, results, dataset_name('', home))
+        extractor = trained if name == 'simclr' else make_baseline(trained, name)
+        for protocol, measurement in _measurements(extractor, datasets, protocols, config, directory, say):
+            dataset = measurement.dataset
+            budget = f', {amount(str(measurement.labels))}' if protocol.by_budget else ''
+            say(f'{ENCODERS[name]}, {dataset.description}: {protocol.name}{budget}')
+            found = _measure(protocol, measurement)
+            # Written at once: a later protocol may fail, or take days.
+            results = Results(step, tuple(found), {dataset.name: dataset.description}).joined_to(results)
+            is_measured = True
+            if distributed.is_first():
+                write_results(directory, results, dataset_name('', home))
     if not is_measured:
         raise DataError(f'nothing to measure: {", ".join(config.protocols)} do not apply to what was asked')
     return results
@@ -84,49 +78,54 @@ def _open_all(names: tuple[str, ...], home: ConfigDict) -> list[Dataset]:
 
 
 def _measurements(
-    config: ConfigDict, encoder: FeatureExtractor, dataset: Dataset, amounts: list[Labels], say: Callable[[str], None]
-) -> Iterator[tuple[str, Labels | None]]:
-    """The protocols that apply, each with the numbers of labels it is asked for."""
-    for protocol in config.protocols:
-        if encoder.name == 'pixels' and protocol not in ('knn', 'linear'):
-            say(f'{protocol}: not for raw pixels, left out.')
-        elif dataset.train.is_multi_label and protocol in ('knn', 'multihead'):
-            say(f'{protocol}: needs one label an image, {dataset.name} has several; left out.')
-        elif protocol in ('measures', 'low_shot'):
-            yield protocol, None
-        else:
-            for labels in amounts:
-                if protocol == 'svm' and labels.per_class and labels.per_class < FOLDS:
-                    say(f'svm: needs {FOLDS} labels a class, one for each fold; {labels} left out.')
-                else:
-                    yield protocol, labels
-
-
-def _measure(
-    protocol: str,
-    encoder: FeatureExtractor,
-    dataset: Dataset,
-    labels: Labels | None,
+    extractor: FeatureExtractor,
+    datasets: list[Dataset],
+    protocols: list[Protocol],
     config: ConfigDict,
     directory: str,
-) -> list[Score]:
+    say: Callable[[str], None],
+) -> Iterator[tuple[Protocol, Measurement]]:
+    """Each protocol that applies, on each data set, with each label budget that it can work with."""
+    asked = [parse_labels(text) for text in config.labels]
+    for dataset in datasets:
+        if dataset.remark:
+            say(dataset.remark)
+        for protocol in protocols:
+            for labels in _budgets(protocol, extractor, dataset, asked, say):
+                yield protocol, Measurement(extractor, dataset, labels, config, directory)
+
+
+def _budgets(
+    protocol: Protocol, extractor: FeatureExtractor, dataset: Dataset, asked: list[Labels], say: Callable[[str], None]
+) -> list[Labels]:
+    """The label budgets that a protocol is measured with. There is none where it does not apply."""
+    if extractor.name == 'pixels' and not protocol.on_pixels:
+        say(f'{protocol.name}: not for raw pixels, left out.')
+        return []
+    if dataset.train.is_multi_label and not protocol.several_labels:
+        say(f'{protocol.name}: needs one label per image, {dataset.name} has several; left out.')
+        return []
+    if not protocol.by_budget:
+        return [Labels()]
+    too_few = [labels for labels in asked if labels.per_class and labels.per_class < protocol.least_per_class]
+    for labels in too_few:
+        say(f'{protocol.name}: needs at least {protocol.least_per_class} labels per class; {labels} left out.')
+    return [labels for labels in asked if labels not in too_few]
+
+
+def _measure(protocol: Protocol, measurement: Measurement) -> list[Score]:
     try:
-        if protocol == 'measures':
-            return evaluate_views(encoder, dataset, config)
-        if protocol in FROZEN:
-            return evaluate_frozen(protocol, encoder, dataset, labels or Labels(), config)
-        assert protocol in TRAINED
-        return evaluate_trained(protocol, encoder, dataset, labels, config, directory)
+        return protocol.evaluate(measurement)
     except DataError:
         raise
     except ValueError as error:
-        # The evaluators' own checks: too few examples of a class, one class only, ...
-        raise DataError(f'{protocol} on {dataset.name}: {error}') from error
+        # The probes' own checks: too few examples of a class, one class only, ...
+        raise DataError(f'{protocol.name} on {measurement.dataset.name}: {error}') from error
 
 
-def _check(dataset: Dataset, config: ConfigDict) -> None:
-    """Every protocol but the measures needs labels, and two classes to tell apart."""
-    supervised = [protocol for protocol in config.protocols if protocol != 'measures']
+def _check(dataset: Dataset, protocols: list[Protocol]) -> None:
+    """Raises DataError unless the data set has the labels that the protocols need, of two classes at least."""
+    supervised = [protocol.name for protocol in protocols if protocol.needs_labels]
     if not supervised:
         return
     for part in (dataset.train, dataset.test):

@@ -76,6 +76,11 @@ class FeatureMapClassifiers(nn.Module):
     num_classes: int
     dtype: Any = jnp.float32
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the classifiers, from the stem up."""
+        return tuple(f'feature{number + 1}' for number in range(1 + len(self.encoder.STAGES[self.encoder.depth])))
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         """Classifies images five times.
@@ -89,9 +94,8 @@ class FeatureMapClassifiers(nn.Module):
         """
         _, maps = self.encoder(x, train=False, train_after_block=len(PARTS) - 1, intermediates=True, unpooled_stem=True)
         logits = {}
-        for number, part in enumerate(PARTS, start=1):
-            name = f'feature{number}'
-            values = BatchNorm(use_bias=False, use_scale=False, name=f'{name}_bn')(pool_to(maps[part]), train=train)
+        for name, feature_map in zip(self.names, maps.values(), strict=True):
+            values = BatchNorm(use_bias=False, use_scale=False, name=f'{name}_bn')(pool_to(feature_map), train=train)
             values = values.reshape(values.shape[0], -1)
             logits[name] = at_least_float32(dense(self.num_classes, dtype=self.dtype, use_bias=True, name=name)(values))
         return logits

@@ -1,4 +1,4 @@
-"""Compiles the training step of a configuration for some devices, without allocating anything on them."""
+"""Compiles the training step of a configuration for given devices, without allocating anything on them."""
 
 import dataclasses
 import re
@@ -10,15 +10,15 @@ from ml_collections import ConfigDict
 
 from simclr_jax import sharding
 from simclr_jax.build import make_program, make_schedule
-from simclr_jax.data.feed import without_data
+from simclr_jax.data.feed import plan_feed
 from simclr_jax.planning.flops import count_flops
 from simclr_jax.planning.hlo import Collective, Fusion, Hlo
 from simclr_jax.training.state import TrainState
 
-# Of the instructions with an estimate, as many as a reader wants to see.
+# Number of instructions that a plan lists, the costliest ones.
 LARGEST_FUSIONS = 10
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30}
-# 'Used 20.1G of 15.75G hbm', or '... (600.00G) exceeds available HBM (15.75G)'.
+# The compiler's two messages: 'Used 20.1G of 15.75G hbm' and '... (600.00G) exceeds available HBM (15.75G)'.
 _OUT_OF_MEMORY = (
     re.compile(r'[Uu]sed ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm'),
     re.compile(r'\(([\d.]+)([KMG]?)\) exceeds available HBM \(([\d.]+)([KMG]?)\)'),
@@ -27,13 +27,13 @@ _OUT_OF_MEMORY = (
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes a device.
+    """Memory per device in bytes.
 
     Attributes:
-        arguments: state and batch as the compiler lays them out, padding included.
-        temporaries: what lives within a step.
-        outputs: results that do not take the place of an argument.
-        code: the program.
+        arguments: State and batch in the layout of the compiler, including padding.
+        temporaries: Arrays that exist only during a step.
+        outputs: Results that do not reuse the memory of an argument.
+        code: The program itself.
     """
 
     arguments: int
@@ -43,28 +43,28 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """What a device must have."""
+        """All memory that a device needs, in bytes."""
         return self.arguments + self.temporaries + self.outputs + self.code
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What tracing and compiling tell of one training step.
+    """Facts about one training step, from tracing and compiling it.
 
     Attributes:
-        batch_size: images of the global batch.
-        num_devices: that share it.
-        arguments: bytes a device of 'parameters', 'statistics', 'optimizer' and 'batch', without padding.
-        traced_flops: of convolutions and matrix products, on all devices together.
-        needed_bytes: memory a device.
-        limit_bytes: memory that the compiler found a device to have, where it ran out of it; None otherwise.
-        memory: needed_bytes by kind; None, like all below, where it does not fit.
-        flops: a device, the compiler's count; a loop's body counts once.
-        memory_traffic: bytes a device reads from its main memory or writes to it.
-        collectives: of one step.
-        fusions: the costliest, where the compiler estimates cycles.
-        cycles: the sum of all estimates.
-        seconds: that compiling took.
+        batch_size: Images per global batch.
+        num_devices: Devices that share the batch.
+        arguments: Bytes per device of 'parameters', 'statistics', 'optimizer' and 'batch', without padding.
+        traced_flops: Operations of convolutions and matrix products, over all devices.
+        needed_bytes: Memory per device in bytes.
+        limit_bytes: Memory of a device in bytes, as the compiler reports it if the step does not fit. Otherwise None.
+        seconds: Duration of the compilation.
+        memory: The parts of needed_bytes. This field and all below have no value if the step does not fit.
+        flops: Operations per device as the compiler counts them. The body of a loop counts once.
+        memory_traffic: Bytes that a device reads from its main memory or writes to it.
+        collectives: Communication of one step.
+        fusions: The costliest instructions, if the compiler estimates cycles.
+        cycles: Sum of all estimates.
     """
 
     batch_size: int
@@ -82,27 +82,30 @@ class Compiled:
     cycles: int = 0
 
     def fits(self, limit: int) -> bool:
-        """Whether a device with so many bytes has the memory for it."""
+        """Whether the step fits into `limit` bytes of memory per device."""
         return self.memory is not None and self.needed_bytes <= limit
 
 
 def compile_step(config: ConfigDict, num_classes: int, num_images: int, devices: list[jax.Device]) -> Compiled:
-    """Compiles the step of `simclr train` and reads what came out.
+    """Compiles the training step of `simclr train` and reads the facts of the compiled program.
 
     Args:
-        config: of the pretraining.
-        num_classes: of the data, for the probe.
-        num_images: of the data, for the schedule.
-        devices: real ones, or those of a topology.
+        config: Configuration of the pretraining.
+        num_classes: Classes of the data, for the probe. 0: no probe.
+        num_images: Images of the training split, for the schedule.
+        devices: Devices of this machine, or the described ones of a topology.
+
+    Returns:
+        The facts, also if the step does not fit into the memory.
 
     Raises:
-        ConfigError: the batch does not divide by the devices.
-        RuntimeError: the compiler failed for another reason than memory.
+        ConfigError: The batch size is not a multiple of the number of devices.
+        RuntimeError: The compiler failed for another reason than memory.
     """
     schedule = make_schedule(config, num_images)
-    feed = without_data(config.data.feed, devices[0].platform)
-    program = make_program(config, num_classes, schedule, sharding.make_mesh(devices), feed)
-    state, batch, key = program.abstract_arguments(config)
+    mesh = sharding.make_mesh(devices)
+    program = make_program(config, num_classes, schedule, mesh, plan_feed(config, mesh))
+    state, batch, key = program.abstract_arguments()
     started = time.perf_counter()
     traced = program.step.trace(state, batch, key)
     lowered = traced.lower()
@@ -121,10 +124,16 @@ def compile_step(config: ConfigDict, num_classes: int, num_images: int, devices:
 
 
 def out_of_memory(message: str) -> tuple[int, int]:
-    """(bytes needed, bytes there) of the compiler's message that a device's memory is too small.
+    """Reads the compiler's message that the memory of a device is too small.
+
+    Args:
+        message: Error message of the compiler.
+
+    Returns:
+        Bytes that the program needs and bytes that the device has.
 
     Raises:
-        RuntimeError: it is about something else.
+        RuntimeError: The message is about another failure.
     """
     for pattern in _OUT_OF_MEMORY:
         if found := pattern.search(message):

@@ -1,4 +1,4 @@
-"""Operations of convolutions and matrix products, counted in a traced program before any compiler changes it."""
+"""Counts the operations of convolutions and matrix products in a traced program, before a compiler changes it."""
 
 import math
 from collections.abc import Iterator
@@ -10,19 +10,29 @@ from ml_collections import ConfigDict
 
 from simclr_jax.build import make_program, make_schedule
 from simclr_jax.chips import peak_flops
+from simclr_jax.config import with_values
+from simclr_jax.data.feed import plan_feed
 from simclr_jax.ops import batch_statistics, winograd
 
-# Scopes of operations that are not the network's, but of the way in which it is computed.
+# Scopes of operations that do not belong to the network, but to the way in which it is computed.
 UNCOUNTED = batch_statistics.STATISTICS_SCOPE, winograd.SCOPE
 
 
 def count_flops(jaxpr: Jaxpr) -> int:
-    """Multiplications and additions of all convolutions and matrix products of a program, on all devices together.
+    """Counts multiplications and additions of all convolutions and matrix products, over all devices.
 
-    Loops count as often as they run, what is computed again in a backward pass as well. Of `while` loops one round is
-    counted, and the costliest branch of a condition. Products with the zeros that a stride puts into a gradient are
-    left out, those with the zeros of padding are not. Left out are also the statistics of batch norms, as in any
-    count of a network's operations, and other ways to compute a convolution.
+    * Loops count as often as they run. A `while` loop counts once, because its length is unknown.
+    * A condition counts as its costliest branch.
+    * Operations that a backward pass recomputes count again.
+    * Products with the zeros that a stride puts into a gradient do not count. Products with padding do.
+    * Statistics of batch norms do not count, as is usual in counts of a network's operations. Neither does the
+      arithmetic of other algorithms for convolutions (Winograd).
+
+    Args:
+        jaxpr: Traced program.
+
+    Returns:
+        The number of operations. A multiplication and an addition are two.
     """
     return sum(
         _equation_flops(equation)
@@ -51,7 +61,7 @@ def _equation_flops(equation: JaxprEqn) -> int:
 def _repetitions(kind: str, parameters: dict) -> int:
     if kind == 'scan':
         return parameters['length']
-    # What is inside speaks of one device's part.
+    # Inside of a shard_map are the operations of one device.
     return parameters['mesh'].size if kind == 'shard_map' else 1
 
 
@@ -65,11 +75,19 @@ def _jaxprs(parameters: dict) -> Iterator[Jaxpr]:
 
 
 def step_flops(config: ConfigDict, num_classes: int, mesh: Mesh) -> float:
-    """Operations of a step that computes nothing twice; 0 where no peak is known to set them against."""
+    """Counts the operations of a training step without recomputation, for the share of the peak in the log.
+
+    Args:
+        config: Configuration of the pretraining.
+        num_classes: Classes of the data, for the probe. 0: no probe.
+        mesh: Devices of the run.
+
+    Returns:
+        Operations per step over all devices. 0 if the peak of the devices is unknown.
+    """
     if peak_flops(jax.devices()[0].device_kind) is None:
         return 0.0
-    plain = config.copy_and_resolve_references().unlock()
-    plain.update(microbatch=0, sharding='replicated')
-    plain.model.remat = ()
-    program = make_program(plain, num_classes, make_schedule(plain, plain.batch_size), mesh)
-    return float(count_flops(jax.make_jaxpr(program.step)(*program.abstract_arguments(plain)).jaxpr))
+    plain = with_values(config, {'microbatch': 0, 'sharding': 'replicated', 'data.feed': 'host', 'model.remat': ()})
+    feed = plan_feed(plain, mesh)
+    program = make_program(plain, num_classes, make_schedule(plain, plain.batch_size), mesh, feed)
+    return float(count_flops(jax.make_jaxpr(program.step)(*program.abstract_arguments()).jaxpr))

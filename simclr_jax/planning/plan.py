@@ -1,4 +1,4 @@
-"""A plan: the configured training run on given devices, its needs and its length."""
+"""A plan: memory and duration of a configured training run on given devices."""
 
 import dataclasses
 import math
@@ -8,34 +8,33 @@ import jax
 import psutil
 from ml_collections import ConfigDict
 
-from simclr_jax import sharding
-from simclr_jax.build import make_schedule
-from simclr_jax.config import ConfigError
+from simclr_jax.build import check_batch, make_schedule
+from simclr_jax.config import ConfigError, with_values
 from simclr_jax.planning import process
 from simclr_jax.planning.compiling import Compiled, compile_step
 from simclr_jax.planning.estimate import Estimate, estimate, largest_batch
 from simclr_jax.planning.topology import Topology
 
-# (images of the training split, classes) of data sets that rarely lie where a plan is made.
+# (images of the training split, classes) of data sets that are rarely on the machine that makes a plan.
 KNOWN_DATA = {'imagenet2012': (1_281_167, 1000)}
-# The largest batch is a multiple of so many images a device: the rows of a TPU's tiles.
+# The largest batch is a multiple of this number of images per device, the rows of a TPU's tile.
 ROWS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is found out about a run.
+    """Memory and duration of a training run.
 
     Attributes:
-        devices: as 'v5e:4x8' or '8 x cpu'.
-        num_hosts: that feed them.
-        limit_bytes: memory a device.
-        compiled: the step of the configured batch.
-        num_images: of the training split.
-        total_steps: of the configured run.
-        estimate: None where the step does not fit, or the chip is not in the table.
-        largest_batch: None: not asked for; 0: none fits.
-        tried: the steps compiled to find it.
+        devices: Name of the devices, such as 'v5e:4x8' or '8 x cpu'.
+        num_hosts: Hosts that feed the devices.
+        limit_bytes: Memory per device in bytes.
+        compiled: Compiled step of the configured batch.
+        num_images: Images of the training split.
+        total_steps: Steps of the configured run.
+        estimate: Estimated duration of a step. None if the step does not fit, or for the devices of this machine.
+        largest_batch: Images of the largest batch that fits, 0 if none fits. None if it was not searched for.
+        tried: Compiled steps of the search.
     """
 
     devices: str
@@ -50,22 +49,22 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether a device has the memory for the step."""
+        """Whether the step fits into the memory of a device."""
         return self.compiled.fits(self.limit_bytes)
 
     @property
     def images_per_second(self) -> float:
-        """Of all devices, by the estimate."""
+        """Estimated images per second over all devices."""
         return self.compiled.batch_size / self.estimate.step
 
     @property
     def epoch_seconds(self) -> float:
-        """Of one pass over the images, by the estimate."""
+        """Estimated duration of one pass over the images, in seconds."""
         return self.num_images / self.images_per_second
 
     @property
     def hours(self) -> float:
-        """Of all steps, by the estimate; without evaluations and checkpoints."""
+        """Estimated duration of all steps in hours, without evaluations and checkpoints."""
         return self.total_steps * self.estimate.step / 3600
 
 
@@ -78,30 +77,34 @@ def make_plan(
     search: bool,
     say: Callable[[str], None],
 ) -> Plan:
-    """Compiles the training step, for a slice or for the machine's own devices, and says what comes of it.
+    """Compiles the training step for a TPU slice or for the devices of this machine, and makes a plan of the run.
 
     Args:
-        config: of the pretraining.
-        topology: the slice; None: the devices that are here.
-        num_images, num_classes: of the training data.
-        search: also look for the largest batch that fits, which takes some more compilations.
-        say: told what takes long.
+        config: Configuration of the pretraining.
+        topology: TPU slice. None: the devices of this machine.
+        num_images: Images of the training split.
+        num_classes: Classes of the training data. 0: no probe.
+        search: Whether to search for the largest batch that fits, in further compilations.
+        say: Prints a message before each compilation or download.
+
+    Returns:
+        The plan.
 
     Raises:
-        ConfigError: something that the user has to change.
-        RuntimeError: the compiler failed.
+        ConfigError: The configuration does not fit the devices, or libtpu cannot be installed.
+        RuntimeError: The compiler failed.
     """
     num_devices = topology.num_chips if topology else jax.device_count()
-    _check_batch(config, num_devices)
+    # The step would refuse it too, but only after the TPU compiler is fetched.
+    check_batch(config, num_devices)
     total_steps = make_schedule(config, num_images).total_steps
 
     def compile_batch(batch_size: int) -> Compiled:
-        changed = config.copy_and_resolve_references().unlock()
-        changed.batch_size = batch_size
+        changed = with_values(config, {'batch_size': batch_size})
         say(f'Compiling the step of {batch_size:,} images ...')
         if topology:
-            return process.compile_for(topology, changed.lock(), num_classes, num_images, say)
-        return compile_step(changed.lock(), num_classes, num_images, jax.devices())
+            return process.compile_for(topology, changed, num_classes, num_images, say)
+        return compile_step(changed, num_classes, num_images, jax.devices())
 
     compiled = compile_batch(config.batch_size)
     limit = compiled.limit_bytes or (topology.chip.memory_bytes if topology else _local_memory(jax.devices()[0]))
@@ -120,25 +123,19 @@ def make_plan(
     )
 
 
-def _check_batch(config: ConfigDict, num_devices: int) -> None:
-    """What the step would refuse too, but only after the TPU compiler is fetched."""
-    problems = sharding.check_batch_size(config.batch_size, num_devices)
-    if config.microbatch:
-        problems += sharding.check_batch_size(config.microbatch, num_devices, 'microbatch')
-    if problems:
-        raise ConfigError(problems)
-
-
 def training_data(config: ConfigDict, num_images: int) -> tuple[int, int]:
-    """(images, classes) of the training split.
+    """Counts the images and classes of the training split.
 
     Args:
-        config: of the pretraining.
-        num_images: what the user says, who then needs no data here (nor a probe, unless the data set is known);
-            0: to be found out.
+        config: Configuration of the pretraining.
+        num_images: Number of images as the user gives it. Then the data need not be on this machine, and there are
+            no classes and no probe unless the data set is in KNOWN_DATA. 0: read the data.
+
+    Returns:
+        Number of images and number of classes.
 
     Raises:
-        ConfigError: the data is not here and nothing is said.
+        ConfigError: The data is not on this machine, and no number is given.
     """
     known = KNOWN_DATA.get(config.data.name.partition(':')[0]) if config.data.source == 'tfds' else None
     if known and config.data.split == 'train':
@@ -152,12 +149,12 @@ def training_data(config: ConfigDict, num_images: int) -> tuple[int, int]:
         examples = without_multi_labels(load_examples(config.data, config.data.split))
     except DataError as error:
         raise ConfigError(
-            [*str(error).splitlines(), 'a plan needs only the number of training images: --images=N']
+            [*str(error).splitlines(), 'a plan needs only the number of training images; give it by --images=N']
         ) from error
     return examples.size, examples.num_classes
 
 
 def _local_memory(device: jax.Device) -> int:
-    """Bytes that a device has; virtual devices of a CPU share the machine's."""
+    """Memory of a device in bytes. Virtual devices of a CPU share the memory of the machine."""
     stats = device.memory_stats() or {}
     return stats.get('bytes_limit', psutil.virtual_memory().total // jax.local_device_count())

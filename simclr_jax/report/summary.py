@@ -1,9 +1,14 @@
-"""One picture of a run: the views it saw, how training went, and what the encoder is worth."""
+"""One picture of a run: its views, the progress of the training and the results of the evaluation."""
 
 import pathlib
 
+import jax
 import numpy as np
+from ml_collections import ConfigDict
 
+from simclr_jax import sharding
+from simclr_jax.config import with_values
+from simclr_jax.data.feed import open_feed
 from simclr_jax.data.sources import load_examples
 from simclr_jax.evaluation.results import ENCODERS, SHARES, Results, Score, headings
 from simclr_jax.training import workdir
@@ -17,11 +22,11 @@ def draw(directory: str, results: Results) -> pathlib.Path:
     """Draws `report/summary.png` from metrics.jsonl, the configuration and the results.
 
     Args:
-        directory: a local work directory.
-        results: of its checkpoint.
+        directory: Local work directory.
+        results: Results of its checkpoint.
 
     Returns:
-        The picture's path.
+        Path of the picture.
     """
     import matplotlib
 
@@ -29,9 +34,9 @@ def draw(directory: str, results: Results) -> pathlib.Path:
     from matplotlib import pyplot
 
     path = pathlib.Path(directory) / 'metrics.jsonl'
-    # A converted encoder has no history.
+    # The work directory of a converted encoder holds no metrics.
     rows = read_metrics(str(path)) if path.exists() else []
-    # Inches: views, curves, and the bars, whose number depends on what was measured.
+    # Heights in inches of views, curves and bars. The number of bars depends on the protocols.
     heights = (1.9, 2.8, 1.2 + 0.14 * len(_shares(results)))
     figure = pyplot.figure(figsize=(13, sum(heights)), layout='constrained')
     panels = figure.add_gridspec(3, 3, height_ratios=heights)
@@ -52,18 +57,24 @@ def draw(directory: str, results: Results) -> pathlib.Path:
 
 
 def _draw_views(axes, directory: str) -> None:
-    """Images of the training split above two of their views."""
-    from simclr_jax.data.feed import training_policy
-    from simclr_jax.data.pipeline import TrainBatches
-
+    """Two views of images of the training split, one above the other."""
     config = workdir.read_config(directory)
+    feed, views = _first_views(config)
+    rows = [np.concatenate(views[:, number], axis=1) for number in range(views.shape[1])]
+    axes.imshow(np.concatenate(rows[:2], axis=0), interpolation='nearest')
+    axes.set_title(f'two views of each image, as the encoder sees them (feed: {feed})')
+    axes.axis('off')
+
+
+def _first_views(config: ConfigDict) -> tuple[str, np.ndarray]:
+    """The feed of a run, and views that it makes, [N, V, S, S, 3] in [0, 1]."""
     examples = load_examples(config.data, config.data.split)
     count = min(IMAGES_SHOWN * 2, examples.size)
-    batch = next(TrainBatches(examples, training_policy(config), batch_size=count, seed=config.seed))
-    views = [np.concatenate(batch['views'][:, number], axis=1) for number in range(batch['views'].shape[1])]
-    axes.imshow(np.concatenate(views[:2], axis=0), interpolation='nearest')
-    axes.set_title('two views of each image, as the encoder sees them')
-    axes.axis('off')
+    # This process draws alone, whatever the size of the job.
+    mesh = sharding.make_mesh(jax.local_devices()[:1])
+    feed = open_feed(with_values(config, {'batch_size': count}), examples, mesh)
+    batch = sharding.to_global(next(feed.batches(0)), mesh)
+    return feed.name, np.asarray(jax.jit(feed.make_views)(batch, jax.random.key(config.seed)))
 
 
 def _draw_curves(axes, rows: list[dict], names: dict[str, str], title: str) -> None:
@@ -80,7 +91,7 @@ def _draw_curves(axes, rows: list[dict], names: dict[str, str], title: str) -> N
 
 
 def _draw_scores(axes, results: Results) -> None:
-    """Bars of the shares in percent: one group a row of the table, one bar an encoder."""
+    """Draws all results that are shares as bars in percent: one group per row of the table, one bar per encoder."""
     scores = _shares(results)
     titles = headings(dict.fromkeys(score.row for score in scores))
     kinds = [name for name in ENCODERS if any(score.encoder == name for score in scores)]
@@ -109,7 +120,7 @@ def _shares(results: Results) -> list[Score]:
 
 
 def _spread(score: Score) -> tuple[float, float]:
-    """How far the interval, or the deviation, reaches below and above the value, in percent."""
+    """Length of the interval, or the deviation, below and above the value, in percent."""
     if score.deviation is not None or score.low is None:
         return (100 * (score.deviation or 0.0),) * 2
     return 100 * (score.value - score.low), 100 * (score.high - score.value)

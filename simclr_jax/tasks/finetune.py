@@ -5,7 +5,7 @@ by SGD: nothing but the classifier learns, on the representations of a frozen en
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ class Finetune:
     image_size: int
     mesh: Mesh
     train_after_block: int = -1
+    details: ClassVar = ('',)
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         """Fresh variables, {'params': ..., 'batch_stats': ...}; `init_from` has a pretrained encoder."""

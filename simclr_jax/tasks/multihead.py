@@ -26,6 +26,11 @@ class MultiHead:
     image_size: int
     mesh: Mesh
 
+    @property
+    def details(self) -> tuple[str, ...]:
+        """Names of the classifiers: 'feature1', 'feature2', ..."""
+        return self.model.names
+
     def init(self, key: jax.Array) -> dict[str, Any]:
         """Fresh variables, {'params': ..., 'batch_stats': ...}."""
         images = jnp.zeros((2, self.image_size, self.image_size, 3), jnp.float32)

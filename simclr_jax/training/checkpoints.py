@@ -214,11 +214,6 @@ def _parts(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
     return model, {'step': state.step, 'opt_state': state.opt_state}
 
 
-def abstract(tree: Any) -> Any:
-    """Shapes, types and shardings of a tree of arrays: what `restore` wants to be told."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
-
-
 def _first_line(error: Exception) -> str:
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     # tensorstore says what it was doing at the beginning, and the cause at the end.

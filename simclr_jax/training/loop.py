@@ -16,7 +16,6 @@ from simclr_jax.training.meter import Meter
 from simclr_jax.training.profile import Profile
 from simclr_jax.training.schedule import Schedule
 from simclr_jax.training.state import TrainState
-from simclr_jax.training.step import batch_at
 from simclr_jax.training.task import Step
 
 # Images whose views are shown at the beginning of a run.
@@ -24,7 +23,7 @@ PICTURED = 8
 
 
 class Preempted(Exception):
-    """The run was told to end, and has saved; the message names the step."""
+    """The run was asked to end, and has saved. The message names the step."""
 
 
 def train(
@@ -45,25 +44,25 @@ def train(
     """Trains from `state.step` to `schedule.total_steps`.
 
     Args:
-        state: where to begin; it is donated to the first step.
-        train_step: see step.make_train_step; of several steps where the schedule has more than one a dispatch.
-        batches_from: step -> batches from that step on; stacked for `schedule.steps_from` steps there.
-        schedule: lengths and intervals.
-        mesh: the devices.
-        key: of the steps' randomness.
-        checkpoints: where the state is saved.
-        log: where metrics go.
-        evaluate: online evaluation, state -> scalars.
-        make_views: the devices' part of the augmentation, for a picture of the first views.
-        step_flops: operations of a step on all devices together, for their utilisation; 0: not known.
-        profile: the steps to record; None: none.
+        state: First state. It is donated to the first step.
+        train_step: Function of (state, batch, key), see `step.make_train_step`.
+        batches_from: Function of a step that gives the batches from that step on.
+        schedule: Lengths and intervals.
+        mesh: Devices that train.
+        key: Key of the steps' random numbers.
+        checkpoints: Checkpoints of the run.
+        log: Receiver of the metrics.
+        evaluate: Online evaluation, a function of the state that gives scalars.
+        make_views: The devices' part of the augmentation, for a picture of the first views.
+        step_flops: Operations of a step on all devices together, for their utilisation. 0 means unknown.
+        profile: Steps to record. None records nothing.
 
     Returns:
         The last state, which is saved.
 
     Raises:
-        NotFiniteError: at most meter.STEPS_IN_FLIGHT orders after the loss stopped being a number.
-        Preempted: SIGTERM came; the state is saved.
+        NotFiniteError: The loss was not finite, at most meter.STEPS_IN_FLIGHT steps ago.
+        Preempted: SIGTERM came. The state is saved.
     """
     step = int(state.step)
     if step >= schedule.total_steps:
@@ -71,36 +70,38 @@ def train(
         return state
     batches = batches_from(step)
     meter = Meter(schedule, checkpoints, step_flops)
-    profile = profile or Profile()
-    with Preemption() as preemption, profile:
+    with Preemption() as preemption, profile or Profile() as profile:
         while step < schedule.total_steps:
-            count = schedule.steps_from(step)
-            profile.before(step + 1, count)
+            profile.before(step + 1)
             with meter.waiting():
                 batch = sharding.to_global(next(batches), mesh)
             if step == 0:
-                first = batch_at(batch, 0) if schedule.steps_per_dispatch > 1 else batch
-                log.images(0, {'views': _first_views(make_views, first, key, mesh)})
-            state, metrics = train_step(state, batch, key)
-            step += count
-            meter.add(step, metrics, images=count * batch['mask'].shape[-1], count=count)
+                log.images(0, {'views': _first_views(make_views, batch, key, mesh)})
+            with jax.profiler.StepTraceAnnotation('train', step_num=step + 1), jax.transfer_guard('disallow'):
+                # Only dispatched: the devices work while the host reads the next batch. A value that travels between
+                # host and devices here would stop this, so that the guard refuses it.
+                state, metrics = train_step(state, batch, key)
+            step += 1
+            meter.add(step, metrics, images=batch['mask'].size)
 
-            is_last = step == schedule.total_steps
-            is_due = preemption.is_due()
-            is_saved = is_last or is_due or step % schedule.checkpoint_every == 0
+            is_preempted = preemption.is_due()
+            is_saved = is_preempted or schedule.is_due(schedule.checkpoint_every, step)
+            # Before the state is saved: a checkpoint of a loss that is not finite would displace a good one.
             meter.check_finite(all_steps=is_saved)
-            if is_last or step % schedule.log_every == 0:
+            if schedule.is_due(schedule.log_every, step):
                 log.progress(step, *meter.read())
-                _tell_unreadable(batches, log, meter)
+                _report_unreadable(batches, log, meter)
             if is_saved:
+                # After the log: a run that resumes here must find the rows up to this step.
                 with meter.saving():
                     checkpoints.save(state)
-            if is_due and not is_last:
+            if is_preempted and step < schedule.total_steps:
+                # Before the evaluation: a machine that is taken away leaves seconds, and the state comes first.
                 checkpoints.wait()
                 raise Preempted(
-                    f'told to end: saved at step {step} of {schedule.total_steps}; the same command goes on'
+                    f'asked to end: saved at step {step} of {schedule.total_steps}; the same command resumes there'
                 )
-            if evaluate and schedule.evaluate_every and (is_last or step % schedule.evaluate_every == 0):
+            if evaluate and schedule.is_due(schedule.evaluate_every, step):
                 with meter.paused():
                     scalars = evaluate(state)
                 log.evaluation(step, scalars)
@@ -109,7 +110,7 @@ def train(
 
 
 def _first_views(make_views: MakeViews, batch: dict[str, jax.Array], key: jax.Array, mesh: Mesh) -> np.ndarray:
-    """Of the first images of the first step, [PICTURED * V, H, W, 3] in [0, 1]."""
+    """Views of the first images of the first step, [PICTURED * V, H, W, 3] in [0, 1]."""
 
     def first(batch, key):
         rows = jax.tree.map(lambda rows: rows[:PICTURED], batch)
@@ -119,9 +120,8 @@ def _first_views(make_views: MakeViews, batch: dict[str, jax.Array], key: jax.Ar
     return sharding.to_host(jax.jit(first, out_shardings=sharding.replicated(mesh))(batch, key))
 
 
-def _tell_unreadable(batches: Iterator[Batch], log: Log, meter: Meter) -> None:
-    paths = getattr(batches, 'unreadable', [])
-    for path in paths:
-        if path not in meter.told:
-            log.say(f'No readable image, skipped: {path}')
-            meter.told.add(path)
+def _report_unreadable(batches: Iterator[Batch], log: Log, meter: Meter) -> None:
+    for path in getattr(batches, 'unreadable', []):
+        if path not in meter.reported:
+            log.say(f'Not a readable image, skipped: {path}')
+            meter.reported.add(path)

@@ -4,24 +4,24 @@ import jax
 
 
 class Profile:
-    """Records the steps first to last, counted from 1, of a run.
+    """Records steps of a run.
 
     Args:
-        steps: (first, last); None: nothing is recorded.
-        directory: where the profile goes.
+        steps: First and last step to record, counted from 1. None records nothing.
+        directory: Directory that the profile is written to.
     """
 
     def __init__(self, steps: tuple[int, int] | None = None, directory: str = ''):
         self._steps, self._directory = steps, directory
         self._is_recording = False
 
-    def before(self, step: int, count: int = 1) -> None:
-        """To be called before every step, or before `count` steps from that on that are made at once."""
+    def before(self, step: int) -> None:
+        """Starts or stops the recording. To be called before every step, with the number of that step."""
         if self._steps is None:
             return
         if self._is_recording and step > self._steps[1]:
             self._stop()
-        elif not self._is_recording and step <= self._steps[0] < step + count:
+        elif not self._is_recording and step == self._steps[0]:
             jax.profiler.start_trace(self._directory)
             self._is_recording = True
 

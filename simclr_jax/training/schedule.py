@@ -10,16 +10,15 @@ import optax
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Lengths of a run, in steps.
+    """Lengths and intervals of a run, in steps.
 
     Attributes:
-        total_steps: updates.
-        epoch_steps: updates an epoch, a fraction.
-        log_every, checkpoint_every: intervals; both also happen at the end.
-        evaluate_every: interval of the online evaluation, which also happens at the end; 0: never.
-        learning_rate: of the update after so many.
-        steps_per_dispatch: the most steps that the devices make at one order; above 1, batches and metrics are
-            stacked, see step.several_steps.
+        total_steps: Updates of the run.
+        epoch_steps: Updates per epoch, a fraction.
+        log_every: Steps between two lines of the log. The last step is always logged.
+        checkpoint_every: Steps between two checkpoints. The last step is always saved.
+        evaluate_every: Steps between two online evaluations, which also follow the last step. 0 means never.
+        learning_rate: Function of the number of updates before this one.
     """
 
     total_steps: int
@@ -28,13 +27,10 @@ class Schedule:
     checkpoint_every: int
     evaluate_every: int
     learning_rate: optax.Schedule
-    steps_per_dispatch: int = 1
 
-    def steps_from(self, step: int) -> int:
-        """How many steps to make at once after so many: none of them but the last has anything to follow it."""
-        every = [self.log_every, self.checkpoint_every] + ([self.evaluate_every] if self.evaluate_every else [])
-        following = [self.total_steps, *((step // interval + 1) * interval for interval in every)]
-        return min(self.steps_per_dispatch, min(following) - step)
+    def is_due(self, every: int, step: int) -> bool:
+        """Whether something with an interval of `every` steps (0: never) follows this step."""
+        return every > 0 and (step == self.total_steps or step % every == 0)
 
 
 def total_steps(num_examples: int, epochs: float, batch_size: int) -> int:

@@ -118,46 +118,6 @@ def make_train_step(
     )
 
 
-def several_steps(step: Step, mesh: Mesh, shardings: TrainState | None = None) -> Step:
-    """Builds a function as `step`, that makes several steps at one order of the host.
-
-    Its batches are several, stacked: every array is [n, B, ...]. They have one row more, 'steps', int32 scalar: the
-    first so many, at most n, are made. One program makes any number of them, so that neither the intervals of log and
-    checkpoints nor a resumption change the bits that come out; a `lax.scan` would be compiled for every length.
-
-    Args:
-        step: as of `make_train_step`.
-        mesh: the devices.
-        shardings: of the state, as for `make_train_step`.
-
-    Returns:
-        The jitted function; metrics are [n, ...] each, with zeros for the steps that were not made.
-    """
-
-    def steps(state: TrainState, batches: Batch, key: jax.Array):
-        _, shapes = jax.eval_shape(step, state, batch_at(batches, 0), key)
-        most = len(batches['index'])
-        metrics = jax.tree.map(lambda row: jnp.zeros((most, *row.shape), row.dtype), shapes)
-
-        def one(n, carry):
-            state, metrics = carry
-            state, row = step(state, batch_at(batches, n), key)
-            return state, jax.tree.map(lambda rows, row: rows.at[n].set(row), metrics, row)
-
-        return jax.lax.fori_loop(0, batches['steps'], one, (state, metrics))
-
-    everywhere = replicated(mesh)
-    of_state = shardings or everywhere
-    return jax.jit(steps, out_shardings=(of_state, everywhere), donate_argnums=0)
-
-
-def batch_at(batches: Batch, n: int | jax.Array) -> Batch:
-    """The n-th of stacked batches, without their 'steps'."""
-    return {
-        name: jax.lax.dynamic_index_in_dim(rows, n, keepdims=False) for name, rows in batches.items() if name != 'steps'
-    }
-
-
 def _gradients(task: Task, outputs, params, batch: Batch) -> tuple[Any, Any, Metrics]:
     """Gradients of the parameters, new batch_stats and metrics; `outputs` of (params, batch), see Task."""
 

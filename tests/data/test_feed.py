@@ -13,25 +13,16 @@ from PIL import Image
 from simclr_jax import sharding
 from simclr_jax.build import make_task
 from simclr_jax.cli.main import main
-from simclr_jax.config import ConfigError, base_config
-from simclr_jax.data import feed as feeding
-from simclr_jax.data.feed import (
-    STEPS_PER_DISPATCH,
-    choose,
-    make_views,
-    steps_per_dispatch,
-    train_batches,
-    training_policy,
-)
+from simclr_jax.config import base_config, with_values
+from simclr_jax.data import feed as feeds
+from simclr_jax.data.feed import open_feed, plan_feed
 from simclr_jax.data.resident import ResidentBatches
 from simclr_jax.data.sources import load_examples
 from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files
-from simclr_jax.training.schedule import Schedule
 from support.runs import DIGITS_HERE, assert_same_bits, model_of, rows_of
 
 FEEDS = ('host', 'hybrid', 'resident')
 SIZE, BATCH = 16, 64
-ONE_BY_ONE = Schedule(100, 10.0, 50, 50, 0, learning_rate=lambda step: 0.5)
 
 
 def png(height, width):
@@ -55,31 +46,35 @@ def examples(config):
     return load_examples(config.data, 'train')
 
 
-def batches_of(feed, config, examples, num_devices=1, start_step=0):
-    """Endless (global batch, views)."""
+def feed_of(name, config, examples, num_devices=1, platform=None):
     mesh = sharding.make_mesh(jax.devices()[:num_devices])
-    views_of = jax.jit(make_views(feed, training_policy(config)))
-    for step, batch in enumerate(train_batches(feed, config, examples, mesh, ONE_BY_ONE, start_step), start=start_step):
+    return open_feed(with_values(config, {'data.feed': name}), examples, mesh, platform)
+
+
+def batches_of(name, config, examples, num_devices=1):
+    """Endless (global batch, views)."""
+    feed = feed_of(name, config, examples, num_devices)
+    mesh = sharding.make_mesh(jax.devices()[:num_devices])
+    views_of = jax.jit(feed.make_views)
+    for step, batch in enumerate(feed.batches(0)):
         batch = sharding.to_global(batch, mesh)
         yield batch, views_of(batch, jax.random.fold_in(jax.random.key(5), step))
 
 
 class TestChoice:
     @pytest.mark.parametrize(
-        'feed, platform, expected',
+        'name, platform, expected',
         [
             ('auto', 'cpu', 'host'),
             ('auto', 'gpu', 'resident'),
             ('auto', 'tpu', 'resident'),
-            *((f, 'cpu', f) for f in FEEDS),
+            *((name, 'cpu', name) for name in FEEDS),
         ],
     )
-    def test_small_sets_are_resident_on_accelerators(self, config, examples, feed, platform, expected):
-        config = config.copy_and_resolve_references()
-        config.data.feed = feed
-        chosen, images = choose(config, examples, platform)
-        assert chosen == expected
-        assert images.ids() == examples.ids()
+    def test_small_sets_are_resident_on_accelerators(self, config, examples, name, platform, expected):
+        feed = feed_of(name, config, examples, platform=platform)
+        assert feed.name == expected
+        assert feed.examples.ids() == examples.ids()
 
     @pytest.mark.parametrize(
         'content, message',
@@ -89,46 +84,30 @@ class TestChoice:
         ],
     )
     def test_others_are_not(self, config, content, message):
-        config = config.copy_and_resolve_references()
         examples = Examples('some', 2, content, np.zeros(2, np.int32), ('a',))
-        assert choose(config, examples, 'gpu') == ('hybrid', examples)
-        config.data.feed = 'resident'
+        feed = feed_of('auto', config, examples, platform='gpu')
+        assert (feed.name, feed.examples) == ('hybrid', examples)
         with pytest.raises(DataError, match=message):
-            choose(config, examples, 'gpu')
+            feed_of('resident', config, examples, platform='gpu')
 
     def test_nor_is_a_large_one(self, config, monkeypatch):
-        monkeypatch.setattr(feeding, 'RESIDENT_BYTES', 47)
+        monkeypatch.setattr(feeds, 'RESIDENT_BYTES', 47)
         examples = Examples('some', 1, Decoded(np.zeros((1, 4, 4, 3), np.uint8)), np.zeros(1, np.int32), ('a',))
-        assert choose(config, examples, 'gpu') == ('hybrid', examples)
+        feed = feed_of('auto', config, examples, platform='gpu')
+        assert (feed.name, feed.examples) == ('hybrid', examples)
 
 
-class TestStepsPerDispatch:
-    @pytest.mark.parametrize(
-        'feed, wanted, images, expected',
-        [
-            ('host', 0, 10_000, 1),
-            ('hybrid', 1, 10_000, 1),
-            ('resident', 0, 10_000, STEPS_PER_DISPATCH),
-            ('resident', 0, 3 * BATCH + 1, 3),
-            ('resident', 1, 10_000, 1),
-            ('resident', 40, 10_000, 40),
-        ],
-    )
-    def test_several_where_images_are_resident(self, config, feed, wanted, images, expected):
-        config = config.copy_and_resolve_references()
-        config.steps_per_dispatch = wanted
-        assert steps_per_dispatch(feed, config, images) == expected
-
-    def test_not_more_than_the_log_wants(self, config):
-        config = config.copy_and_resolve_references()
-        config.log_every_steps = 2
-        assert steps_per_dispatch('resident', config, 10_000) == 2
-
-    def test_others_are_refused(self, config):
-        config = config.copy_and_resolve_references()
-        config.steps_per_dispatch = 5
-        with pytest.raises(ConfigError, match=r'steps_per_dispatch=5: .*the feed is host; choose data.feed=resident'):
-            steps_per_dispatch('host', config, 10_000)
+@pytest.mark.parametrize('name', FEEDS)
+def test_a_batch_is_what_the_feed_says(config, examples, name):
+    """In shape and dtype, so that a step is compiled without data; planned and opened feeds agree."""
+    config = with_values(config, {'data.image_size': 8})
+    feed = feed_of(name, config, examples)
+    batch = next(feed.batches(0))
+    described = {key: (rows.shape, rows.dtype) for key, rows in feed.batch.items()}
+    assert {key: (rows.shape, rows.dtype) for key, rows in batch.items()} == described
+    planned = plan_feed(with_values(config, {'data.feed': name}), sharding.make_mesh(jax.devices()[:1]))
+    assert planned.batch == feed.batch
+    assert planned.examples is None
 
 
 class TestResident:
@@ -165,14 +144,13 @@ class TestResident:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('feed', ['hybrid', 'resident'])
-def test_views_do_not_depend_on_devices_or_parts(config, examples, feed):
-    (batch, one), (_, eight) = (next(batches_of(feed, config, examples, count)) for count in (1, 8))
+@pytest.mark.parametrize('name', ['hybrid', 'resident'])
+def test_views_do_not_depend_on_devices_or_parts(config, examples, name):
+    (batch, one), (_, eight) = (next(batches_of(name, config, examples, count)) for count in (1, 8))
     assert (one.shape, one.dtype) == ((BATCH, 2, SIZE, SIZE, 3), jnp.float32)
     np.testing.assert_allclose(eight, one, atol=1e-6)
     part = jax.tree.map(lambda rows: rows[BATCH // 2 :], batch)
-    views_of = jax.jit(make_views(feed, training_policy(config)))
-    again = views_of(part, jax.random.fold_in(jax.random.key(5), 0))
+    again = jax.jit(feed_of(name, config, examples).make_views)(part, jax.random.fold_in(jax.random.key(5), 0))
     np.testing.assert_allclose(again, one[BATCH // 2 :], atol=1e-6)
 
 
@@ -180,23 +158,22 @@ def test_views_do_not_depend_on_devices_or_parts(config, examples, feed):
 def test_all_feeds_make_the_same_views_on_average(config, examples):
     """Pixels, contrast within a view, and how alike the two views of an image are."""
     measures = {}
-    for feed in FEEDS:
-        found = [views for _, (_, views) in zip(range(12), batches_of(feed, config, examples), strict=False)]
+    for name in FEEDS:
+        found = [views for _, (_, views) in zip(range(12), batches_of(name, config, examples), strict=False)]
         views = np.concatenate(found).astype(np.float64)
         likeness = np.abs(views[:, 0] - views[:, 1]).mean((1, 2, 3))
-        measures[feed] = np.stack([views.mean((1, 2, 3, 4)), views.std((2, 3, 4)).mean(1), likeness])
+        measures[name] = np.stack([views.mean((1, 2, 3, 4)), views.std((2, 3, 4)).mean(1), likeness])
     expected = measures['host']
     error = expected.std(axis=1) / np.sqrt(expected.shape[1])
-    for feed in ('hybrid', 'resident'):
-        distance = np.abs(measures[feed].mean(axis=1) - expected.mean(axis=1))
+    for name in ('hybrid', 'resident'):
+        distance = np.abs(measures[name].mean(axis=1) - expected.mean(axis=1))
         # Two samples' means lie sqrt(2) errors apart.
-        assert np.all(distance < 4.5 * np.sqrt(2) * error), feed
+        assert np.all(distance < 4.5 * np.sqrt(2) * error), name
 
 
 def test_bytes_round_what_floats_say(config, examples):
-    config = config.copy_and_resolve_references()
-    config.augment.views = ('crop', 'crop')
-    host, hybrid = (next(train_batches(f, config, examples, None, ONE_BY_ONE, 0))['views'] for f in ('host', 'hybrid'))
+    config = with_values(config, {'augment.views': ('crop', 'crop')})
+    host, hybrid = (next(feed_of(name, config, examples).batches(0))['views'] for name in ('host', 'hybrid'))
     assert hybrid.dtype == np.uint8
     np.testing.assert_allclose(hybrid / 255.0, host, atol=0.5 / 255 + 1e-6)
 
@@ -213,8 +190,7 @@ def test_a_run_learns_and_resumes_to_the_same_bits(feed, tmp_path, monkeypatch):
     train(tmp_path / 'whole')
     shutil.copytree(tmp_path / 'whole', tmp_path / 'parts')
     shutil.rmtree(tmp_path / 'parts' / 'checkpoints' / '12')
-    # Other orders of several steps than before.
-    train(tmp_path / 'parts', '--config.log_every_steps=3')
+    train(tmp_path / 'parts')
     assert_same_bits(model_of(tmp_path / 'parts')[0], model_of(tmp_path / 'whole')[0])
     losses = [row['loss'] for row in rows_of(tmp_path / 'whole') if 'loss' in row]
     assert losses[-1] < losses[0]
@@ -223,11 +199,10 @@ def test_a_run_learns_and_resumes_to_the_same_bits(feed, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_step_makes_the_views_by_image(config, examples):
     """What the network sees in a microbatch is what it sees of these images in the whole batch."""
-    feed = 'resident'
-    batch, views = next(batches_of(feed, config, examples))
+    batch, views = next(batches_of('resident', config, examples))
     mesh = sharding.make_mesh(jax.devices()[:1])
-    policy = training_policy(config)
-    ready, made = (make_task(config, 10, mesh, *more) for more in ((), (make_views(feed, policy),)))
+    make_views = feed_of('resident', config, examples).make_views
+    ready, made = (make_task(config, 10, mesh, *more) for more in ((), (make_views,)))
     variables = ready.init(jax.random.key(0))
     arguments = variables['params'], variables['batch_stats']
     key = jax.random.fold_in(jax.random.key(5), 0)

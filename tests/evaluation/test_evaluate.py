@@ -21,6 +21,7 @@ from simclr_jax.evaluation.extractor import FeatureExtractor, open_extractor
 from simclr_jax.evaluation.features import Features
 from simclr_jax.evaluation.protocols import by_training as trained_module
 from simclr_jax.evaluation.protocols import on_features as frozen_module
+from simclr_jax.evaluation.protocols.measurement import Measurement
 from simclr_jax.training import workdir
 from simclr_jax.training.checkpoints import Checkpoints
 from simclr_jax.training.optim import make_optimizer
@@ -189,7 +190,7 @@ def test_all_labels_of_a_published_subset_are_used(untouched, monkeypatch):
     )
     encoder, _ = open_extractor(str(untouched))
     config = load_evaluation('', [('knn.k', '5'), ('bootstrap_draws', '100')])
-    (score,) = frozen_module.evaluate_frozen('knn', encoder, dataset, parse_labels('1%'), config)
+    (score,) = frozen_module.knn(Measurement(encoder, dataset, parse_labels('1%'), config, str(untouched)))
     assert banks == [30]
     assert len(loaded) == 1
     assert (score.labels, score.deviation) == ('1%', None)
@@ -227,7 +228,7 @@ class TestTrained:
         def train(trainer, settings, programs, queries, name, keep=True):
             calls.append((settings.learning_rate, settings.weight_decay, programs.learnt.size, queries.size))
             right = np.eye(10)[queries.labels] if len(calls) == 2 else np.eye(10)[(queries.labels + 1) % 10]
-            return Features(right, queries.labels, np.arange(queries.size))
+            return Features(right[:, None], queries.labels, np.arange(queries.size))
 
         monkeypatch.setattr(trained_module, '_trained_logits', train)
         arguments = ['--protocols=finetune', '--config.finetune.grid_weight_decays=0,0.5']
@@ -255,7 +256,7 @@ class TestTrained:
         encoder, _ = open_extractor(str(untouched))
         dataset = open_dataset('', workdir.read_config(str(untouched)).data)
         config = load_evaluation('', fields.items())
-        trained_module.evaluate_trained('finetune', encoder, dataset, parse_labels('10%'), config, str(tmp_path))
+        trained_module.finetune(Measurement(encoder, dataset, parse_labels('10%'), config, str(tmp_path)))
         cells, final = compiled[:4], compiled[4]
         assert all(cell is cells[0] for cell in cells)
         assert final.learnt.size > cells[0].learnt.size
@@ -273,7 +274,7 @@ def test_several_labels_an_image(untouched, tmp_path, capsys):
         np.savez(tmp_path / f'many_{split}.npz', image=images.astype(np.uint8), label=targets)
     name = f'{tmp_path}/many_{{split}}.npz'
     assert evaluate(untouched, f'--dataset={name}', '--protocols=knn,linear,svm') == 0
-    assert 'knn: needs one label an image' in capsys.readouterr().out
+    assert 'knn: needs one label per image' in capsys.readouterr().out
     found = {key[2:]: score['value'] for key, score in scores_of(untouched).items() if key[1] == name}
     assert set(found) >= {('linear', '', 'all', 'map_11_point'), ('svm', 'h', 'all', 'map')}
     assert evaluate(untouched, f'--dataset={name}', '--protocols=finetune', '--labels=50%') == 0

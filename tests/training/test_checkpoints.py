@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from simclr_jax import sharding
-from simclr_jax.training.checkpoints import CheckpointError, Checkpoints, abstract, checksum
+from simclr_jax.training.checkpoints import CheckpointError, Checkpoints, checksum
 from simclr_jax.training.state import TrainState
 
 # What Orbax leaves behind of a damaged checkpoint complains when it is collected, whenever that may be.
@@ -56,7 +56,7 @@ def largest_file(directory):
 def test_the_newest_few_stay_and_the_newest_comes_back(saved, mesh):
     checkpoints = reopen(saved)
     steps = sorted(int(path.name) for path in (saved[0] / 'checkpoints').iterdir())
-    restored = checkpoints.restore(abstract(make_state(mesh, 0)))
+    restored = checkpoints.restore(make_state(mesh, 0))
     assert steps == [4, 5, 6]
     assert_same_bits(restored, make_state(mesh, 6))
     checkpoints.close()
@@ -65,7 +65,7 @@ def test_the_newest_few_stay_and_the_newest_comes_back(saved, mesh):
 def test_nothing_saved_is_none(tmp_path, mesh):
     checkpoints = Checkpoints(str(tmp_path))
     assert checkpoints.latest_step() is None
-    assert checkpoints.restore(abstract(make_state(mesh, 0))) is None
+    assert checkpoints.restore(make_state(mesh, 0)) is None
     with pytest.raises(CheckpointError, match=r'no checkpoint in .*; train first'):
         checkpoints.restore_model(mesh)
     checkpoints.close()
@@ -94,7 +94,7 @@ def test_a_damaged_newest_is_told_and_the_one_before_it_used(saved, mesh, damage
         victim.write_bytes(content)
 
     checkpoints = reopen(saved)
-    restored = checkpoints.restore(abstract(make_state(mesh, 0)))
+    restored = checkpoints.restore(make_state(mesh, 0))
     assert_same_bits(restored, make_state(mesh, 5))
     assert 'step 6' in saved[1][0]
     assert 'damaged' in saved[1][0]
@@ -103,7 +103,7 @@ def test_a_damaged_newest_is_told_and_the_one_before_it_used(saved, mesh, damage
     checkpoints.save(make_state(mesh, 6))
     checkpoints.close()
     again = reopen(saved)
-    assert_same_bits(again.restore(abstract(make_state(mesh, 0))), make_state(mesh, 6))
+    assert_same_bits(again.restore(make_state(mesh, 0)), make_state(mesh, 6))
     again.close()
 
 
@@ -112,7 +112,7 @@ def test_all_damaged_is_an_error_and_not_a_fresh_start(saved, mesh):
         largest_file(saved[0] / 'checkpoints' / str(step) / 'model').unlink()
     checkpoints = reopen(saved)
     with pytest.raises(CheckpointError, match=r'all checkpoints .* are damaged \(steps \[4, 5, 6\]\)'):
-        checkpoints.restore(abstract(make_state(mesh, 0)))
+        checkpoints.restore(make_state(mesh, 0))
     checkpoints.close()
 
 

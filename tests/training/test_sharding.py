@@ -7,7 +7,7 @@ import pytest
 from simclr_jax import sharding
 from simclr_jax.build import make_task
 from simclr_jax.training import optim
-from simclr_jax.training.checkpoints import Checkpoints, abstract
+from simclr_jax.training.checkpoints import Checkpoints
 from simclr_jax.training.schedule import warmup_cosine
 from simclr_jax.training.step import init_state, make_train_step, state_shardings
 from support.steps import CLASSES, RELATIVE, assert_same, random_batch, small_config
@@ -107,7 +107,7 @@ def test_its_checkpoint_is_read_by_other_devices_whole(fsdp, tmp_path):
     for mesh in (sharding.make_mesh(jax.devices()[:1]), sharding.make_mesh(jax.devices()[:2])):
         like = jax.device_put(expected, sharding.replicated(mesh))
         again = Checkpoints(str(tmp_path))
-        found = again.restore(abstract(like))
+        found = again.restore(like)
         model, step = again.restore_model(mesh)
         again.close()
         assert step == STEPS
@@ -118,7 +118,7 @@ def test_its_checkpoint_is_read_by_other_devices_whole(fsdp, tmp_path):
 def test_one_written_whole_is_read_divided(replicated, fsdp, tmp_path):
     checkpoints = Checkpoints(str(tmp_path))
     checkpoints.save(replicated.state)
-    found = checkpoints.restore(abstract(fsdp.state))
+    found = checkpoints.restore(fsdp.state)
     checkpoints.close()
     assert jax.tree.map(lambda x: x.sharding, found) == jax.tree.map(lambda x: x.sharding, fsdp.state)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), jax.device_get(replicated.state))

@@ -6,11 +6,16 @@ import pytest
 from simclr_jax.config import load_evaluation
 from simclr_jax.config.label_budget import Labels
 from simclr_jax.evaluation.features import Features
-from simclr_jax.evaluation.protocols.on_features import Material, classify
+from simclr_jax.evaluation.protocols.on_features import (
+    Material,
+    classify_by_knn,
+    classify_by_regression,
+    classify_by_svm,
+)
 from simclr_jax.evaluation.results import grade
 from simclr_jax.probes import linear_model
 
-PROTOCOLS = ('knn', 'linear', 'svm')
+PROTOCOLS = {'knn': classify_by_knn, 'linear': classify_by_regression, 'svm': classify_by_svm}
 CONFIG = load_evaluation('', [('knn.k', '5'), ('linear.lambdas', '3'), ('linear.smallest', '0.01')])
 CLASSES, WIDTH, BANK, QUERIES = 4, 8, 240, 100
 
@@ -28,7 +33,7 @@ def accuracy(protocol, bank, queries, per_class=False):
         config=CONFIG,
         score=lambda scores, labels: grade('top1', [scores], labels, None)['value'],
     )
-    (found,) = classify(protocol, material, Labels()).values()
+    (found,) = PROTOCOLS[protocol](material, Labels()).values()
     return grade('mean_per_class' if per_class else 'top1', [found], queries.labels, None)['value']
 
 

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from simclr_jax import pretraining, sharding
 from simclr_jax.cli.main import main
 from simclr_jax.config import load_config
-from simclr_jax.data import feed as feeding
+from simclr_jax.data import feed
 from simclr_jax.evaluation.extractor import make_baseline, open_extractor
 from simclr_jax.training import loop
 from support.paths import REPOSITORY, SHARED
@@ -118,13 +118,13 @@ class TestMistakes:
 
     def test_a_loss_that_is_no_number_stops_the_run(self, tmp_path, capsys, monkeypatch):
         """From step 7 on the images are no numbers; step 8 would be saved."""
-        train_batches = feeding.train_batches
+        host_batches = feed.host_batches
 
-        def spoilt(*arguments):
-            for step, batch in enumerate(train_batches(*arguments), start=arguments[-1] + 1):
+        def spoilt(*arguments, start_step, **settings):
+            for step, batch in enumerate(host_batches(*arguments, start_step=start_step, **settings), start_step + 1):
                 yield batch | {'views': batch['views'] * np.float32(np.nan if step >= 7 else 1)}
 
-        monkeypatch.setattr(feeding, 'train_batches', spoilt)
+        monkeypatch.setattr(feed, 'host_batches', spoilt)
         assert train(tmp_path / 'run') == 1
         message = capsys.readouterr().err
         assert re.search(r'(loss|gradient_norm) is nan at step 7; stopped', message)

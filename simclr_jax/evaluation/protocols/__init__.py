@@ -1,1 +1,44 @@
-"""Protocols: what an encoder is worth, one file for each kind."""
+"""Protocols: what an encoder is worth. One tuple names them all, one file holds each kind."""
+
+import dataclasses
+from collections.abc import Callable
+
+from simclr_jax.evaluation.protocols import by_training, label_free, on_features
+from simclr_jax.evaluation.protocols.measurement import Measurement
+from simclr_jax.evaluation.results import Score
+from simclr_jax.probes.svm import FOLDS
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """One way to measure an encoder.
+
+    Attributes:
+        name: Name in `config.protocols` and in the results. Settings are in the configuration's group of that name.
+        evaluate: Function that measures and gives the scores.
+        by_budget: Whether it is measured for each of `config.labels`. Otherwise it is measured once.
+        needs_labels: Whether the images need labels.
+        several_labels: Whether an image may have several labels.
+        on_pixels: Whether it also measures raw pixels.
+        least_per_class: Fewest labels per class that it can work with.
+    """
+
+    name: str
+    evaluate: Callable[[Measurement], list[Score]]
+    by_budget: bool = True
+    needs_labels: bool = True
+    several_labels: bool = True
+    on_pixels: bool = False
+    least_per_class: int = 1
+
+
+PROTOCOLS = (
+    Protocol('knn', on_features.knn, several_labels=False, on_pixels=True),
+    Protocol('linear', on_features.linear, on_pixels=True),
+    Protocol('svm', on_features.svm, least_per_class=FOLDS),
+    Protocol('low_shot', on_features.low_shot, by_budget=False),
+    Protocol('linear_sgd', by_training.linear_sgd),
+    Protocol('finetune', by_training.finetune),
+    Protocol('multihead', by_training.multihead, several_labels=False),
+    Protocol('measures', label_free.measures, by_budget=False, needs_labels=False),
+)

@@ -1,16 +1,15 @@
 """Protocols that train on augmented images: linear evaluation by SGD, fine-tuning, the multi-head linear probe.
 
-Each training has a directory of its own in the work directory, trained/NAME/, with settings, metrics and checkpoints
-as a pretraining has them; the same evaluation again goes on where it stopped.
+Each training has its own directory in the work directory, trained/NAME/, with settings, metrics and checkpoints. The
+same evaluation again resumes it.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,23 +18,21 @@ import optax
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import distributed
+from simclr_jax import distributed, sharding
 from simclr_jax.augment.policy import default_parameters, make_policy
 from simclr_jax.build import make_model
-from simclr_jax.config.label_budget import Labels
-from simclr_jax.data.spec import DataError, Examples, Share
-from simclr_jax.evaluation.datasets import Dataset
+from simclr_jax.data.feed import host_batches
+from simclr_jax.data.spec import DataError, Examples
 from simclr_jax.evaluation.extractor import FeatureExtractor
 from simclr_jax.evaluation.features import Features
+from simclr_jax.evaluation.protocols.measurement import Measurement
 from simclr_jax.evaluation.results import Score, grade
 from simclr_jax.models.classifier import Classifier, FeatureMapClassifiers
 from simclr_jax.models.heads import ProjectionHead
-from simclr_jax.sharding import replicated
 from simclr_jax.tasks.finetune import Finetune, init_from
 from simclr_jax.tasks.multihead import MultiHead
-from simclr_jax.training import loop, optim, workdir
-from simclr_jax.training.checkpoints import Checkpoints, abstract
-from simclr_jax.training.log import Log
+from simclr_jax.training import optim, workdir
+from simclr_jax.training.run import start_or_resume
 from simclr_jax.training.schedule import (
     Schedule,
     peak_learning_rate,
@@ -47,87 +44,105 @@ from simclr_jax.training.schedule import (
 )
 from simclr_jax.training.state import TrainState
 from simclr_jax.training.step import make_train_step
-from simclr_jax.training.task import Step
+from simclr_jax.training.task import Step, Task
 
-# What SimCLR augments with in all supervised training (2002.05709, appendix B.5 to B.8).
+# SimCLR's augmentation in all supervised training (2002.05709, appendix B.5 to B.8).
 VIEW = 'crop flip'
-CHECKPOINTS_A_TRAINING = 10
-FEATURE_MAPS = 5
+CHECKPOINTS_PER_TRAINING = 10
+
+
+class SupervisedTask(Task, Protocol):
+    """A task whose predictions are scored.
+
+    Attributes:
+        details: Names of its predictions in the results. A single prediction is called ''.
+    """
+
+    details: tuple[str, ...]
+
+    def is_frozen(self, path: tuple[str, ...]) -> bool: ...  # noqa: D102
+
+    def predict(self, variables: Any, images: jax.Array) -> jax.Array | dict[str, jax.Array]: ...  # noqa: D102
+
+
+# (extractor, settings of the protocol, images to learn from, batch size) -> task.
+MakeTask = Callable[[FeatureExtractor, ConfigDict, Examples, int], SupervisedTask]
+
+
+def linear_sgd(measurement: Measurement) -> list[Score]:
+    """SimCLR's linear evaluation by SGD (2002.05709, appendix B.6)."""
+    return evaluate_by_training('linear_sgd', _linear_task, measurement)
+
+
+def finetune(measurement: Measurement) -> list[Score]:
+    """Fine-tuning of the whole network or of its upper part (2002.05709, appendix B.5; 2006.10029, section 2)."""
+    return evaluate_by_training('finetune', _finetune_task, measurement)
+
+
+def multihead(measurement: Measurement) -> list[Score]:
+    """A linear classifier on each feature map (Goyal et al., 1905.01235)."""
+    return evaluate_by_training('multihead', _multihead_task, measurement)
+
+
+def evaluate_by_training(protocol: str, make_task: MakeTask, measurement: Measurement) -> list[Score]:
+    """Trains with a label budget, and scores the predictions on the test images.
+
+    Args:
+        protocol: Name in the results. Its settings are the configuration's group of that name. Fields
+            `grid_learning_rates` and `milestones` may be among them.
+        make_task: Makes the task.
+        measurement: Extractor to start from, data set and label budget.
+
+    Raises:
+        DataError: The protocol cannot be applied to this data set.
+    """
+    dataset, labels, config = measurement.dataset, measurement.labels, measurement.config
+    trainer = Trainer(protocol, make_task, measurement)
+    name = f'{measurement.extractor.name} {dataset.name} {labels}'
+    settings = config[protocol]
+    if settings.get('grid_learning_rates'):
+        settings = _best_of_grid(trainer, name)
+    programs = _compile(trainer, dataset.learnt_with(labels, config.seed))
+    logits = _trained_logits(trainer, settings, programs, dataset.test, name)
+    return [
+        Score(
+            *(dataset.name, protocol, detail, str(labels), dataset.metric, measurement.extractor.name),
+            **grade(dataset.metric, [logits.values[:, number]], logits.labels, config),
+        )
+        for number, detail in enumerate(programs.details)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """Everything that the trainings of one protocol share.
+    """Everything that the trainings of one measurement share.
 
     Attributes:
-        protocol: 'linear_sgd', 'finetune' or 'multihead'.
-        encoder: where they start from.
-        dataset: what they learn.
-        config: of the evaluation.
-        directory: of the work directory's trainings.
+        protocol: Name of the protocol and of its group in the configuration.
+        make_task: Makes the task.
+        measurement: Extractor to start from, data set and label budget.
     """
 
     protocol: str
-    encoder: FeatureExtractor
-    dataset: Dataset
-    config: ConfigDict
-    directory: epath.Path
-
-    @property
-    def settings(self) -> ConfigDict:
-        """The protocol's group of the configuration."""
-        return self.config[self.protocol]
+    make_task: MakeTask
+    measurement: Measurement
 
 
-def evaluate_trained(
-    protocol: str, encoder: FeatureExtractor, dataset: Dataset, labels: Labels, config: ConfigDict, directory: str
-) -> list[Score]:
-    """Trains with so many labels, and scores what came out on the test images.
-
-    Args:
-        protocol: 'linear_sgd', 'finetune' or 'multihead'.
-        encoder: where training starts; not the pixels.
-        dataset: labelled.
-        labels: how many may be learnt from.
-        config: of the evaluation.
-        directory: the work directory.
-
-    Raises:
-        DataError: the protocol cannot be applied to this data set.
-    """
-    trainer = Trainer(protocol, encoder, dataset, config, epath.Path(directory) / 'trained')
-    if protocol == 'multihead' and dataset.train.is_multi_label:
-        raise DataError(f'multihead needs one label an image, {dataset.name} has several; use svm there')
-    name = f'{encoder.name} {dataset.name} {labels}'
-    settings = trainer.settings
-    if protocol == 'finetune' and settings.grid_learning_rates:
-        settings = _best_of_grid(trainer, labels, name)
-    learnt = dataset.learnt_with(labels, config.seed)
-    logits = _trained_logits(trainer, settings, _compile(trainer, learnt), dataset.test, name)
-    found = {'': logits.values}
-    if protocol == 'multihead':
-        found = {f'feature{number + 1}': logits.values[:, number] for number in range(FEATURE_MAPS)}
-    return [
-        Score(
-            *(dataset.name, protocol, detail, str(labels), dataset.metric, encoder.name),
-            **grade(dataset.metric, [values], logits.labels, config),
-        )
-        for detail, values in found.items()
-    ]
-
-
-def _best_of_grid(trainer: Trainer, labels: Labels, name: str) -> ConfigDict:
+def _best_of_grid(trainer: Trainer, name: str) -> ConfigDict:
     """The settings with the learning rate and weight decay that do best on validation images."""
-    learnt, held_out = trainer.dataset.divided(labels, trainer.config.validation_share, trainer.config.seed)
+    measurement = trainer.measurement
+    dataset, config = measurement.dataset, measurement.config
+    learnt, held_out = dataset.divided(measurement.labels, config.validation_share, config.seed)
     programs = _compile(trainer, learnt)
+    grid = config[trainer.protocol]
     best, best_score = None, -np.inf
-    for rate in trainer.settings.grid_learning_rates:
-        for decay in trainer.settings.grid_weight_decays:
-            settings = trainer.settings.copy_and_resolve_references()
+    for rate in grid.grid_learning_rates:
+        for decay in grid.grid_weight_decays:
+            settings = grid.copy_and_resolve_references()
             with settings.unlocked():
                 settings.update(learning_rate=rate, weight_decay=decay / rate)
             logits = _trained_logits(trainer, settings, programs, held_out, f'{name} grid', keep=False)
-            score = grade(trainer.dataset.metric, [logits.values], logits.labels, None)['value']
+            score = grade(dataset.metric, [logits.values[:, 0]], logits.labels, None)['value']
             if score > best_score:
                 best, best_score = settings, score
     return best
@@ -138,11 +153,12 @@ class Programs:
     """The compiled part of a training, the same for every learning rate and weight decay.
 
     Attributes:
-        learnt: images to learn from.
-        batch_size: of them at a time.
-        init: (key, pretrained, peak learning rate, weight decay) -> state.
-        step: see step.make_train_step.
-        predict: (variables, images [N, H, W, 3]) -> logits [N, K], or [N, 5, K] of the multi-head probe.
+        learnt: Images to learn from.
+        batch_size: Images per batch.
+        init: Function (key, pretrained variables, peak learning rate, weight decay) -> state at step 0.
+        step: Training step, see `step.make_train_step`.
+        predict: Function (variables, images [N, H, W, 3]) -> logits [N, D, K] of the D predictions.
+        details: Names of the D predictions.
     """
 
     learnt: Examples
@@ -150,13 +166,14 @@ class Programs:
     init: Callable[..., TrainState]
     step: Step
     predict: Callable[[Any, jax.Array], jax.Array]
+    details: tuple[str, ...]
 
 
 def _compile(trainer: Trainer, learnt: Examples) -> Programs:
-    settings, mesh = trainer.settings, trainer.encoder.mesh
-    task = _make_task(trainer, learnt)
-    batch_size = _batch_size(settings, learnt, trainer.encoder)
-    make_rate = _learning_rate(trainer.protocol, settings, learnt.size, batch_size)
+    extractor, settings = trainer.measurement.extractor, trainer.measurement.config[trainer.protocol]
+    batch_size = _batch_size(settings, learnt, extractor)
+    task = trainer.make_task(extractor, settings, learnt, batch_size)
+    make_rate = _learning_rate(settings, learnt.size, batch_size)
 
     # Both as part of the optimiser's state: as constants each pair would be a program of its own.
     @optax.inject_hyperparams
@@ -169,62 +186,65 @@ def _compile(trainer: Trainer, learnt: Examples) -> Programs:
 
     def init(key, pretrained, peak, weight_decay):
         state = init_from(pretrained, task, tx, key)
-        settings = {'peak': jnp.float32(peak), 'weight_decay': jnp.float32(weight_decay)}
-        return state.replace(opt_state=optax.tree.set(state.opt_state, **settings))
+        hyperparameters = {'peak': jnp.float32(peak), 'weight_decay': jnp.float32(weight_decay)}
+        return state.replace(opt_state=optax.tree.set(state.opt_state, **hyperparameters))
 
     def predict(variables, images):
         logits = task.predict(variables, images)
-        return jnp.stack(list(logits.values()), axis=1) if isinstance(logits, dict) else logits
+        return jnp.stack(list(logits.values()), axis=1) if isinstance(logits, dict) else logits[:, None]
 
     return Programs(
         learnt=learnt,
         batch_size=batch_size,
-        init=jax.jit(init, out_shardings=replicated(mesh)),
-        step=make_train_step(task, tx, mesh),
+        init=jax.jit(init, out_shardings=sharding.replicated(extractor.mesh)),
+        step=make_train_step(task, tx, extractor.mesh),
         predict=jax.jit(predict),
+        details=task.details,
     )
 
 
 def _trained_logits(
     trainer: Trainer, settings: ConfigDict, programs: Programs, queries: Examples, name: str, keep: bool = True
 ) -> Features:
-    """Logits of the labelled `queries` after training with these settings."""
+    """Logits [N, D, K] of the labelled `queries` after training with these settings."""
     directory = _claim(trainer, settings, programs, name)
     variables = _train(trainer, settings, programs, directory)
-    logits = trainer.encoder.encode(queries, functools.partial(programs.predict, variables)).labelled()
+    predict = functools.partial(programs.predict, variables)
+    logits = trainer.measurement.extractor.encode(queries, predict).labelled()
     if not keep and distributed.is_first():
         directory.rmtree()
     return logits
 
 
-def _make_task(trainer: Trainer, learnt: Examples) -> Finetune | MultiHead:
-    """The task of a protocol on an encoder."""
-    encoder, settings = trainer.encoder, trainer.settings
-    model = make_model(encoder.config, 0)
-    if trainer.protocol == 'multihead':
-        classifiers = FeatureMapClassifiers(encoder=model.encoder, num_classes=learnt.num_classes, dtype=model.dtype)
-        return MultiHead(classifiers, encoder.image_size, encoder.mesh)
-    is_linear = trainer.protocol == 'linear_sgd'
-    head_layer = 0 if is_linear else settings.head_layer
-    _check_head_layer(head_layer, model.head)
-    network = model.encoder
-    if not is_linear:
-        batch_size = _batch_size(settings, learnt, encoder)
-        momentum = settings.batch_norm_momentum or max(1 - 10 * batch_size / learnt.size, 0.9)
-        network = network.clone(batch_norm_momentum=momentum)
-    return Finetune(
-        model=Classifier(
-            encoder=network,
-            head=model.head,
-            num_classes=learnt.num_classes,
-            head_layer=head_layer,
-            zero_init=is_linear,
-            dtype=model.dtype,
-        ),
-        image_size=encoder.image_size,
-        mesh=encoder.mesh,
-        train_after_block=4 if is_linear else settings.after_block,
+def _linear_task(extractor: FeatureExtractor, settings: ConfigDict, learnt: Examples, batch_size: int) -> Finetune:
+    """The classifier alone learns. It starts at zero."""
+    del settings, batch_size
+    model = make_model(extractor.config, 0)
+    classifier = Classifier(
+        encoder=model.encoder, head=model.head, num_classes=learnt.num_classes, zero_init=True, dtype=model.dtype
     )
+    return Finetune(classifier, extractor.image_size, extractor.mesh, train_after_block=4)
+
+
+def _finetune_task(extractor: FeatureExtractor, settings: ConfigDict, learnt: Examples, batch_size: int) -> Finetune:
+    model = make_model(extractor.config, 0)
+    _check_head_layer(settings.head_layer, model.head)
+    momentum = settings.batch_norm_momentum or max(1 - 10 * batch_size / learnt.size, 0.9)
+    classifier = Classifier(
+        encoder=model.encoder.clone(batch_norm_momentum=momentum),
+        head=model.head,
+        num_classes=learnt.num_classes,
+        head_layer=settings.head_layer,
+        dtype=model.dtype,
+    )
+    return Finetune(classifier, extractor.image_size, extractor.mesh, train_after_block=settings.after_block)
+
+
+def _multihead_task(extractor: FeatureExtractor, settings: ConfigDict, learnt: Examples, batch_size: int) -> MultiHead:
+    del settings, batch_size
+    model = make_model(extractor.config, 0)
+    classifiers = FeatureMapClassifiers(encoder=model.encoder, num_classes=learnt.num_classes, dtype=model.dtype)
+    return MultiHead(classifiers, extractor.image_size, extractor.mesh)
 
 
 def _check_head_layer(head_layer: int, head: ProjectionHead) -> None:
@@ -235,16 +255,16 @@ def _check_head_layer(head_layer: int, head: ProjectionHead) -> None:
         )
 
 
-def _batch_size(settings: ConfigDict, learnt: Examples, encoder: FeatureExtractor) -> int:
-    devices = encoder.mesh.size
+def _batch_size(settings: ConfigDict, learnt: Examples, extractor: FeatureExtractor) -> int:
+    devices = extractor.mesh.size
     return max(min(settings.batch_size, learnt.size) // devices, 1) * devices
 
 
 def _learning_rate(
-    protocol: str, settings: ConfigDict, num_examples: int, batch_size: int
+    settings: ConfigDict, num_examples: int, batch_size: int
 ) -> Callable[[float | jax.Array], optax.Schedule]:
-    """From the peak to the schedule."""
-    if protocol == 'multihead':
+    """The function from the peak to the schedule: steps at `milestones` where there are some, otherwise a cosine."""
+    if 'milestones' in settings:
         milestones = [steps_of_epochs(epoch, num_examples, batch_size) for epoch in settings.milestones]
         return functools.partial(step_decay, milestones=milestones)
     total = _total_steps(settings, num_examples, batch_size)
@@ -257,21 +277,22 @@ def _total_steps(settings: ConfigDict, num_examples: int, batch_size: int) -> in
 
 
 def _claim(trainer: Trainer, settings: ConfigDict, programs: Programs, name: str) -> epath.Path:
-    """The directory of just this training; another encoder, data set or setting has another one."""
+    """The directory of just this training. Another encoder, data set or setting has another one."""
+    measurement = trainer.measurement
     identity = {
         'protocol': trainer.protocol,
         'of': name,
-        'encoder': trainer.encoder.identity,
+        'encoder': measurement.extractor.identity,
         'images': f'{programs.learnt.name} ({programs.learnt.size})',
-        'image_size': trainer.encoder.image_size,
+        'image_size': measurement.extractor.image_size,
         'batch_size': programs.batch_size,
-        'seed': trainer.config.seed,
+        'seed': measurement.config.seed,
         'settings': settings.to_dict(),
     }
     text = json.dumps(identity, indent=2) + '\n'
     plain = ''.join(letter if letter.isalnum() or letter in '.-%' else '_' for letter in name)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    directory = trainer.directory / f'{trainer.protocol}-{plain}-{digest}'
+    directory = epath.Path(measurement.directory) / 'trained' / f'{trainer.protocol}-{plain}-{digest}'
     if distributed.is_first():
         directory.mkdir(parents=True, exist_ok=True)
         workdir.write_whole(directory / 'settings.json', text)
@@ -280,50 +301,40 @@ def _claim(trainer: Trainer, settings: ConfigDict, programs: Programs, name: str
 
 def _train(trainer: Trainer, settings: ConfigDict, programs: Programs, directory: epath.Path) -> dict[str, Any]:
     """The model's variables after training, or after the rest of it."""
-    mesh, learnt, batch_size = trainer.encoder.mesh, programs.learnt, programs.batch_size
+    extractor, seed = trainer.measurement.extractor, trainer.measurement.config.seed
+    learnt, batch_size = programs.learnt, programs.batch_size
     peak = peak_learning_rate(settings.learning_rate, batch_size, settings.scaling)
     total = _total_steps(settings, learnt.size, batch_size)
-    interval = -(-total // CHECKPOINTS_A_TRAINING)
-    init_key, step_key = jax.random.split(jax.random.key(trainer.config.seed))
-    log = Log(str(directory), total, tensorboard=True)
-    log.say(f'{trainer.protocol}: {learnt.name}, {learnt.size:,} images, {total:,} steps; {directory}')
-    checkpoints = Checkpoints(str(directory), keep=1, say=log.say)
-    with contextlib.closing(log), contextlib.closing(checkpoints):
-        state = programs.init(init_key, trainer.encoder.variables, peak, settings.weight_decay)
-        if checkpoints.latest_step() is not None:
-            state = checkpoints.restore(abstract(state))
-            log.say(f'Resuming at step {int(state.step)}.')
-        log.resume(int(state.step))
-        state = loop.train(
-            state,
-            programs.step,
-            functools.partial(_batches, trainer, learnt, batch_size),
-            schedule=Schedule(
-                total_steps=total,
-                epoch_steps=learnt.size / batch_size,
-                log_every=interval,
-                checkpoint_every=interval,
-                evaluate_every=0,
-                learning_rate=_learning_rate(trainer.protocol, settings, learnt.size, batch_size)(peak),
-            ),
-            mesh=mesh,
-            key=step_key,
-            checkpoints=checkpoints,
-            log=log,
-        )
-    return {'params': state.params, 'batch_stats': state.batch_stats}
-
-
-def _batches(trainer: Trainer, learnt: Examples, batch_size: int, start_step: int):
-    from simclr_jax.data.pipeline import TrainBatches
-
-    size = trainer.encoder.image_size
-    return TrainBatches(
-        learnt,
-        make_policy(size, shared='', views=(VIEW,), parameters=default_parameters()),
-        batch_size=batch_size,
-        seed=trainer.config.seed,
-        start_step=start_step,
-        share=Share(jax.process_index(), jax.process_count()),
-        max_unreadable=trainer.encoder.config.data.max_unreadable,
+    interval = -(-total // CHECKPOINTS_PER_TRAINING)
+    init_key, step_key = jax.random.split(jax.random.key(seed))
+    start = init_key, extractor.variables, peak, settings.weight_decay
+    policy = make_policy(extractor.image_size, views=(VIEW,), parameters=default_parameters())
+    state = start_or_resume(
+        str(directory),
+        sharding.placed(jax.eval_shape(programs.init, *start), sharding.replicated(extractor.mesh)),
+        lambda _: programs.init(*start),
+        programs.step,
+        lambda step: host_batches(
+            learnt,
+            policy,
+            extractor.mesh,
+            batch_size=batch_size,
+            seed=seed,
+            start_step=step,
+            max_unreadable=extractor.config.data.max_unreadable,
+        ),
+        schedule=Schedule(
+            total_steps=total,
+            epoch_steps=learnt.size / batch_size,
+            log_every=interval,
+            checkpoint_every=interval,
+            evaluate_every=0,
+            learning_rate=_learning_rate(settings, learnt.size, batch_size)(peak),
+        ),
+        mesh=extractor.mesh,
+        key=step_key,
+        introduce=lambda say: say(
+            f'{trainer.protocol}: {learnt.name}, {learnt.size:,} images, {total:,} steps; {directory}'
+        ),
     )
+    return {'params': state.params, 'batch_stats': state.batch_stats}

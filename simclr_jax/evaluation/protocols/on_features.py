@@ -1,4 +1,4 @@
-"""Protocols that classify features as they are: kNN, logistic regression, support vector machines."""
+"""Protocols that classify frozen features: kNN, logistic regression, support vector machines."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,10 +11,12 @@ from simclr_jax.data.select import labelled_indices
 from simclr_jax.evaluation.datasets import Dataset, hold_out
 from simclr_jax.evaluation.extractor import FeatureExtractor
 from simclr_jax.evaluation.features import Features
+from simclr_jax.evaluation.protocols.measurement import Measurement
 from simclr_jax.evaluation.results import Score, grade
-from simclr_jax.probes import logistic, svm
+from simclr_jax.probes import logistic
 from simclr_jax.probes.knn import knn_predict
 from simclr_jax.probes.linear_model import predict_logits
+from simclr_jax.probes.svm import fit_cross_validated, fit_low_shot
 
 # Classes with fewer labels have none to spare for choosing the penalty, and get this one.
 LABELS_TO_VALIDATE = 20
@@ -23,15 +25,15 @@ L2_OF_FEW = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-    """What a protocol on frozen features has to go by.
+    """Everything that a classifier of frozen features needs.
 
     Attributes:
-        bank: features whose labels are known.
-        held_out: further ones, to choose settings on; None: cut them from the bank.
-        queries: features to classify.
+        bank: Features whose labels are known.
+        held_out: Further labelled features to choose settings on. None means that they are cut from the bank.
+        queries: Features to classify.
         num_classes: K.
-        config: of the evaluation.
-        score: (scores [N, K], labels) -> the data set's metric.
+        config: Checked configuration of the evaluation.
+        score: Function (scores [N, K], labels) -> the data set's metric.
     """
 
     bank: Features
@@ -42,52 +44,75 @@ class Material:
     score: Callable[[np.ndarray, np.ndarray], float]
 
 
-def evaluate_frozen(
-    protocol: str, encoder: FeatureExtractor, dataset: Dataset, labels: Labels, config: ConfigDict
+# (material, label budget) -> {detail: classes [Q] or scores [Q, K]}, an entry for each setting that is reported.
+Classify = Callable[[Material, Labels], dict[str, np.ndarray]]
+
+
+def knn(measurement: Measurement) -> list[Score]:
+    """Scores of cosine kNN, one for each k."""
+    return _scores('knn', classify_by_knn, measurement, {'h': ''}, measurement.dataset.metric)
+
+
+def linear(measurement: Measurement) -> list[Score]:
+    """Scores of logistic regression (SimCLR, appendix B.8)."""
+    return _scores('linear', classify_by_regression, measurement, {'h': ''}, measurement.dataset.metric)
+
+
+def svm(measurement: Measurement) -> list[Score]:
+    """Mean average precisions of one linear SVM per class, for each of `config.svm.layers`."""
+    layers = {layer: layer for layer in measurement.config.svm.layers}
+    return _scores('svm', classify_by_svm, measurement, layers, 'map')
+
+
+def low_shot(measurement: Measurement) -> list[Score]:
+    """Mean average precisions of SVMs that see `config.svm.positives` positive examples per class."""
+    return [score for layer in measurement.config.svm.layers for score in _low_shot(measurement, layer)]
+
+
+def _scores(
+    protocol: str, classify: Classify, measurement: Measurement, layers: dict[str, str], metric: str
 ) -> list[Score]:
-    """Scores of one protocol with so many labels.
+    """Scores of one protocol, averaged over draws of the labels where these are few.
 
     Args:
-        protocol: 'knn', 'linear', 'svm' or 'low_shot'.
-        encoder: makes the features.
-        dataset: labelled.
-        labels: how many may be learnt from; 'low_shot' has its own numbers.
-        config: of the evaluation.
+        protocol: Name in the results.
+        classify: Predicts the test images.
+        measurement: Extractor, data set and label budget.
+        layers: Layer to its name in the results.
+        metric: Metric of the results.
     """
-    if protocol == 'low_shot':
-        return [score for layer in config.svm.layers for score in _low_shot(encoder, dataset, layer, config)]
-    layers = config.svm.layers if protocol == 'svm' else ('h',)
+    extractor, dataset, labels, config = (
+        measurement.extractor,
+        measurement.dataset,
+        measurement.labels,
+        measurement.config,
+    )
     published = dataset.published(labels)
-    # All labels of a published subset are so many of the data set's.
+    # A published subset is the budget already: all of its labels are used.
     drawn = labels if published is None else Labels()
     scores = []
-    for layer in layers:
-        material = _material(encoder, published or dataset, layer, config)
-        draws = 1 if drawn == Labels() else config.draws
+    for layer, name in layers.items():
+        material = _material(extractor, published or dataset, layer, config)
         predictions: dict[str, list[np.ndarray]] = {}
-        for draw in range(draws):
-            for detail, found in classify(protocol, _drawn(material, drawn, draw), labels).items():
+        for draw in range(1 if drawn == Labels() else config.draws):
+            for detail, found in classify(_drawn(material, drawn, draw), labels).items():
                 predictions.setdefault(detail, []).append(found)
-        metric = 'map' if protocol == 'svm' else dataset.metric
         for detail, found in predictions.items():
-            name = ', '.join(filter(None, (layer if protocol == 'svm' else '', detail)))
-            value = grade(metric, found, material.queries.labels, config)
-            scores.append(Score(dataset.name, protocol, name, str(labels), metric, encoder.name, **value))
+            row = dataset.name, protocol, ', '.join(filter(None, (name, detail))), str(labels), metric
+            scores.append(Score(*row, extractor.name, **grade(metric, found, material.queries.labels, config)))
     return scores
 
 
-def classify(protocol: str, material: Material, labels: Labels) -> dict[str, np.ndarray]:
-    """Predicted labels [Q], or scores [Q, K], for each of the protocol's settings that are reported."""
-    if protocol == 'knn':
-        return _knn(material, labels)
-    if protocol == 'linear':
-        return {'': _linear(material)}
+def classify_by_svm(material: Material, labels: Labels) -> dict[str, np.ndarray]:
+    """Scores [Q, K] of one linear SVM per class. The cost is chosen by cross-validation."""
+    del labels
     bank = _joined(material.bank, material.held_out)
-    machines = svm.fit_cross_validated(bank.values, as_targets(bank.labels, material.num_classes))
+    machines = fit_cross_validated(bank.values, as_targets(bank.labels, material.num_classes))
     return {'': predict_logits(machines.weights, material.queries.values)}
 
 
-def _knn(material: Material, labels: Labels) -> dict[str, np.ndarray]:
+def classify_by_knn(material: Material, labels: Labels) -> dict[str, np.ndarray]:
+    """Predicted classes [Q] for each k."""
     bank = _joined(material.bank, material.held_out)
     # With few labels a class, more neighbours than these are of other classes for certain.
     most = min(len(bank.labels), labels.per_class or len(bank.labels))
@@ -103,8 +128,9 @@ def _knn(material: Material, labels: Labels) -> dict[str, np.ndarray]:
     return {f'k={k}': predicted[k] for k in sizes}
 
 
-def _linear(material: Material) -> np.ndarray:
-    """Logits [Q, K] of logistic regression; a class without a label has the lowest."""
+def classify_by_regression(material: Material, labels: Labels) -> dict[str, np.ndarray]:
+    """Logits [Q, K] of logistic regression. A class without a label has the lowest logit."""
+    del labels
     settings = material.config.linear
     bank, held_out = material.bank, material.held_out
     classes = _learnable(_joined(bank, held_out).labels, material.num_classes)
@@ -127,11 +153,12 @@ def _linear(material: Material) -> np.ndarray:
     lowest = np.finfo(np.float32).min
     logits = np.full((len(material.queries.values), material.num_classes), lowest, np.float32)
     logits[:, classes] = predict_logits(weights, material.queries.values)
-    return logits
+    return {'': logits}
 
 
-def _low_shot(encoder: FeatureExtractor, dataset: Dataset, layer: str, config: ConfigDict) -> list[Score]:
-    material = _material(encoder, dataset, layer, config)
+def _low_shot(measurement: Measurement, layer: str) -> list[Score]:
+    extractor, dataset, config = measurement.extractor, measurement.dataset, measurement.config
+    material = _material(extractor, dataset, layer, config)
     bank, held_out = material.bank, material.held_out
     if held_out is None:
         fitted, held = hold_out(bank.labels, config.validation_share, config.seed)
@@ -145,21 +172,21 @@ def _low_shot(encoder: FeatureExtractor, dataset: Dataset, layer: str, config: C
     for positives in sizes:
         found = []
         for sample in range(config.svm.samples):
-            machines = svm.fit_low_shot(
+            machines = fit_low_shot(
                 bank.values, targets, held_out.values, held_targets, positives=positives, seed=config.seed + sample
             )
             found.append(predict_logits(machines.weights, material.queries.values))
         value = grade('map', found, material.queries.labels, config)
-        scores.append(Score(dataset.name, 'low_shot', layer, str(positives), 'map', encoder.name, **value))
+        scores.append(Score(dataset.name, 'low_shot', layer, str(positives), 'map', extractor.name, **value))
     return scores
 
 
-def _material(encoder: FeatureExtractor, dataset: Dataset, layer: str, config: ConfigDict) -> Material:
-    validation = None if dataset.validation is None else encoder.features(dataset.validation, layer)
+def _material(extractor: FeatureExtractor, dataset: Dataset, layer: str, config: ConfigDict) -> Material:
+    validation = None if dataset.validation is None else extractor.features(dataset.validation, layer)
     return Material(
-        bank=encoder.features(dataset.train, layer).labelled(),
+        bank=extractor.features(dataset.train, layer).labelled(),
         held_out=None if validation is None else validation.labelled(),
-        queries=encoder.features(dataset.test, layer).labelled(),
+        queries=extractor.features(dataset.test, layer).labelled(),
         num_classes=dataset.num_classes,
         config=config,
         score=lambda scores, known: grade(dataset.metric, [scores], known, None)['value'],
