@@ -1,1 +1,1 @@
-"""Losses: functions of arrays, whose scalars are those of the global batch."""
+"""Losses: functions of arrays that return scalars of the global batch."""

@@ -1,1 +1,1 @@
-"""Metrics of representations, which need no labels, and of classifications."""
+"""Metrics of representations (without labels) and of classifications."""

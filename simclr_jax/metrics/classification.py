@@ -1,7 +1,7 @@
-"""What a test set says of predictions, and how sure it is: accuracies, average precisions, bootstrap intervals.
+"""Metrics of predictions on a test set: accuracies, average precisions and their bootstrap intervals.
 
-Every metric takes weights of the images, with which an image of weight 2 counts as if it were there twice:
-`confidence_interval` draws such weights. NumPy on the host, float64.
+Every metric takes weights of the images. An image of weight 2 counts as if it were in the test set twice.
+`confidence_interval` draws such weights. All metrics run in NumPy on the host, in float64.
 """
 
 from collections.abc import Callable
@@ -11,36 +11,48 @@ import numpy as np
 
 
 def top1(predicted, labels, weights=None) -> float:
-    """Weighted fraction of the images whose class is predicted.
+    """Weighted share of the images whose class is predicted correctly.
 
     Args:
-        predicted: [N] integers.
-        labels: [N] integers >= 0.
-        weights: [N], >= 0 and not all 0; None: all 1.
+        predicted: Predicted classes, integers [N].
+        labels: True classes, integers >= 0, [N].
+        weights: Weights >= 0 of the images, [N], not all 0. None: all 1.
 
     Returns:
-        From 0 to 1.
+        The share, from 0 to 1.
 
     Raises:
-        ValueError: an argument breaks a rule above; the message names the cure.
+        ValueError: An argument breaks a rule above. The message names the cure.
+
+    Example:
+        >>> top1([0, 1, 1, 2], [0, 1, 2, 2])
+        0.75
     """
     correct, _, weights = _check_classes(predicted, labels, weights)
     return float(np.average(correct, weights=weights))
 
 
 def mean_per_class(predicted, labels, weights=None) -> float:
-    """Mean over classes of the fraction of their images that are predicted right: balanced accuracy.
+    """Mean over the classes of the share of their images that are predicted correctly (balanced accuracy).
 
     A class without an image of positive weight is left out of the mean.
 
     Args:
-        predicted, labels, weights: see `top1`.
+        predicted: Predicted classes, integers [N].
+        labels: True classes, integers >= 0, [N].
+        weights: Weights >= 0 of the images, [N], not all 0. None: all 1.
 
     Returns:
-        From 0 to 1.
+        The mean, from 0 to 1.
 
     Raises:
-        ValueError: see `top1`.
+        ValueError: An argument breaks a rule above. The message names the cure.
+
+    Example:
+        Three of four images are right, but only half of class 1.
+
+        >>> mean_per_class([0, 0, 1, 0], [0, 0, 1, 1])
+        0.75
 
     Source: SimCLR, arXiv 2002.05709, appendix B.8 (Aircraft, Pets, Caltech-101, Flowers).
     """
@@ -52,20 +64,26 @@ def mean_per_class(predicted, labels, weights=None) -> float:
 
 
 def average_precision(scores, targets, weights=None) -> float:
-    """Sum over thresholds of the precision times the increment of the recall, without interpolation.
+    """Average precision: sum over thresholds of the precision times the increment of the recall.
 
-    Images of equal score pass a threshold together. This is scikit-learn's definition.
+    There is no interpolation. Images of equal score pass a threshold together. This is scikit-learn's definition.
 
     Args:
-        scores: [N], finite; the higher, the more likely the class.
-        targets: [N] of 1 (positive), 0 (negative) and -1 (the image is ignored).
-        weights: [N], >= 0 and not all 0; None: all 1.
+        scores: Finite scores [N]. A higher score means a more likely member of the class.
+        targets: Labels [N]: 1 (positive), 0 (negative) or -1 (the image is ignored).
+        weights: Weights >= 0 of the images, [N], not all 0. None: all 1.
 
     Returns:
-        From 0 to 1; NaN where no positive has a weight.
+        The average precision, from 0 to 1. NaN if no positive has a positive weight.
 
     Raises:
-        ValueError: an argument breaks a rule above; the message names the cure.
+        ValueError: An argument breaks a rule above. The message names the cure.
+
+    Example:
+        The positives have ranks 1 and 3, with precisions 1 and 2 / 3.
+
+        >>> round(average_precision([0.9, 0.8, 0.7], [1, 0, 1]), 4)
+        0.8333
     """
     return _average_precision_of_one(scores, targets, weights, eleven_point=False)
 
@@ -73,18 +91,20 @@ def average_precision(scores, targets, weights=None) -> float:
 def eleven_point_average_precision(scores, targets, weights=None) -> float:
     """Mean over the recalls 0, 0.1 ... 1 of the largest precision at that recall or a higher one.
 
-    As in the development kit of PASCAL VOC 2007, images are ranked one at a time. The kit leaves the order of
-    equal scores to its sort, which keeps the images' order: so does this. A recall of exactly three tenths
-    reaches 0.3 here; in the kit, whose threshold is 3 x 0.1 in binary, it does not.
+    As in the development kit of PASCAL VOC 2007, every image has its own rank. Images of equal score keep their order,
+    as in the sort of the kit. One detail differs: a recall of exactly three tenths reaches 0.3 here. It does not in
+    the kit, because the kit's threshold 3 x 0.1 is slightly larger in binary.
 
     Args:
-        scores, targets, weights: see `average_precision`.
+        scores: Finite scores [N]. A higher score means a more likely member of the class.
+        targets: Labels [N]: 1 (positive), 0 (negative) or -1 (the image is ignored).
+        weights: Weights >= 0 of the images, [N], not all 0. None: all 1.
 
     Returns:
-        From 0 to 1; NaN where no positive has a weight.
+        The mean precision, from 0 to 1. NaN if no positive has a positive weight.
 
     Raises:
-        ValueError: see `average_precision`.
+        ValueError: An argument breaks a rule above. The message names the cure.
 
     Source: Everingham et al., The PASCAL Visual Object Classes Challenge (IJCV 2010), evaluation of classification.
     """
@@ -95,16 +115,16 @@ def mean_average_precision(scores, targets, weights=None, *, eleven_point: bool 
     """Mean of the average precision over the classes that have a positive.
 
     Args:
-        scores: [N, K], finite; each class ranks the images by its own column.
-        targets: [N, K] of 1 (positive), 0 (negative) and -1 (the image is ignored for this class).
-        weights: [N], >= 0 and not all 0; None: all 1.
-        eleven_point: whether the classes' metric is `eleven_point_average_precision`.
+        scores: Finite scores [N, K]. Each class ranks the images by its own column.
+        targets: Labels [N, K]: 1 (positive), 0 (negative) or -1 (the image is ignored for this class).
+        weights: Weights >= 0 of the images, [N], not all 0. None: all 1.
+        eleven_point: Whether to use `eleven_point_average_precision` for the classes.
 
     Returns:
-        From 0 to 1.
+        The mean, from 0 to 1.
 
     Raises:
-        ValueError: an argument breaks a rule above, or no class has a positive.
+        ValueError: An argument breaks a rule above, or no class has a positive image of positive weight.
     """
     statistic = mean_average_precision_of_weights(scores, targets, eleven_point=eleven_point)
     value = statistic(_check_weights(weights, len(scores)))
@@ -114,16 +134,21 @@ def mean_average_precision(scores, targets, weights=None, *, eleven_point: bool 
 
 
 def mean_average_precision_of_weights(scores, targets, *, eleven_point: bool = False) -> Callable[[np.ndarray], float]:
-    """`mean_average_precision` as a function of the weights: images are ranked once, for `confidence_interval`.
+    """Returns `mean_average_precision` as a function of the weights, for `confidence_interval`.
+
+    The images are ranked only once, which makes many evaluations fast.
 
     Args:
-        scores, targets, eleven_point: see `mean_average_precision`.
+        scores: Finite scores [N, K]. Each class ranks the images by its own column.
+        targets: Labels [N, K]: 1 (positive), 0 (negative) or -1 (the image is ignored for this class).
+        eleven_point: Whether to use `eleven_point_average_precision` for the classes.
 
     Returns:
-        weights [N] -> mean average precision; NaN where no class has a positive with a weight.
+        A function from weights [N] to the mean average precision. The result is NaN if no class has a positive image
+        of positive weight.
 
     Raises:
-        ValueError: see `mean_average_precision`.
+        ValueError: An argument breaks a rule above. The message names the cure.
     """
     scores, targets = _check_scores(scores, targets, dimensions=2)
     rankings = [_rank(*column, eleven_point) for column in zip(scores.T, targets.T, strict=True)]
@@ -139,24 +164,30 @@ def mean_average_precision_of_weights(scores, targets, *, eleven_point: bool = F
 def confidence_interval(
     statistic: Callable[[np.ndarray], float], size: int, *, draws: int = 1000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap over the images of a test set.
+    """Confidence interval by the percentile bootstrap over the images of a test set.
 
-    It answers for the choice of the test images alone: not for that of the training images, nor for the seeds
-    of training.
+    The interval covers only the random choice of the test images. It covers neither the choice of the training images
+    nor the seeds of the training.
 
     Args:
-        statistic: weights [size] -> value. A weight is how often the draw holds the image. Draws whose value is
-            NaN (say, without a positive) are left out.
-        size: number of test images. With one image all draws are alike, and the interval has no width.
-        draws: how many times `size` images are drawn with replacement.
-        level: share of the draws inside the interval, in (0, 1).
-        seed: of the draws; the same seed gives the same interval.
+        statistic: Function from weights [size] to a value. The weight of an image is its count in the draw. Draws
+            with the value NaN (for example without a positive) are left out.
+        size: Number of test images, at least 1. With one image all draws are equal and the interval has no width.
+        draws: Number of draws, at least 1. A draw takes `size` images with replacement.
+        level: Share of the draws inside of the interval, in (0, 1).
+        seed: Seed of the draws. The same seed gives the same interval.
 
     Returns:
-        (low, high).
+        Lower and upper end of the interval.
 
     Raises:
-        ValueError: a setting breaks a rule above, or the statistic is NaN for all draws.
+        ValueError: A setting breaks a rule above, or the statistic is NaN for all draws.
+
+    Example:
+        >>> correct = np.arange(100) < 80
+        >>> low, high = confidence_interval(lambda weights: np.average(correct, weights=weights), 100)
+        >>> low < 0.8 < high
+        True
 
     Source: Efron & Tibshirani, An Introduction to the Bootstrap, chapter 13.
     """
@@ -175,12 +206,12 @@ def confidence_interval(
 
 
 class _Ranking(NamedTuple):
-    """Images of one class, best first, and the threshold at which each of the P positives is retrieved."""
+    """Ranking of the M images of one class, best first, and the threshold at which each of the P positives is found."""
 
-    order: np.ndarray  # [M], images that are not ignored
+    order: np.ndarray  # [M], indices of the images that are not ignored
     positives: np.ndarray  # [P], ranks of the positives
     last_image: np.ndarray  # [P], rank of the last image within the positive's threshold
-    last_positive: np.ndarray  # [P], which is the last positive within it
+    last_positive: np.ndarray  # [P], number of the last positive within this threshold
 
 
 def _rank(scores: np.ndarray, targets: np.ndarray, one_at_a_time: bool) -> _Ranking:
@@ -195,20 +226,20 @@ def _rank(scores: np.ndarray, targets: np.ndarray, one_at_a_time: bool) -> _Rank
 
 
 def _area(ranking: _Ranking, weights: np.ndarray, eleven_point: bool) -> float:
-    """Average precision of one class; NaN where no positive has a weight."""
-    # Recall grows at positives alone, and there lies the largest precision of each recall.
+    """Average precision of one class. NaN if no positive has a positive weight."""
+    # The recall grows only at positives. The largest precision of each recall is there as well.
     weights = weights[ranking.order]
     gained = weights[ranking.positives]
     found = np.cumsum(gained)
     if not found.size or found[-1] == 0:
         return np.nan
     retrieved = np.cumsum(weights)[ranking.last_image]
-    # Nothing is retrieved as long as all weights are 0.
+    # As long as all weights are 0, no image is retrieved and the precision is undefined.
     precision = np.divide(found[ranking.last_positive], retrieved, where=retrieved > 0, out=np.zeros_like(retrieved))
     if not eleven_point:
         return np.average(precision, weights=gained)
     from_here_on = np.maximum.accumulate(precision[::-1])[::-1]
-    # In tenths of the positives: whole numbers, which are compared without rounding.
+    # Ten times the recalls of integer weights are integers, which compare without rounding.
     return from_here_on[np.searchsorted(10 * found, np.arange(11) * found[-1])].mean()
 
 
@@ -219,28 +250,28 @@ def _average_precision_of_one(scores, targets, weights, eleven_point: bool) -> f
 
 
 def _check_classes(predicted, labels, weights):
-    """Whether each image is predicted right [N], the labels [N] and the weights [N]."""
+    """Checks the arguments. Returns whether each prediction is correct, the labels and the weights, all [N]."""
     predicted, labels = np.asarray(predicted), np.asarray(labels)
     for name, classes in (('predicted', predicted), ('labels', labels)):
         if classes.ndim != 1 or not classes.size or not np.issubdtype(classes.dtype, np.integer):
             raise ValueError(f'{name} is {classes.dtype} {classes.shape}: pass one integer for each image')
     if len(predicted) != len(labels):
-        raise ValueError(f'{len(predicted)} predicted classes and {len(labels)} labels: pass one of each an image')
+        raise ValueError(f'{len(predicted)} predicted classes and {len(labels)} labels: pass one of each per image')
     if labels.min() < 0:
-        raise ValueError(f'labels hold {labels.min()}, must be 0 or more: leave unlabelled images (-1) out')
+        raise ValueError(f'labels hold {labels.min()}, but must be 0 or more: leave unlabelled images (-1) out')
     return predicted == labels, labels, _check_weights(weights, len(labels))
 
 
 def _check_scores(scores, targets, *, dimensions: int):
-    """Scores as float64 and targets, [N] or [N, K]."""
+    """Checks the arguments. Returns the scores as float64 and the targets as int8, both [N] or [N, K]."""
     scores, targets = np.asarray(scores, np.float64), np.asarray(targets)
     shape = '[images]' if dimensions == 1 else '[images, classes]'
     if scores.ndim != dimensions or not scores.size or scores.shape != targets.shape:
         raise ValueError(f'scores {scores.shape} and targets {targets.shape} must both be {shape} and not empty')
     if not np.isfinite(scores).all():
-        raise ValueError('scores hold NaN or infinity, which have no rank: look for what made them')
+        raise ValueError('scores hold NaN or infinity, which have no rank: find the cause in the classifier')
     if not np.isin(targets, (-1, 0, 1)).all():
-        raise ValueError('targets must be 1 (positive), 0 (negative) or -1 (ignored): make them so, class by class')
+        raise ValueError('targets must be 1 (positive), 0 (negative) or -1 (ignored): convert the labels of each class')
     return scores, targets.astype(np.int8)
 
 

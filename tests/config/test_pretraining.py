@@ -213,7 +213,7 @@ def test_numbers_of_neighbours_are_integers_above_zero(text):
 
 def test_fields_that_contradict_each_other():
     one, other = problems_of('configs/digits.py', model__sk_ratio='0.0625', model__se_ratio='0.25')
-    assert re.search(r'model.se_ratio=0.25.*one at most', one)
+    assert re.search(r'model.se_ratio=0.25.*at most one', one)
     assert 'model.depth >= 50' in other
     (blocks,) = problems_of('configs/digits.py', loss__name='nt_logistic', loss__block_size='512')
     assert re.search(r'loss.block_size=512.*nt_xent alone.*to 0 for nt_logistic', blocks)

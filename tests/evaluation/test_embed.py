@@ -152,7 +152,10 @@ class TestOwnImages:
         assert found['ids'].tolist() == [str(photos / f'{number:02}.png') for number in range(13)]
         np.testing.assert_array_equal(found['labels'], -1)
         output = capsys.readouterr().out
-        assert f'2 files could not be read as images and were left out:\n  {photos}/05b.jpg\n  {photos}/cut.png\n' in output
+        assert (
+            f'2 files could not be read as images and were left out:\n  {photos}/05b.jpg\n  {photos}/cut.png\n'
+            in output
+        )
 
     def test_sub_folders_are_classes(self, embed, photos, tmp_path):
         for number, name in ((0, 'zero'), (1, 'one'), (2, 'two')):

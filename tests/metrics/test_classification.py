@@ -221,7 +221,7 @@ def test_a_thousand_draws_are_cheap(generator):
         (([0, 1], [0, 1, 1]), '2 predicted classes and 3 labels'),
         (([], []), r'predicted is float64 \(0,\)'),
         (([0, 1], [0.0, 1.0]), 'labels is float64'),
-        (([0, 1], [0, -1]), 'labels hold -1, must be 0 or more: leave unlabelled images'),
+        (([0, 1], [0, -1]), 'labels hold -1, but must be 0 or more: leave unlabelled images'),
         (([0, 1], [0, 1], [1]), r'weights \(1,\) must be 2 finite numbers'),
         (([0, 1], [0, 1], [0, 0]), 'not all 0'),
         (([0, 1], [0, 1], [2, -1]), 'none negative'),
