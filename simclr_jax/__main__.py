@@ -1,4 +1,4 @@
-"""`python -m simclr_jax` is `simclr`."""
+"""Makes `python -m simclr_jax` the same program as `simclr`."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""What accelerators can do at most."""
+"""Peak performance of accelerators."""
 
-# Operations a second on dense bfloat16 matrices, of what JAX calls one device. Sources: cloud.google.com/tpu/docs for
-# each generation; NVIDIA's data sheets of V100 (float16), A100, H100 SXM, H200.
+# Operations per second on dense bfloat16 matrices, for one JAX device. Sources: cloud.google.com/tpu/docs for each
+# generation of TPU, and NVIDIA's data sheets of V100 (float16), A100, H100 SXM and H200.
 PEAK_FLOPS = {
     'TPU v2': 22.5e12,
     'TPU v3': 61.5e12,
@@ -17,7 +17,18 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """The peak of a device by `jax.Device.device_kind`, which of GPUs also names make and memory; None: not known."""
+    """Looks up the peak of a device.
+
+    Args:
+        device_kind: `jax.Device.device_kind`. The kind of a GPU also names its maker and memory.
+
+    Returns:
+        Operations per second on dense bfloat16 matrices, or None for an unknown device.
+
+    Example:
+        >>> peak_flops('NVIDIA A100-SXM4-80GB'), peak_flops('cpu')
+        (312000000000000.0, None)
+    """
     if device_kind in PEAK_FLOPS:
         return PEAK_FLOPS[device_kind]
     found = [peak for name, peak in PEAK_FLOPS.items() if name in device_kind.replace('-', ' ').split()]

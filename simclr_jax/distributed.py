@@ -1,7 +1,7 @@
-"""The processes of a job: how they find each other, agree, and end together.
+"""The processes of a job: how they find each other, agree and end together.
 
-A process that is lost takes the others down: JAX's coordination service misses its heartbeats and aborts them
-(SIGABRT, with the number of the lost one in the message), wherever they wait.
+If one process is lost, the others end too. JAX's coordination service misses the heartbeats of the lost process and
+aborts all others (SIGABRT), wherever they wait. The message names the number of the lost process.
 """
 
 import os
@@ -16,12 +16,13 @@ from jax.experimental import multihost_utils
 
 from simclr_jax.config import ConfigError
 
-# Seconds without a sign of life after which a process counts as lost; in which a process that has ended waits for
-# the others to end as well; and in which all must have started.
+# A process counts as lost after this number of seconds without a heartbeat.
 HEARTBEAT_TIMEOUT = 20
+# A process that has ended waits this number of seconds for the others to end.
 SHUTDOWN_TIMEOUT = 30
+# All processes must start within this number of seconds.
 START_TIMEOUT = 300
-# Where the number of processes and the own number are found, beside an address in JAX_COORDINATOR_ADDRESS.
+# With JAX_COORDINATOR_ADDRESS, these variables may hold the number of processes and the index of this process.
 COUNTS = ('JAX_NUM_PROCESSES', 'SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
 NUMBERS = ('JAX_PROCESS_ID', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
 
@@ -29,22 +30,22 @@ Result = TypeVar('Result')
 
 
 class FailedElsewhere(RuntimeError):
-    """Another process of the job has told the user of a mistake."""
+    """Another process of the job has reported a mistake of the user."""
 
 
 class LostError(RuntimeError):
-    """Another process of the job is not there; started again, all of it may go on."""
+    """Another process of the job is lost. The job can resume if it is started again."""
 
 
 def start() -> None:
-    """Joins the other processes of the job, if there are any; before JAX is used otherwise.
+    """Joins the other processes of the job, if there are any. To be called before any other use of JAX.
 
-    A TPU slice (also several), GKE, Slurm's srun and Open MPI are recognised; anywhere else JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID say it.
+    One or several TPU slices, GKE, Slurm's srun and Open MPI are recognised. Everywhere else the environment variables
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID describe the job.
 
     Raises:
-        ConfigError: the environment says it by halves.
-        LostError: the others did not come within START_TIMEOUT seconds.
+        ConfigError: The environment describes the job incompletely.
+        LostError: The other processes did not start within START_TIMEOUT seconds.
     """
     arguments = find_job(os.environ, has_tpu())
     if arguments is None:
@@ -57,26 +58,29 @@ def start() -> None:
     try:
         jax.distributed.initialize(**arguments, **limits)
     except ValueError as error:
-        raise ConfigError([f'this job of several processes is not described well: {error}; see launch/']) from error
+        raise ConfigError([f'the environment describes this job incompletely: {error}; see launch/']) from error
     except RuntimeError as error:
         raise LostError(f'the processes of this job did not find each other: {str(error).splitlines()[0]}') from error
 
 
 def tells_of_a_loss(error: Exception) -> bool:
-    """Whether an error of JAX means that another process cannot be reached any more."""
+    """Whether an error of JAX means that another process of this job is lost."""
     is_one_of_several = jax.distributed.is_initialized() and jax.process_count() > 1
     return is_one_of_several and any(word in str(error) for word in ('Gloo', 'UNAVAILABLE', 'ABORTED', 'heartbeat'))
 
 
 def find_job(environment: Mapping[str, str], has_tpu: bool) -> dict[str, Any] | None:
-    """What `jax.distributed.initialize` is to be told: None: not to be called; {}: JAX finds out by itself.
+    """Finds the arguments of `jax.distributed.initialize`.
 
     Args:
-        environment: variables of the process.
-        has_tpu: whether this machine has a TPU.
+        environment: Environment variables of the process.
+        has_tpu: Whether this machine has a TPU.
+
+    Returns:
+        The arguments. {} if JAX detects the job itself. None if this process is alone and must not call it.
 
     Raises:
-        ConfigError: see `start`.
+        ConfigError: The environment describes the job incompletely.
     """
     address = environment.get('JAX_COORDINATOR_ADDRESS')
     if address:
@@ -86,12 +90,12 @@ def find_job(environment: Mapping[str, str], has_tpu: bool) -> dict[str, Any] | 
             'process_id': _integer(environment, NUMBERS),
             'cluster_detection_method': 'deactivate',
         }
-    # Version 5 of Open MPI does not tell any more where its launcher is.
+    # Open MPI 5 does not publish the address of its launcher.
     if int(environment.get('OMPI_COMM_WORLD_SIZE', 1)) > 1 and 'OMPI_MCA_orte_hnp_uri' not in environment:
         raise ConfigError(
             [
-                f'OMPI_COMM_WORLD_SIZE={environment["OMPI_COMM_WORLD_SIZE"]}: this Open MPI does not say where process '
-                '0 is; mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT, a free port of its host'
+                f'OMPI_COMM_WORLD_SIZE={environment["OMPI_COMM_WORLD_SIZE"]}: this Open MPI does not publish the '
+                'address of process 0; give it by mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT, with a free port'
             ]
         )
     in_srun = 'SLURM_STEP_NODELIST' in environment and int(environment.get('SLURM_NTASKS', 1)) > 1
@@ -101,7 +105,7 @@ def find_job(environment: Mapping[str, str], has_tpu: bool) -> dict[str, Any] | 
         return None
     hosts = environment.get('TPU_PROCESS_ADDRESSES') or environment.get('TPU_WORKER_HOSTNAMES')
     if hosts is None:
-        # A TPU VM, whose metadata server knows; where it must not be asked, as on Colab, there is one host.
+        # On a TPU VM, JAX asks the metadata server. Where it must not be asked, as on Colab, there is only one host.
         return None if 'TPU_SKIP_MDS_QUERY' in environment else {}
     is_alone = ',' not in hosts and int(environment.get('MEGASCALE_NUM_SLICES', 1)) == 1
     return None if is_alone else {}
@@ -114,39 +118,40 @@ def _integer(environment: Mapping[str, str], names: tuple[str, ...]) -> int:
                 return int(environment[name])
             except ValueError:
                 raise ConfigError([f'{name}={environment[name]}: must be an integer']) from None
-    raise ConfigError([f'JAX_COORDINATOR_ADDRESS is set, and none of {", ".join(names)}; set {names[0]}'])
+    raise ConfigError([f'JAX_COORDINATOR_ADDRESS is set, but none of {", ".join(names)}; set {names[0]}'])
 
 
 def has_tpu() -> bool:
-    """Whether this machine has a TPU, told without JAX, which would open it."""
+    """Whether this machine has a TPU. The question does not involve JAX, which would open the TPU."""
     return any(any(epath.Path('/dev').glob(pattern)) for pattern in ('accel*', 'vfio/*'))
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and tells."""
+    """Whether this process is the one that writes files and messages."""
     return jax.process_index() == 0
 
 
 def say(text: str) -> None:
-    """A line for the user, once a job."""
+    """Prints a line for the user, once per job."""
     if is_first():
         print(text, flush=True)
 
 
 def wait_for_all(reason: str) -> None:
-    """Returns when every process has come here.
+    """Waits until every process of the job has made the same call.
 
     Args:
-        reason: what for; the same in all.
+        reason: Name of the call, the same in all processes.
     """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(reason)
 
 
 def leave_together() -> None:
-    """Ends the job in order, once every process has come here; the first may take long over what it still writes.
+    """Ends the job when every process has made this call.
 
-    Left to the interpreter's end, the first to reach it would give the others but SHUTDOWN_TIMEOUT.
+    The first process may still write for a long time. Without this call, the interpreter of a process that ends early
+    would wait only SHUTDOWN_TIMEOUT seconds for the others.
     """
     if jax.distributed.is_initialized():
         wait_for_all('the end')
@@ -154,18 +159,18 @@ def leave_together() -> None:
 
 
 def together(action: Callable[[], Result], mistakes: tuple[type[Exception], ...]) -> Result:
-    """Does something in every process; if a mistake of the user stops one, it stops all.
+    """Calls a function in every process. A mistake of the user in one process stops all processes.
 
     Args:
-        action: called without arguments.
-        mistakes: exceptions that stop all.
+        action: Function without arguments.
+        mistakes: Exceptions that stop all processes.
 
     Returns:
-        What the action returned in this process.
+        The result of the function in this process.
 
     Raises:
-        mistakes: raised by the action in this process.
-        FailedElsewhere: raised by the action in another one.
+        mistakes: The function raised one of them in this process.
+        FailedElsewhere: The function raised one of them in another process.
     """
     result, mistake = None, None
     try:
@@ -176,31 +181,33 @@ def together(action: Callable[[], Result], mistakes: tuple[type[Exception], ...]
     if mistake is not None:
         raise mistake
     if failed.size:
-        raise FailedElsewhere(f'process {failed[0]} stopped, for the reason that it gives')
+        raise FailedElsewhere(f'process {failed[0]} stopped, see its message')
     return result
 
 
 def all_agree(statement: bool) -> bool:
-    """Whether it is true in every process."""
+    """Whether a statement is true in every process."""
     return bool(_of_all(statement).all())
 
 
 def _of_all(statement: bool) -> np.ndarray:
-    """The statement in every process, bool [processes]."""
+    """Gathers a statement from all processes, bool [processes]."""
     if jax.process_count() == 1:
         return np.array([statement])
     return np.asarray(multihost_utils.process_allgather(np.array(statement))).reshape(-1)
 
 
 class Preemption:
-    """Notices SIGTERM, which machines and schedulers send before they take themselves away.
+    """Notices SIGTERM, which machines and schedulers send before they stop a process.
 
-    Where the job has several processes it is noticed by JAX's preemption service, which also makes them agree when
-    to stop: any one of them may have been told.
+    In a job of several processes, JAX's preemption service notices the signal. It also makes the processes agree on the
+    step at which they stop, because the signal may reach only one of them.
 
     Example:
         >>> with Preemption() as preemption:
-        ...     if preemption.is_due(): save()
+        ...     os.kill(os.getpid(), signal.SIGTERM)
+        ...     print(preemption.is_due())
+        True
     """
 
     def __init__(self):
@@ -219,9 +226,9 @@ class Preemption:
         self._told = True
 
     def is_due(self) -> bool:
-        """Whether to save now and end; all processes must ask equally often, after the same steps."""
+        """Whether to save and end now. All processes must ask equally often, after the same steps."""
         if jax.process_count() == 1:
             return self._told
-        # The processes agree on a question to come, and recognise it by its number.
+        # The processes agree on one of the next questions, which they recognise by its number.
         self._asked += 1
         return multihost_utils.reached_preemption_sync_point(self._asked)

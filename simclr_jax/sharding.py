@@ -1,4 +1,4 @@
-"""Devices: the mesh, where arrays lie on it, and the way from the host's rows to global arrays."""
+"""The mesh of devices, the placement of arrays on it, and the conversion of a host's rows to global arrays."""
 
 import functools
 import math
@@ -9,35 +9,39 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-# The one axis of the mesh: rows of the global batch lie along it.
+# The only axis of the mesh. It divides the rows of the global batch.
 DATA_AXIS = 'data'
-# Elements of the smallest parameter that is worth dividing among devices: below, a message costs more than it saves.
+# Smallest number of elements of a divided parameter. For smaller ones the communication costs more than it saves.
 DIVIDED_FROM = 4096
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """All devices (or the given ones) along the axis DATA_AXIS, with shardings left to the compiler."""
+    """Makes a mesh with the single axis DATA_AXIS. The compiler chooses the shardings inside of programs.
+
+    Args:
+        devices: Devices of the mesh. None: all devices of the job.
+    """
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Sharding that keeps the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def by_rows(mesh: Mesh) -> NamedSharding:
-    """The first dimension divided among the devices."""
+    """Sharding that divides the first dimension among the devices."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
 def stacked_by_rows(mesh: Mesh) -> NamedSharding:
-    """Arrays with rows of several steps or parts, [n, B, ...]: the second dimension divided among the devices."""
+    """Sharding that divides the second dimension, for arrays with rows of n steps or parts, [n, B, ...]."""
     return NamedSharding(mesh, PartitionSpec(None, DATA_AXIS))
 
 
 def placed(shapes: Any, shardings: Any) -> Any:
-    """A tree of shapes and dtypes with the sharding of each: a description of global arrays.
+    """Describes global arrays: adds a sharding to each shape and dtype of a tree.
 
     Args:
         shapes: Tree of arrays or `jax.ShapeDtypeStruct`.
@@ -51,11 +55,14 @@ def placed(shapes: Any, shardings: Any) -> Any:
 
 
 def divided(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """A parameter's largest dimension that can be, divided among the devices; small ones are on each.
+    """Sharding of a parameter that divides its largest dimension among the devices.
+
+    Only a dimension that is a multiple of the number of devices can be divided. A parameter without such a dimension,
+    or with fewer than DIVIDED_FROM elements, lies on every device.
 
     Args:
-        mesh: the devices.
-        shape: of the parameter.
+        mesh: Mesh of devices.
+        shape: Shape of the parameter.
     """
     if math.prod(shape) < DIVIDED_FROM:
         return replicated(mesh)
@@ -67,11 +74,13 @@ def divided(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
 
 
 def gather(params: Any, shardings: Any) -> Any:
-    """Parameters as they are needed: whole on every device; their gradients come back summed and divided again.
+    """Gathers divided parameters for a computation, so that every device has them whole.
+
+    Their gradients are summed over the devices and divided again.
 
     Args:
-        params: arrays.
-        shardings: of each, as of `divided`.
+        params: Tree of parameters.
+        shardings: Tree of their shardings, as from `divided`.
     """
 
     def whole(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
@@ -92,7 +101,7 @@ def _whole_forward(leaf, sharding):
 
 
 def _whole_backward(sharding, _, gradient):
-    # Of a plain constraint the gradient would be whole on every device too.
+    # The gradient of a plain sharding constraint would be whole on every device.
     return (jax.lax.with_sharding_constraint(gradient, sharding),)
 
 
@@ -100,7 +109,16 @@ _whole.defvjp(_whole_forward, _whole_backward)
 
 
 def split_rows(tree: Any, parts: int, mesh: Mesh) -> Any:
-    """Arrays [B, ...] -> [parts, B / parts, ...]: the rows of every device are cut, and stay on it."""
+    """Splits the batch into parts, without moving rows between devices.
+
+    Args:
+        tree: Tree of arrays [B, ...], divided by rows.
+        parts: Number of parts, which divides the rows of each device.
+        mesh: Mesh of devices.
+
+    Returns:
+        Tree of arrays [parts, B / parts, ...]. Every part holds rows of every device.
+    """
 
     def split(rows: jax.Array) -> jax.Array:
         rest = rows.shape[1:]
@@ -111,7 +129,7 @@ def split_rows(tree: Any, parts: int, mesh: Mesh) -> Any:
 
 
 def join_rows(tree: Any, mesh: Mesh) -> Any:
-    """Arrays [parts, B / parts, ...] -> [B, ...]: what `split_rows` has cut."""
+    """Reverses `split_rows`: joins arrays [parts, B / parts, ...] to [B, ...]."""
 
     def join(rows: jax.Array) -> jax.Array:
         parts, rest = rows.shape[0], rows.shape[2:]
@@ -122,7 +140,20 @@ def join_rows(tree: Any, mesh: Mesh) -> Any:
 
 
 def check_batch_size(batch_size: int, num_devices: int, field: str = 'batch_size') -> list[str]:
-    """A message if so many images cannot be divided evenly among the devices; empty otherwise."""
+    """Checks that a batch can be divided evenly among the devices.
+
+    Args:
+        batch_size: Images per global batch.
+        num_devices: Number of devices.
+        field: Name of the checked field in the message.
+
+    Returns:
+        A list with one message, or an empty list.
+
+    Example:
+        >>> check_batch_size(100, 8)
+        ['batch_size=100 does not divide by 8 devices; nearest: 96, 104']
+    """
     if batch_size % num_devices == 0:
         return []
     below = batch_size // num_devices * num_devices
@@ -131,7 +162,15 @@ def check_batch_size(batch_size: int, num_devices: int, field: str = 'batch_size
 
 
 def to_global(batch: dict[str, np.ndarray | jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows -> arrays of the global batch, rows divided among the devices; global arrays stay."""
+    """Makes global arrays from the rows of this process.
+
+    Args:
+        batch: Arrays with the rows of this process, or arrays that are already global and stay as they are.
+        mesh: Mesh of devices.
+
+    Returns:
+        Arrays of the global batch, whose rows are divided among the devices.
+    """
 
     def globally(rows: np.ndarray | jax.Array) -> jax.Array:
         is_there = isinstance(rows, jax.Array)
@@ -141,7 +180,7 @@ def to_global(batch: dict[str, np.ndarray | jax.Array], mesh: Mesh) -> dict[str,
 
 
 def to_host(rows: jax.Array) -> np.ndarray:
-    """The whole of a global array, on every process; all of them have to ask for it."""
+    """Copies a whole global array to the host of every process. All processes must make the call."""
     if rows.is_fully_addressable or rows.is_fully_replicated:
         return np.asarray(rows)
     return multihost_utils.process_allgather(rows, tiled=True)

@@ -130,7 +130,7 @@ def test_a_mistake_of_one_stops_all():
     # Wherever they stand: Gloo's threads, which share the output, may have begun a line of their own.
     assert done.stdout.count('said') == 1
     found = sorted(json.loads(text) for text in re.findall(r'\[true.*?\]', done.stdout))
-    elsewhere = ['FailedElsewhere', 'process 1 stopped, for the reason that it gives']
+    elsewhere = ['FailedElsewhere', 'process 1 stopped, see its message']
     assert found == [[True, False, False, 3, 'ConfigError', 'mine'], [True, False, False, 3, *elsewhere]] + [
         [True, False, True, 3, *elsewhere]
     ]
