@@ -1,1 +1,1 @@
-"""The networks in Flax linen: the encoder (resnet), the projection head (heads), both together (simclr)."""
+"""Networks in Flax linen: the encoder (resnet), the projection head (heads), and both together (simclr)."""

@@ -1,8 +1,13 @@
 """Batch normalisation, in four forms with the same parameters and the same result.
 
-Alone it reads and writes every value. With the rectifier behind it, it keeps half as much for the gradients
-(`rectified`). Behind a 1x1 convolution to more channels it can become part of the kernel (`folded`), and before max
-pooling only the maxima need it (`pooled`).
+| Form | What it computes | What it saves |
+|---|---|---|
+| `__call__` | The norm alone | Nothing: it reads and writes every value |
+| `rectified` | ReLU behind the norm | Half of the values that are kept for the gradients |
+| `folded` | The norm behind a 1x1 convolution, as a part of its kernel | A pass over the result |
+| `pooled` | Max pooling behind the norm | The normalisation of all values but the maxima |
+
+`layers.conv_bn` chooses between these forms.
 """
 
 import dataclasses
@@ -22,7 +27,7 @@ BATCH_NORM_EPSILON = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class _Parameters:
-    """Of C channels; what is not learned is None."""
+    """Parameters and moving statistics [C] of a norm. A parameter that is not learned is None."""
 
     scale: jax.Array | None
     bias: jax.Array | None
@@ -33,16 +38,16 @@ class _Parameters:
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last (Ioffe and Szegedy, arXiv 1502.03167).
 
-    In training with the statistics of the batch, which move the moving ones: mean E[x], biased variance
-    E[x^2] - E[x]^2. Under `jax.jit` on arrays sharded over a mesh these are means over the global batch, as
-    SimCLR asks (section 2.2). Statistics are float32 at least; the result has the dtype of the input. With `train`
-    the collection 'batch_stats' must be mutable.
+    In training it normalises with the mean E[x] and the biased variance E[x^2] - E[x]^2 of the batch, and updates the
+    moving statistics. Under `jax.jit` on arrays sharded over a mesh, these are means over the global batch, as SimCLR
+    requires (arXiv 2002.05709, section 2.2). Statistics are at least float32. The result has the dtype of the input.
+    With `train` the collection 'batch_stats' must be mutable.
 
     Attributes:
-        use_bias: whether an offset is learned.
-        zero_scale: start with scale 0 instead of 1, which makes a residual block start as its shortcut.
-        use_scale: whether a scale is learned.
-        momentum: what the moving statistics keep of themselves in each training step, in [0, 1].
+        use_bias: Whether an offset is learned.
+        zero_scale: Whether the scale starts at 0 instead of 1. A residual block then starts as its shortcut.
+        use_scale: Whether a scale is learned.
+        momentum: Share of the old moving statistics that each training step keeps, in [0, 1].
     """
 
     use_bias: bool = True
@@ -51,19 +56,30 @@ class BatchNorm(nn.Module):
     momentum: float = BATCH_NORM_MOMENTUM
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalises `x` [..., C]."""
+        """Normalises an array.
+
+        Args:
+            x: Array [..., C].
+            train: Whether to normalise with the statistics of the batch and update the moving ones. Otherwise the
+                moving ones are used.
+
+        Returns:
+            Normalised array [..., C], of the dtype of `x`.
+        """
         return self._apply(self._parameters(x.shape[-1]), x, x, train)
 
     def rectified(self, x: jax.Array, shortcut: jax.Array | None = None, *, train: bool) -> jax.Array:
-        """`relu(self(x) + shortcut)`, or without the shortcut, for a norm that learns both scale and offset.
+        """Computes `relu(self(x) + shortcut)` and keeps less for the gradients.
+
+        The norm must learn both a scale and an offset.
 
         Args:
-            x: [..., C].
-            shortcut: of the same shape and dtype.
-            train: as ever.
+            x: Array [..., C].
+            shortcut: Array of the shape and dtype of `x`. None: no shortcut.
+            train: See `__call__`.
 
         Returns:
-            [..., C].
+            Array [..., C], of the dtype of `x`.
         """
         parameters = self._parameters(x.shape[-1])
         if not train:
@@ -74,38 +90,39 @@ class BatchNorm(nn.Module):
         return y
 
     def pooled(self, x: jax.Array, pool: Callable[[jax.Array], jax.Array], *, train: bool) -> jax.Array:
-        """`pool(self(x))` for a pool that takes the largest value of each channel in windows: normalises only these.
+        """Computes `pool(self(x))` for max pooling, and normalises only the maxima.
 
-        A channel is normalised by a rising function, or by a falling one where its scale is negative.
+        The norm is a rising function of each channel, or a falling one where the scale is negative. In those channels
+        the largest normalised value is that of the smallest input. The norm must learn a scale.
 
         Args:
-            x: [N, H, W, C].
-            pool: [N, H, W, C] -> [N, H', W', C].
-            train: as ever.
+            x: Images [N, H, W, C].
+            pool: Largest value of each channel in windows, [N, H, W, C] -> [N, H', W', C].
+            train: See `__call__`.
 
         Returns:
-            [N, H', W', C].
+            Images [N, H', W', C], of the dtype of `x`.
         """
         parameters = self._parameters(x.shape[-1])
-        # Multiplied here and not behind the pool, it is a part of the convolution that makes x.
+        # Placed before the pool, this product is fused with the convolution that makes x.
         sign = jnp.where(parameters.scale < 0, -1, 1).astype(x.dtype)
         x = x * sign
         return self._apply(parameters, pool(x) * sign, x * sign, train)
 
     def folded(self, x: jax.Array, weights: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """What makes `x @ weights` the normalised product `self(x @ weights)`, without that being made before.
+        """Computes W and b such that `x @ W + b` is the normalised product `self(x @ weights)`.
 
-        The statistics of the product follow from the mean m and the covariance S of x: of a channel with weights w,
-        the mean is m w and the variance w' S w. With many more channels in the product than in x, a pass over it costs
-        more than S.
+        The statistics of the product follow from the mean m and the covariance S of x, so that the product itself is
+        not needed. A channel with weights w has the mean m w and the variance w' S w. Where the product has many more
+        channels than x, a pass over the product costs more than S.
 
         Args:
-            x: [..., C].
-            weights: [C, D].
-            train: as ever.
+            x: Array [..., C].
+            weights: Matrix [C, D].
+            train: See `__call__`.
 
         Returns:
-            Weights [C, D] and offset [D], in float32 at least: to be rounded once, for the product.
+            Weights W [C, D] and offset b [D], at least float32. The caller rounds them once, for its product.
         """
         weights = weights.astype(at_least_float32(x).dtype)
         parameters = self._parameters(weights.shape[-1])
@@ -131,7 +148,7 @@ class BatchNorm(nn.Module):
         return (y if parameters.bias is None else y + parameters.bias).astype(x.dtype)
 
     def _normalization(self, parameters: _Parameters, measure: Callable[[], Moments], train: bool) -> Moments:
-        """(mean, factor): what to subtract, and what to multiply the difference with. In training, moves the moving."""
+        """Mean [C] to subtract and factor [C] to multiply with. In training it updates the moving statistics."""
         if train:
             mean, variance = measure()
             self._move(parameters, (mean, variance))
@@ -141,7 +158,7 @@ class BatchNorm(nn.Module):
         return mean, factor if parameters.scale is None else parameters.scale * factor
 
     def _move(self, parameters: _Parameters, batch: Moments) -> None:
-        """The moving statistics, towards those of the batch."""
+        """Moves the moving statistics towards those of the batch."""
         if self.is_initializing():
             return
         for moving, value in zip((parameters.moving_mean, parameters.moving_variance), batch, strict=True):

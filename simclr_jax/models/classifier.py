@@ -18,15 +18,15 @@ from simclr_jax.ops.precision import at_least_float32
 class Classifier(nn.Module):
     """Encoder, optionally the first layers of the projection head, and a linear classifier.
 
-    SimCLR fine-tunes from the representation, SimCLRv2 from the head's first layer (2006.10029, section 2).
+    SimCLR fine-tunes from the representation, SimCLRv2 from the head's first layer (arXiv 2006.10029, section 2).
 
     Attributes:
-        encoder: f, images to representations.
-        head: g, of which the first `head_layer` layers are kept.
-        num_classes: K.
-        head_layer: which of [h, output of the head's layer 1, ...] is classified.
-        zero_init: start the classifier, which is named `probe`, at zero.
-        dtype: of the classifier's computation; its logits are float32 at least.
+        encoder: Encoder f, images to representations.
+        head: Projection head g. The classifier keeps its first `head_layer` layers.
+        num_classes: Number of classes K.
+        head_layer: Index in [h, output of the head's layer 1, ...] of the features that are classified.
+        zero_init: Whether the linear classifier, which is named `probe`, starts at zero.
+        dtype: Precision of the linear classifier's computation. Its logits are at least float32.
     """
 
     encoder: ResNet
@@ -37,16 +37,17 @@ class Classifier(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
-        """Makes the classifier; encoder and head are given."""
+        """Makes the linear classifier. Encoder and head are given."""
         self.probe = dense(self.num_classes, dtype=self.dtype, use_bias=True, zero_init=self.zero_init)
 
     def __call__(self, x: jax.Array, *, train: bool, train_after_block: int = -1) -> jax.Array:
         """Classifies images.
 
         Args:
-            x: [N, H, W, C] floats in [0, 1].
-            train: normalise with the batch's statistics and move the moving ones, or use these.
-            train_after_block: which parts of the encoder are frozen, see `resnet.frozen_parts`.
+            x: Images [N, H, W, C], floats in [0, 1].
+            train: Whether to normalise with the statistics of the batch and update the moving ones. Otherwise the
+                moving ones are used.
+            train_after_block: Last frozen part of the encoder, see `resnet.frozen_parts`.
 
         Returns:
             Logits [N, K].
@@ -55,7 +56,7 @@ class Classifier(nn.Module):
         return at_least_float32(self.probe(features))
 
     def features(self, x: jax.Array, *, train: bool = False, train_after_block: int = -1) -> jax.Array:
-        """What is classified, [N, F]; see `__call__`."""
+        """Computes the features [N, F] that are classified. The arguments are those of `__call__`."""
         h = self.encoder(x, train=train, train_after_block=train_after_block)
         return self.head(h, train=train, until=self.head_layer)[-1]
 
@@ -63,13 +64,13 @@ class Classifier(nn.Module):
 class FeatureMapClassifiers(nn.Module):
     """A linear classifier for each feature map of a frozen encoder (Goyal et al., arXiv 1905.01235).
 
-    Each map is averaged to about 9,000 values, batch-normalised without scale and offset, and classified;
-    'feature1' is the stem's map before its max pooling, 'feature5' the last stage's.
+    Each map is averaged to about 9,000 values, normalised by a batch norm without scale and offset, and classified.
+    'feature1' is the stem's map before its max pooling. 'feature5' is the map of the last stage.
 
     Attributes:
-        encoder: f; always in inference mode, no gradient reaches it.
-        num_classes: K.
-        dtype: of the classifiers' computation; their logits are float32 at least.
+        encoder: Encoder f. It uses its moving statistics, and no gradient reaches it.
+        num_classes: Number of classes K.
+        dtype: Precision of the classifiers' computation. Their logits are at least float32.
     """
 
     encoder: ResNet
@@ -83,11 +84,11 @@ class FeatureMapClassifiers(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
-        """Classifies images five times.
+        """Classifies images from each feature map.
 
         Args:
-            x: [N, H, H, C] floats in [0, 1].
-            train: whether the batch norms before the classifiers use the batch's statistics.
+            x: Images [N, H, H, C], floats in [0, 1].
+            train: Whether the batch norms before the classifiers use the statistics of the batch.
 
         Returns:
             Logits {'feature1': [N, K], ..., 'feature5': [N, K]}.
@@ -105,14 +106,14 @@ def pretrained_into(fresh: dict[str, Any], pretrained: dict[str, Any]) -> dict[s
     """Takes the encoder, and the layers of the head that a classifier has, from a pretraining.
 
     Args:
-        fresh: the classifier's variables, {'params': ..., 'batch_stats': ...}.
-        pretrained: variables of `SimCLR`; its own probe and further layers of the head are not used.
+        fresh: Variables of the classifier, {'params': ..., 'batch_stats': ...}.
+        pretrained: Variables of `SimCLR`. Its own probe and further layers of the head are not used.
 
     Returns:
         Variables like `fresh`, whose encoder and head are the arrays of `pretrained`.
 
     Raises:
-        ValueError: encoder or head are not those of the pretraining.
+        ValueError: Encoder or head are not those of the pretraining.
     """
     fresh, pretrained = (flax.traverse_util.flatten_dict(tree, sep='/') for tree in (fresh, pretrained))
     taken = {}

@@ -1,4 +1,4 @@
-"""The projection head g, between the representation and the contrastive loss (SimCLR, section 4.2)."""
+"""The projection head g, between representation and contrastive loss (SimCLR, arXiv 2002.05709, section 4.2)."""
 
 from typing import Any
 
@@ -7,27 +7,28 @@ import jax
 import jax.numpy as jnp
 
 from simclr_jax.models.batch_norm import BatchNorm
-from simclr_jax.models.layers import dense
+from simclr_jax.models.layers import dense, dense_bn
 from simclr_jax.ops.precision import at_least_float32
 
 KINDS = ('nonlinear', 'linear', 'none')
 
 
 class ProjectionHead(nn.Module):
-    """Maps representations to where the contrastive loss compares them.
+    """Maps representations to projections, which the contrastive loss compares.
 
-    Every layer is dense, without bias, and batch-normalised; all but the last end in ReLU, the last has no
-    offset either.
+    Each layer is dense without bias, followed by batch norm. All layers but the last end in ReLU. The norm of the last
+    layer has no offset.
 
     Attributes:
         kind: 'nonlinear', 'linear' (a single layer) or 'none' (the representation is the projection).
-        layers: of the nonlinear head: 2 in SimCLR, 3 in SimCLRv2 (2006.10029, section 2).
-        out_dim: D, the width of the projection.
-        hidden_dim: width of the nonlinear head's other layers; None: that of the representation.
-        dtype: of the computation; parameters, statistics and the projection are float32 at least.
+        layers: Number of layers of the nonlinear head, at least 1. SimCLR has 2, SimCLRv2 has 3 (arXiv 2006.10029,
+            section 2).
+        out_dim: Width D of the projection.
+        hidden_dim: Width of the other layers of the nonlinear head. None: the width of the representation.
+        dtype: Precision of the computation. Parameters, statistics and the projection are at least float32.
 
     Raises:
-        ValueError: unknown kind, fewer than one layer; or `until` is beyond the last layer.
+        ValueError: The kind is unknown, there is no layer, or `until` is beyond the last layer.
     """
 
     kind: str = 'nonlinear'
@@ -48,13 +49,14 @@ class ProjectionHead(nn.Module):
         """Projects representations.
 
         Args:
-            h: [N, F].
-            train: normalise with the batch's statistics and move the moving ones, or use these.
-            until: number of layers to make and run; None: all.
+            h: Representations [N, F].
+            train: Whether to normalise with the statistics of the batch and update the moving ones. Otherwise the
+                moving ones are used.
+            until: Number of layers to make and run. None: all.
 
         Returns:
-            [h, output of layer 1, ..., z]: what fine-tuning may start from (SimCLRv2, section 2), the
-            projection z [N, D] last. With `until` the first until + 1 of these.
+            The list [h, output of layer 1, ..., z], whose last entry is the projection z [N, D]. Fine-tuning may start
+            from any entry (SimCLRv2, section 2). With `until` it is the first until + 1 entries.
         """
         hidden_widths = self._hidden_widths(h.shape[-1])
         depth = len(hidden_widths) + (self.kind != 'none')
@@ -63,8 +65,8 @@ class ProjectionHead(nn.Module):
             raise ValueError(f'head layer {until} does not exist; this head has {depth}: choose 0 to {depth}')
         outputs = [h]
         for index, width in enumerate(hidden_widths[:until]):
-            x = dense(width, dtype=self.dtype, name=f'dense{index + 1}')(outputs[-1])
-            outputs.append(BatchNorm(name=f'bn{index + 1}').rectified(x, train=train))
+            names = f'dense{index + 1}', f'bn{index + 1}'
+            outputs.append(dense_bn(outputs[-1], width, names=names, train=train, dtype=self.dtype))
         if until > len(hidden_widths):
             last = len(outputs)
             x = at_least_float32(dense(self.out_dim, dtype=self.dtype, name=f'dense{last}')(outputs[-1]))
@@ -72,6 +74,6 @@ class ProjectionHead(nn.Module):
         return outputs
 
     def _hidden_widths(self, features: int) -> list[int]:
-        """Of the layers before the last."""
+        """Widths of the layers before the last."""
         hidden_layers = self.layers - 1 if self.kind == 'nonlinear' else 0
         return [self.hidden_dim or features] * hidden_layers

@@ -1,4 +1,4 @@
-"""Average pooling of feature maps to about the same number of values at every depth, for probes of the stages."""
+"""Average pooling of feature maps to about the same number of values at each depth, for classifiers of the stages."""
 
 import math
 
@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from simclr_jax.ops.precision import at_least_float32
 
-# What a pooled feature map has at most, as in the benchmark of Goyal et al., arXiv 1905.01235.
+# Most values of a pooled feature map, as in the benchmark of Goyal et al., arXiv 1905.01235.
 MAX_VALUES = 9216
-# (window, stride, padding) of the benchmark for ResNet-50 at 224 pixels: {(side, channels): ...}.
+# The benchmark's pooling for ResNet-50 at 224 pixels: {(side, channels): (window, stride, padding)}.
 _RESNET50_WINDOWS = {
     (112, 64): (10, 10, 4),
     (56, 256): (16, 8, 0),
@@ -21,22 +21,25 @@ _RESNET50_WINDOWS = {
 
 
 def pool_to(x: jax.Array, max_values: int = MAX_VALUES) -> jax.Array:
-    """Averages a square feature map over windows, so that at most `max_values` values an image are left.
+    """Averages a square feature map over windows, so that at most `max_values` values per image remain.
 
-    The result has g = floor(sqrt(max_values / C)) rows and columns, but at least one and at most those of the
-    map. The maps of ResNet-50 at 224 pixels, with the usual 9216 values, have the benchmark's windows: they
-    overlap, and the stem's reach beyond the image, where zeros count. All other maps are cut into windows of
-    ceil(side / g) pixels; the last ones may be narrower, and g comes out smaller where fewer of them suffice.
+    The result has g = floor(sqrt(max_values / C)) rows and columns, but at least one and at most as many as the map.
+
+    The maps of ResNet-50 at 224 pixels, with 9216 values, are averaged over the benchmark's windows. These overlap.
+    The stem's windows reach beyond the image, where zeros count.
+
+    All other maps are cut into windows of ceil(side / g) pixels. The last windows may be narrower. g becomes smaller
+    where fewer windows cover the map.
 
     Args:
-        x: [N, H, H, C] floats.
-        max_values: of g * g * C, >= 1.
+        x: Feature maps [N, H, H, C], floats.
+        max_values: Upper bound of g * g * C, at least 1. It may be exceeded where g is 1.
 
     Returns:
-        [N, g, g, C], float32 at least.
+        Averages [N, g, g, C], at least float32.
 
     Raises:
-        ValueError: the map is not square, or max_values is below 1.
+        ValueError: The map is not square, or max_values is below 1.
     """
     if x.ndim != 4 or x.shape[1] != x.shape[2]:
         raise ValueError(f'a feature map of shape {x.shape} is not square, [N, H, H, C]; use square images')
@@ -51,5 +54,5 @@ def pool_to(x: jax.Array, max_values: int = MAX_VALUES) -> jax.Array:
         target = max(1, min(side, math.isqrt(max_values // channels)))
         window = stride = math.ceil(side / target)
         beyond = -side % window
-    # What lies beyond the image, zeros of the benchmark apart, does not count.
+    # Pixels beyond the image do not count. The benchmark's zeros do: they have become part of x.
     return nn.avg_pool(x, (window, window), (stride, stride), [(0, beyond)] * 2, count_include_pad=False)

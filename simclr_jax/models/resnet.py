@@ -1,10 +1,11 @@
 """The encoder: ResNet (arXiv 1512.03385), optionally with selective kernels or squeeze-and-excitation.
 
-Depths and widths are those of SimCLR (2002.05709, appendix B.6 and B.9) and SimCLRv2 (2006.10029, section 3
-and appendix C.1). Parameters are named after their place: stage2/block1/conv1/kernel.
+Depths and widths are those of SimCLR (arXiv 2002.05709, appendix B.6 and B.9) and SimCLRv2 (arXiv 2006.10029,
+section 3 and appendix C.1). Parameters are named after their place: stage2/block1/conv1/kernel.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -12,23 +13,23 @@ import jax
 import jax.numpy as jnp
 
 from simclr_jax.models.batch_norm import BATCH_NORM_MOMENTUM, BatchNorm
-from simclr_jax.models.layers import Conv
+from simclr_jax.models.layers import Conv, conv_bn, relu
 from simclr_jax.ops.precision import at_least_float32
-from simclr_jax.ops.rectifier import relu
 
 STEMS = ('cifar', 'imagenet')
-# What an encoder consists of, from the image up.
+# Parts of an encoder, from the image up.
 PARTS = ('stem', 'stage1', 'stage2', 'stage3', 'stage4')
 
 
 def frozen_parts(train_after_block: int) -> tuple[str, ...]:
-    """The parts of the encoder that do not learn when training starts after so many stages.
+    """Names the parts of the encoder that do not learn.
 
     Args:
-        train_after_block: -1: everything learns; 0: the stem is frozen; k in 1..4: stem and stages 1..k.
+        train_after_block: Last frozen part. -1: everything learns. 0: the stem is frozen. k from 1 to 4: the stem and
+            stages 1 to k are frozen.
 
     Returns:
-        Names out of PARTS.
+        The first train_after_block + 1 names of PARTS.
 
     Raises:
         ValueError: train_after_block is none of these.
@@ -42,15 +43,22 @@ def frozen_parts(train_after_block: int) -> tuple[str, ...]:
 
 
 def scaled_width(channels: int, width: float) -> int:
-    """The number of channels at a width multiplier: floor(channels * width), at least one."""
+    """Scales a number of channels by a width multiplier: floor(channels * width), at least one."""
     return max(1, int(channels * width))
 
 
 class Stem(nn.Module):
     """The layers before the first stage.
 
-    'cifar': 3x3 convolution, for images of up to 32 pixels. 'imagenet': 7x7 convolution of stride 2 and max
-    pooling of stride 2. 'resnet_d': the 7x7 replaced by three 3x3 (arXiv 1812.01187, figure 2b).
+    Attributes:
+        kind: One of these:
+
+            - 'cifar': A 3x3 convolution, for images of up to 32 pixels.
+            - 'imagenet': A 7x7 convolution of stride 2 and max pooling of stride 2.
+            - 'resnet_d': Like 'imagenet', with three 3x3 convolutions for the 7x7 one (arXiv 1812.01187, figure 2b).
+        width: Multiplier of the number of channels.
+        dtype: Precision of the computation.
+        norm: Makes the batch norms.
     """
 
     kind: str
@@ -60,32 +68,49 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, pool: bool = True) -> jax.Array:
-        """[N, H, W, C] -> [N, H, W, 64 * width] for 'cifar', [N, H/4, W/4, 64 * width] otherwise."""
+        """Applies the stem to images.
+
+        Args:
+            x: Images [N, H, W, C].
+            train: See `ResNet.__call__`.
+            pool: Whether to end with the max pooling of 'imagenet' and 'resnet_d'.
+
+        Returns:
+            A feature map [N, H, W, 64 * width] for 'cifar'. For the others [N, ceil(H / 4), ceil(W / 4), 64 * width],
+            or [N, ceil(H / 2), ceil(W / 2), 64 * width] without `pool`.
+        """
+        layer = functools.partial(conv_bn, train=train, dtype=self.dtype, norm=self.norm)
+        max_pool = _max_pool if pool else None
         narrow, wide = scaled_width(32, self.width), scaled_width(64, self.width)
-        if self.kind == 'resnet_d':
-            x = Conv(narrow, 3, 2, name='conv1', dtype=self.dtype)(x)
-            x = self.norm(name='bn1').rectified(x, train=train)
-            x = Conv(narrow, 3, name='conv2', dtype=self.dtype)(x)
-            x = self.norm(name='bn2').rectified(x, train=train)
-            x = Conv(wide, 3, name='conv3', dtype=self.dtype)(x)
-            last = self.norm(name='bn3')
-        else:
-            kernel_size, strides = (3, 1) if self.kind == 'cifar' else (7, 2)
-            x = Conv(wide, kernel_size, strides, name='conv', dtype=self.dtype)(x)
-            last = self.norm(name='bn')
-        if pool and self.kind != 'cifar':
-            return relu(last.pooled(x, self.pool, train=train))
-        return last.rectified(x, train=train)
+        if self.kind == 'cifar':
+            return layer(x, wide, 3, names=('conv', 'bn'))
+        if self.kind == 'imagenet':
+            return layer(x, wide, 7, 2, names=('conv', 'bn'), max_pool=max_pool)
+        x = layer(x, narrow, 3, 2, names=('conv1', 'bn1'))
+        x = layer(x, narrow, 3, names=('conv2', 'bn2'))
+        return layer(x, wide, 3, names=('conv3', 'bn3'), max_pool=max_pool)
 
     def pool(self, x: jax.Array) -> jax.Array:
-        """What `pool=False` leaves out: [N, H/2, W/2, ...] -> [N, H/4, W/4, ...]; nothing for 'cifar'."""
-        return x if self.kind == 'cifar' else nn.max_pool(x, (3, 3), (2, 2), 'SAME')
+        """Applies the max pooling that `pool=False` leaves out. 'cifar' has none."""
+        return x if self.kind == 'cifar' else _max_pool(x)
+
+
+def _max_pool(x: jax.Array) -> jax.Array:
+    """Takes the largest values in 3x3 windows: [N, H, W, C] -> [N, ceil(H / 2), ceil(W / 2), C]."""
+    return nn.max_pool(x, (3, 3), (2, 2), 'SAME')
 
 
 class SelectiveKernel(nn.Module):
-    """Two streams of a 3x3 convolution, mixed by an attention over their pooled sum (arXiv 1903.06586).
+    """Two streams of a 3x3 convolution, mixed by attention to the mean of their sum (arXiv 1903.06586).
 
     Both streams have the same receptive field, as in SimCLRv2, and come from one convolution.
+
+    Attributes:
+        features: Channels of a stream and of the result.
+        strides: Stride of the convolution.
+        ratio: Share of `features` in the hidden layer of the attention, which has at least 32 channels.
+        dtype: Precision of the computation.
+        norm: Makes the batch norms.
     """
 
     features: int
@@ -96,28 +121,32 @@ class SelectiveKernel(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[N, H, W, C] -> [N, H / strides, W / strides, features]."""
-        x = Conv(2 * self.features, 3, self.strides, name='conv', dtype=self.dtype)(x)
-        x = self.norm(name='bn').rectified(x, train=train)
+        """Mixes the streams: [N, H, W, C] -> [N, ceil(H / strides), ceil(W / strides), features]."""
+        layer = functools.partial(conv_bn, train=train, dtype=self.dtype, norm=self.norm)
+        x = layer(x, 2 * self.features, 3, self.strides, names=('conv', 'bn'))
         streams = x.reshape(*x.shape[:-1], 2, self.features)
 
         context = streams.sum(3).mean((1, 2), keepdims=True)
-        context = Conv(max(int(self.features * self.ratio), 32), 1, name='reduce', dtype=self.dtype)(context)
-        context = self.norm(name='reduce_bn').rectified(context, train=train)
+        context = layer(context, max(int(self.features * self.ratio), 32), 1, names=('reduce', 'reduce_bn'))
         context = Conv(2 * self.features, 1, name='expand', dtype=self.dtype)(context)
         attention = nn.softmax(context.reshape(-1, 1, 1, 2, self.features), axis=3)
         return (attention * streams).sum(3)
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales every channel by a gate computed from the pooled channels (arXiv 1709.01507)."""
+    """Scales each channel by a gate that is computed from the means of all channels (arXiv 1709.01507).
+
+    Attributes:
+        hidden: Channels of the hidden layer.
+        dtype: Precision of the computation.
+    """
 
     hidden: int
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, H, W, C] -> [N, H, W, C]."""
+        """Scales the channels of feature maps [N, H, W, C]."""
         gate = x.mean((1, 2), keepdims=True)
         gate = relu(Conv(self.hidden, 1, name='reduce', dtype=self.dtype, use_bias=True)(gate))
         gate = Conv(x.shape[-1], 1, name='expand', dtype=self.dtype, use_bias=True)(gate)
@@ -125,10 +154,10 @@ class SqueezeExcitation(nn.Module):
 
 
 def _mean_pool_2x2(x: jax.Array, strides: int) -> jax.Array:
-    """Mean over 2x2 windows that may reach one row and one column beyond the image.
+    """Averages over 2x2 windows, which may reach one row and one column beyond the image.
 
-    At stride 1 that border does not count, which repeating the last row and column amounts to; at stride 2,
-    where only an odd size reaches it, it counts as zeros.
+    At stride 1 that border does not count: repeating the last row and column has the same effect. At stride 2 the
+    windows reach it only where the size is odd, and there it counts as zeros.
     """
     x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), mode='edge' if strides == 1 else 'constant')
     x = x[:, :-1:strides] + x[:, 1::strides]
@@ -137,17 +166,17 @@ def _mean_pool_2x2(x: jax.Array, strides: int) -> jax.Array:
 
 
 class ResidualBlock(nn.Module):
-    """A residual block: two 3x3 convolutions, or the bottleneck 1x1, 3x3, 1x1 that ends four times as wide.
+    """A residual block (arXiv 1512.03385, figure 5): two 3x3 convolutions, or the bottleneck 1x1, 3x3, 1x1.
 
     Attributes:
-        filters: channels of the 3x3 convolution.
-        strides: of the first 3x3 convolution and of the shortcut.
-        bottleneck: which of the two.
-        project: whether the shortcut is a convolution or the identity.
-        sk_ratio: 0, or the share of channels in the attention of selective kernels (bottlenecks only).
-        se_ratio: 0, or the share of `filters` in the hidden layer of squeeze-and-excitation.
-        dtype: of the computation.
-        norm: makes the batch norms.
+        filters: Channels of the 3x3 convolutions.
+        strides: Stride of the first 3x3 convolution and of the shortcut.
+        bottleneck: Whether the block is a bottleneck, which ends four times as wide.
+        project: Whether the shortcut is a convolution. Otherwise it is the identity.
+        sk_ratio: Share of `filters` in the attention of selective kernels, bottlenecks only. 0: none.
+        se_ratio: Share of `filters` in the hidden layer of squeeze-and-excitation. 0: none.
+        dtype: Precision of the computation.
+        norm: Makes the batch norms.
     """
 
     filters: int
@@ -161,51 +190,47 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[N, H, W, C] -> [N, H / strides, W / strides, filters * (4 if bottleneck else 1)]."""
-        shortcut = self._shortcut(x, train=train) if self.project else x
-        return (self._bottleneck if self.bottleneck else self._basic)(x, shortcut, train=train)
+        """Applies the block: [N, H, W, C] -> [N, ceil(H / strides), ceil(W / strides), out_features]."""
+        layer = functools.partial(conv_bn, train=train, dtype=self.dtype, norm=self.norm)
+        shortcut = self._shortcut(layer, x) if self.project else x
+        if self.bottleneck:
+            x = layer(x, self.filters, 1, names=('conv1', 'bn1'))
+            if self.sk_ratio > 0:
+                kernels = SelectiveKernel(self.filters, self.strides, self.sk_ratio, self.dtype, self.norm, name='sk')
+                x = kernels(x, train=train)
+            else:
+                x = layer(x, self.filters, 3, self.strides, names=('conv2', 'bn2'))
+            last = functools.partial(layer, x, self.out_features, 1, names=('conv3', 'bn3'), zero_scale=True)
+        else:
+            x = layer(x, self.filters, 3, self.strides, names=('conv1', 'bn1'))
+            last = functools.partial(layer, x, self.out_features, 3, names=('conv2', 'bn2'), zero_scale=True)
+        if self.se_ratio == 0:
+            return last(shortcut=shortcut)
+        excitation = SqueezeExcitation(max(1, int(self.filters * self.se_ratio)), self.dtype, name='se')
+        return relu(excitation(last(activation=None)) + shortcut)
 
-    def _shortcut(self, x: jax.Array, *, train: bool) -> jax.Array:
+    @property
+    def out_features(self) -> int:
+        """Channels of the block's result."""
+        return self.filters * (4 if self.bottleneck else 1)
+
+    def _shortcut(self, layer: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
         strides = self.strides
         if self.sk_ratio > 0:
-            # ResNet-D: pool, so that the 1x1 convolution does not skip three quarters of its input.
+            # ResNet-D averages first, so that the 1x1 convolution does not skip three quarters of its input.
             x, strides = _mean_pool_2x2(x, strides), 1
-        features = self.filters * (4 if self.bottleneck else 1)
-        norm = self.norm(name='shortcut_bn')
-        return Conv(features, 1, strides, name='shortcut_conv', dtype=self.dtype).normalized(x, norm, train=train)
-
-    def _basic(self, x: jax.Array, shortcut: jax.Array, *, train: bool) -> jax.Array:
-        x = Conv(self.filters, 3, self.strides, name='conv1', dtype=self.dtype)(x)
-        x = self.norm(name='bn1').rectified(x, train=train)
-        x = Conv(self.filters, 3, name='conv2', dtype=self.dtype)(x)
-        norm = self.norm(zero_scale=True, name='bn2')
-        if self.se_ratio == 0:
-            return norm.rectified(x, shortcut, train=train)
-        return relu(self._excited(norm(x, train=train)) + shortcut)
-
-    def _bottleneck(self, x: jax.Array, shortcut: jax.Array, *, train: bool) -> jax.Array:
-        x = Conv(self.filters, 1, name='conv1', dtype=self.dtype)(x)
-        x = self.norm(name='bn1').rectified(x, train=train)
-        if self.sk_ratio > 0:
-            kernels = SelectiveKernel(self.filters, self.strides, self.sk_ratio, self.dtype, self.norm, name='sk')
-            x = kernels(x, train=train)
-        else:
-            x = Conv(self.filters, 3, self.strides, name='conv2', dtype=self.dtype)(x)
-            x = self.norm(name='bn2').rectified(x, train=train)
-        norm = self.norm(zero_scale=True, name='bn3')
-        x = Conv(4 * self.filters, 1, name='conv3', dtype=self.dtype).normalized(x, norm, train=train)
-        return relu(self._excited(x) + shortcut)
-
-    def _excited(self, x: jax.Array) -> jax.Array:
-        if self.se_ratio == 0:
-            return x
-        return SqueezeExcitation(max(1, int(self.filters * self.se_ratio)), self.dtype, name='se')(x)
+        names = 'shortcut_conv', 'shortcut_bn'
+        return layer(x, self.out_features, 1, strides, names=names, activation=None)
 
 
 class Stage(nn.Module):
-    """Residual blocks of one width; the first one changes the resolution and projects its shortcut.
+    """Residual blocks of one width. The first block changes the resolution and projects its shortcut.
 
-    With `remat` the backward pass makes each block's activations anew from the block's input.
+    Attributes:
+        blocks: Number of blocks.
+        filters, strides, bottleneck, sk_ratio, se_ratio, dtype, norm: See `ResidualBlock`. The stride is that of the
+            first block.
+        remat: Whether the backward pass recomputes the activations of each block from the block's input.
     """
 
     blocks: int
@@ -220,7 +245,7 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[N, H, W, C] -> [N, H / strides, W / strides, filters * (4 if bottleneck else 1)]."""
+        """Applies the blocks: [N, H, W, C] -> [N, ceil(H / strides), ceil(W / strides), channels of a block]."""
         make_block = nn.remat(ResidualBlock, static_argnums=(2,)) if self.remat else ResidualBlock
         for index in range(self.blocks):
             block = make_block(
@@ -242,21 +267,21 @@ class ResNet(nn.Module):
     """The encoder f: images to representations.
 
     Attributes:
-        depth: 18, 34 (basic blocks), 50, 101, 152 or 200 (bottlenecks). 6 and 10 are for tests: one basic block in
-            each stage, with 6 in two stages.
-        width: multiplies every number of channels; 1 to 4 in the papers, fractions for small machines.
+        depth: Number of layers. 18 and 34 have basic blocks. 50, 101, 152 and 200 have bottlenecks. 6 and 10 are for
+            tests: they have one basic block in each stage, and 6 has only two stages.
+        width: Multiplier of each number of channels, above 0. The papers use 1 to 4. Fractions suit small machines.
         stem: 'cifar' for images of up to 32 pixels, otherwise 'imagenet'.
-        sk_ratio: 0, or the ratio of selective kernels (SimCLRv2: 0.0625). They bring ResNet-D's shortcuts
-            and, with the 'imagenet' stem, its stem; bottlenecks only.
-        se_ratio: 0, or the ratio of squeeze-and-excitation (commonly 0.25).
-        dtype: of the computation, float32 or bfloat16; parameters, statistics and the representation are
-            float32 either way.
-        batch_norm_momentum: what moving statistics keep of themselves in each training step.
-        remat: stages out of 1 to 4 whose blocks are computed once more in the backward pass, which needs the memory
-            of a block instead of a stage.
+        sk_ratio: Ratio of selective kernels, 0.0625 in SimCLRv2, bottlenecks only. 0: none. Selective kernels bring
+            the shortcuts of ResNet-D and, with the 'imagenet' stem, its stem.
+        se_ratio: Ratio of squeeze-and-excitation, commonly 0.25. 0: none.
+        dtype: Precision of the computation, float32 or bfloat16. Parameters, statistics and the representation are
+            float32 in both cases.
+        batch_norm_momentum: Share of the old moving statistics that each training step keeps.
+        remat: Stages, out of 1 to 4, whose blocks are recomputed in the backward pass. Their activations take the
+            memory of a block instead of a stage.
 
     Raises:
-        ValueError: an attribute is outside of these; or the input is not floating-point [N, H, W, C].
+        ValueError: An attribute is outside of these values, or the input is not floating-point [N, H, W, C].
     """
 
     STAGES: ClassVar = {
@@ -300,7 +325,7 @@ class ResNet(nn.Module):
 
     @property
     def feature_width(self) -> int:
-        """F, the number of values of a representation."""
+        """Number F of values of a representation."""
         last = len(self.STAGES[self.depth]) - 1
         return scaled_width(64 * 2**last, self.width) * (4 if self.bottleneck else 1)
 
@@ -317,16 +342,17 @@ class ResNet(nn.Module):
         """Encodes images.
 
         Args:
-            x: [N, H, W, C] floats, in [0, 1] for images as SimCLR prepares them.
-            train: normalise with the batch's statistics and move the moving ones, or use these.
-            train_after_block: which parts are frozen, see `frozen_parts`. They are always in inference mode,
-                and no gradient reaches them.
-            intermediates: whether to return the feature maps as well.
-            unpooled_stem: whether the stem's feature map is the one before its max pooling.
+            x: Images [N, H, W, C], floats. SimCLR's preparation gives values in [0, 1].
+            train: Whether to normalise with the statistics of the batch and update the moving ones. Otherwise the
+                moving ones are used.
+            train_after_block: Last frozen part, see `frozen_parts`. Frozen parts use their moving statistics, and no
+                gradient reaches them.
+            intermediates: Whether to return the feature maps too.
+            unpooled_stem: Whether the stem's feature map is the one before its max pooling.
 
         Returns:
-            The representations h [N, F]; with `intermediates` (h, maps), maps being {'stem', 'stage1', ...,
-            'stage4'}: [N, height, width, channels] each.
+            Representations h [N, F]. With `intermediates` it is (h, maps), where maps holds the feature maps
+            [N, height, width, channels] of 'stem', 'stage1', ..., 'stage4'.
         """
         _check_images(x)
         frozen = frozen_parts(train_after_block)

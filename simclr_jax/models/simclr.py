@@ -1,4 +1,4 @@
-"""Encoder, projection head and the linear probe that is trained beside them."""
+"""Encoder and projection head, with the linear probe that is trained beside them."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ from simclr_jax.ops.precision import at_least_float32
 
 
 class SimCLR(nn.Module):
-    """The model of SimCLR (2002.05709, figure 2), with a supervised probe for watching it learn.
+    """Model of SimCLR (arXiv 2002.05709, figure 2), with a supervised probe that shows how well it learns.
 
     Attributes:
-        encoder: f, images to representations.
-        head: g, representations to projections.
-        num_classes: of the probe; 0: no probe.
-        dtype: of the probe's computation; its logits are float32 at least.
+        encoder: Encoder f, images to representations.
+        head: Projection head g, representations to projections.
+        num_classes: Classes of the probe. 0: no probe.
+        dtype: Precision of the probe's computation. Its logits are at least float32.
 
     Example:
         >>> model = SimCLR(ResNet(18), ProjectionHead(layers=2), num_classes=10)
@@ -34,7 +34,7 @@ class SimCLR(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
-        """Makes the probe; encoder and head are given."""
+        """Makes the probe. Encoder and head are given."""
         if self.num_classes > 0:
             self.probe = dense(self.num_classes, dtype=self.dtype, use_bias=True)
 
@@ -42,12 +42,17 @@ class SimCLR(nn.Module):
         """Encodes, projects and classifies images.
 
         Args:
-            x: [N, H, W, C] floats in [0, 1]; the views of an image are rows like any others.
-            train: normalise with the batch's statistics and move the moving ones, or use these.
+            x: Images [N, H, W, C], floats in [0, 1]. Each view of an image is a row.
+            train: Whether to normalise with the statistics of the batch and update the moving ones. Otherwise the
+                moving ones are used.
 
         Returns:
-            'representation' h [N, F]; 'layers' [h, output of the head's layer 1, ..., z]; 'projection' z
-            [N, D]; and with a probe 'logits' [N, num_classes], of which no gradient reaches the encoder.
+            A dictionary with these entries:
+
+            - 'representation': Representations h [N, F].
+            - 'layers': The list [h, output of the head's layer 1, ..., z].
+            - 'projection': Projections z [N, D].
+            - 'logits': Logits [N, num_classes] of the probe, if there is one. They pass no gradient to the encoder.
         """
         h = self.encoder(x, train=train)
         layers = self.head(h, train=train)
@@ -57,5 +62,14 @@ class SimCLR(nn.Module):
         return outputs
 
     def encode(self, x: jax.Array, *, train: bool = False, **outputs: bool) -> Any:
-        """The encoder alone, for evaluation; needs only the encoder's variables. See `ResNet.__call__`."""
+        """Encodes images, for evaluation, and needs only the encoder's variables.
+
+        Args:
+            x: Images [N, H, W, C], floats in [0, 1].
+            train: See `__call__`.
+            outputs: Further arguments of `ResNet.__call__`.
+
+        Returns:
+            The result of `ResNet.__call__`.
+        """
         return self.encoder(x, train=train, **outputs)

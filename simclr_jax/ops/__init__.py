@@ -1,1 +1,1 @@
-"""Functions of arrays that are written for speed or exactness: the one place where code may be hard to read."""
+"""Functions of arrays, written for speed or exactness. This is the only package where code may be hard to read."""

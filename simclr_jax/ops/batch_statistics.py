@@ -1,22 +1,27 @@
-"""Statistics of a batch, for batch normalisation: of arrays, and of products with weights that need not be made."""
-
-import functools
+"""Statistics of a batch for batch normalisation: those of an array, and those of a product that is not computed."""
 
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.ops.precision import at_least_float32
+from simclr_jax.ops.precision import at_least_float32, precise_matmul
 
-# The scope of operations whose count depends on how the statistics come about; what is counted of a network leaves
-# them out.
+# Name scope of operations whose number depends on how the statistics are computed. Counts of a network's operations
+# leave them out.
 STATISTICS_SCOPE = 'batch_statistics'
 
-# (mean, biased variance), each [C].
+# Mean and biased variance, [C] each.
 Moments = tuple[jax.Array, jax.Array]
 
 
 def moments(x: jax.Array) -> Moments:
-    """Of `x` [..., C], in one pass over it."""
+    """Computes the mean and the biased variance of each channel, in one pass.
+
+    Args:
+        x: Array [..., C], at least float32.
+
+    Returns:
+        Mean [C] and variance [C], of the dtype of `x`.
+    """
     axes = tuple(range(x.ndim - 1))
     mean = x.mean(axes)
     # Rounding can make the difference of two large numbers negative.
@@ -25,19 +30,26 @@ def moments(x: jax.Array) -> Moments:
 
 
 def moments_of_product(x: jax.Array, weights: jax.Array) -> Moments:
-    """Of `x @ weights`, x being [..., C]."""
+    """Computes the moments of `x @ weights` from the mean and the covariance of x, without the product.
+
+    Args:
+        x: Array [..., C].
+        weights: Matrix [C, D], at least float32.
+
+    Returns:
+        Mean [D] and biased variance [D], at least float32.
+    """
     with jax.named_scope(STATISTICS_SCOPE):
         mean = at_least_float32(x).mean(tuple(range(x.ndim - 1)))
         covariance = _second_moments(x) - mean[:, None] * mean
-        multiply = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-        variance = jnp.maximum((weights * multiply(covariance, weights)).sum(0), 0)
-        return multiply(mean, weights), variance
+        variance = jnp.maximum((weights * precise_matmul(covariance, weights)).sum(0), 0)
+        return precise_matmul(mean, weights), variance
 
 
 @jax.custom_vjp
 def _second_moments(x: jax.Array) -> jax.Array:
-    """E[x_i x_j] of `x` [..., C]: [C, C], in float32 at least."""
-    # Products of bfloat16 numbers are exact in float32, those of float32 numbers are not in a TPU's default.
+    """Second moments E[x_i x_j] [C, C] of `x` [..., C], at least float32."""
+    # Products of bfloat16 numbers are exact in float32. By default, those of float32 numbers are not on a TPU.
     precision = jax.lax.Precision.HIGHEST if x.dtype.itemsize >= 4 else None
     dtype = at_least_float32(x).dtype
 
@@ -45,13 +57,14 @@ def _second_moments(x: jax.Array) -> jax.Array:
         axes = tuple(range(x.ndim - 1))
         return jax.lax.dot_general(x, x, ((axes, axes), ((), ())), precision=precision, preferred_element_type=dtype)
 
-    # A TPU keeps images in an order in which their rows [N, C] would be a copy; on a CPU the images would be one.
+    # A TPU stores images in an order in which a reshape to rows [N, C] would copy them. On a CPU, the product over
+    # several axes would copy them instead.
     sums = jax.lax.platform_dependent(x, cpu=lambda x: with_itself(x.reshape(-1, x.shape[-1])), default=with_itself)
     return sums * (x.shape[-1] / x.size)
 
 
 def _second_moments_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    # In one product: the two of the transposed matrix products would each go over x.
+    # One product goes over x once. The two transposes of the matrix product would go over it twice.
     return (x @ ((gradient + gradient.T) * (x.shape[-1] / x.size)).astype(x.dtype),)
 
 

@@ -1,14 +1,14 @@
 """Convolutions, computed on CPUs in another way than on accelerators.
 
-XLA's CPU backend is near the processor's limit in matrix products, and up to 25 times away from it in the gradients of
-convolutions. There, in float32,
+On CPUs, XLA's matrix products are near the processor's limit, and its gradients of convolutions up to 25 times slower
+than that limit. In float32 on CPUs, convolutions are therefore computed as follows:
 
-- 1x1 convolutions are matrix products;
-- 3x3 convolutions of stride 1 take a quarter of the multiplications (models/winograd.py), those between few channels
-  in the gradient of the kernel only;
-- of all others the gradient of the kernel is a product with the patches.
+- 1x1 convolutions are matrix products.
+- 3x3 convolutions of stride 1 take a quarter of the multiplications (ops/winograd.py). Between few channels only the
+  gradient of the kernel does.
+- For all other convolutions, the gradient of the kernel is a product with the patches of the images.
 
-Accelerators, and CPUs in other precisions, run `jax.lax.conv_general_dilated` and its own gradients.
+Accelerators, and CPUs in other precisions, run `jax.lax.conv_general_dilated` and its gradients.
 """
 
 import dataclasses
@@ -23,39 +23,41 @@ from simclr_jax.ops import winograd
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-# Least channels and largest side of images; beyond, the transforms take as long as the multiplications that they save.
+# Least number of channels and largest side of images for each use of minimal filtering. Outside of these, the
+# transforms take as long as the multiplications that they save.
 WINOGRAD = 64, 32
 WINOGRAD_KERNEL_GRADIENT = 8, 64
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-    """Convolution of images with a kernel, without bias.
+    """Convolves images with a kernel, without bias.
 
     Args:
-        x: [N, H, W, C].
-        kernel: [K, K, C, D], of the same dtype.
-        stride: of rows and columns.
-        padding: rows of zeros (before, after), columns of zeros (before, after).
+        x: Images [N, H, W, C].
+        kernel: Kernel [K, K, C, D], of the dtype of the images.
+        stride: Stride of rows and columns.
+        padding: Numbers of rows of zeros (before, after) and of columns of zeros (before, after).
 
     Returns:
-        [N, H', W', D].
+        Images [N, H', W', D].
     """
     return _convolution(stride, padding)(x, kernel)
 
 
 def between_convolutions(function: Callable, images: Any, vectors: Any) -> tuple[Any, Any]:
-    """`function(images, vectors)`, for a function that takes the first three axes of images as one.
+    """Computes `function(images, vectors)` in the order of axes that the convolutions around it use.
 
-    Between convolutions that have images as [H, W, N, C] inside, so has the function: XLA then sees transposes one
-    after the other, which cancel, and does not compute in one order to write in another, which is slow.
+    The function must not depend on the order of the first three axes of the images. Some convolutions keep images as
+    [H, W, N, C] inside, see `ops/winograd.py`. Between these the function gets images in that order too. The
+    transposes of neighbours then cancel. Otherwise XLA would compute in one order and write in another, which is slow.
 
     Args:
-        function: of (images, vectors), giving images and vectors.
-        images: of any structure, the first leaf being what a convolution has made: [N, H, W, C] each.
-        vectors: of any structure.
+        function: Function of (images, vectors) that returns images and vectors.
+        images: Tree of images [N, H, W, C]. Its first leaf is the result of a convolution.
+        vectors: Tree of arrays that have no such axes.
 
     Returns:
-        As the function.
+        The result of the function.
     """
     x = jax.tree.leaves(images)[0]
     if x.ndim != 4 or x.dtype != jnp.float32 or not _is_within(WINOGRAD, x.shape[-1], x.shape[1:3]):
@@ -70,10 +72,17 @@ def between_convolutions(function: Callable, images: Any, vectors: Any) -> tuple
 
 @dataclasses.dataclass(frozen=True)
 class _Method:
-    """How a convolution of (x, kernel) is computed, and its transposes in both."""
+    """Functions that compute a convolution and its transposes in both arguments.
+
+    Attributes:
+        forward: Function of (x, kernel) that returns the convolution.
+        image_gradient: Function of (x, kernel, dy) that returns the gradient of x. Only the shape and the dtype of x
+            matter to it.
+        kernel_gradient: Function of (x, kernel, dy) that returns the gradient of the kernel. Only the shape and the
+            dtype of the kernel matter to it.
+    """
 
     forward: Callable[[jax.Array, jax.Array], jax.Array]
-    # Of (x, kernel, dy); of x only shape and dtype matter to the first, of the kernel to the second.
     image_gradient: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
     kernel_gradient: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -83,13 +92,13 @@ class _Method:
 class _Residuals:
     x: jax.Array
     kernel: jax.Array
-    # Nobody asks for the gradient of a network's input.
+    # The gradient of a network's input is not computed: no one needs it.
     wants_images: bool = dataclasses.field(metadata={'static': True})
 
 
 @functools.cache
 def _convolution(stride: int, padding: Padding) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """The differentiable function of (x, kernel)."""
+    """Makes the differentiable function of (x, kernel)."""
     plain = _plain(stride, padding)
 
     def choose(name: str, *arrays: jax.Array) -> jax.Array:
@@ -134,7 +143,7 @@ def _is_within(limits: tuple[int, int], channels: int, sides: tuple[int, int]) -
 
 
 def _from_forward(forward: Callable[[jax.Array, jax.Array], jax.Array]) -> _Method:
-    """A method whose transposes are XLA's."""
+    """Makes a method whose transposes are those of XLA."""
 
     def image_gradient(x, kernel, dy):
         return jax.linear_transpose(lambda x: forward(x, kernel), x)(dy)[0]
@@ -170,7 +179,7 @@ def _kernel_gradient_by_patches(
     stride: int, padding: Padding, x: jax.Array, kernel: jax.Array, dy: jax.Array
 ) -> jax.Array:
     size, (rows, columns) = len(kernel), dy.shape[1:3]
-    # XLA makes the patches in the forward pass and keeps them, unless they need something of the backward pass.
+    # Without this dependence on the backward pass, XLA makes the patches in the forward pass and keeps them.
     x = x + 0 * dy[:, :1, :1, :1]
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     taps = [

@@ -1,4 +1,4 @@
-"""The rectifier, alone and behind a batch norm, with gradients that need little kept."""
+"""ReLU, alone and behind a batch norm, with gradients that keep few values of the forward pass."""
 
 import functools
 
@@ -12,7 +12,10 @@ from simclr_jax.ops.precision import at_least_float32
 
 @jax.custom_vjp
 def relu(x: jax.Array) -> jax.Array:
-    """max(x, 0); its gradient is told from the result, so that nothing else has to be kept."""
+    """Computes max(x, 0). The gradient at 0 is 0.
+
+    The gradient follows from the result, so that the input need not be kept.
+    """
     return jnp.maximum(x, 0)
 
 
@@ -31,20 +34,21 @@ relu.defvjp(_relu_forward, _relu_backward)
 def normalize_and_rectify(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, shortcut: jax.Array | None = None
 ) -> tuple[jax.Array, Moments]:
-    """max(scale (x - E[x]) / sqrt(Var[x] + epsilon) + bias + shortcut, 0), with statistics of all axes but the last.
+    """Computes max(scale (x - E[x]) / sqrt(Var[x] + epsilon) + bias + shortcut, 0).
 
-    Only x is kept for the gradients, and the result where there is a shortcut. They pass through the statistics, but
-    nothing passes back from the statistics that are returned.
+    The statistics are those of all axes but the last. Of the large arrays, only x is kept for the gradients, and the
+    result if there is a shortcut. Gradients pass through the statistics in the formula, but not through the statistics
+    that are returned.
 
     Args:
-        x: [..., C].
-        scale: [C].
-        bias: [C].
-        epsilon: added to the variance.
-        shortcut: of the shape and dtype of x.
+        x: Array [..., C].
+        scale: Scale [C].
+        bias: Offset [C].
+        epsilon: Constant that is added to the variance.
+        shortcut: Array of the shape and dtype of x. None: no shortcut.
 
     Returns:
-        The result, of the shape and dtype of x, and the statistics of x, in float32 at least.
+        The result, of the shape and dtype of x, and the statistics of x, at least float32.
     """
     y, batch = _normalize_and_rectify(epsilon, x, scale, bias, shortcut)
     return y, jax.lax.stop_gradient(batch)
@@ -80,7 +84,7 @@ def _backward(epsilon, kept, gradients):
         scale, bias, mean, inverse = vectors
         positive = (_normalized(x, scale, bias, mean, inverse) if y is None else y) > 0
         dy = jnp.where(positive, dy, jnp.zeros_like(dy))
-        # dx is what is left of dy without its projections on 1 and on the normalised x.
+        # dx is dy without its projections on 1 and on the normalised x.
         x_float, dy_float = at_least_float32(x), at_least_float32(dy)
         axes = tuple(range(x.ndim - 1))
         dbias = dy_float.sum(axes)
@@ -98,6 +102,7 @@ _normalize_and_rectify.defvjp(_forward, _backward)
 
 
 def _normalized(x, scale, bias, mean, inverse):
-    # Of x itself: x - mean, which sums would share with this, would be written and kept.
+    # This is a function of x itself. The difference x - mean would be shared with the sums of the backward pass, and
+    # XLA would therefore write and keep it.
     factor = scale * inverse
     return at_least_float32(x) * factor + (bias - mean * factor)

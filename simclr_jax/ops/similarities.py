@@ -1,96 +1,181 @@
-"""How similar all views of a global batch are to all others: whole, or so many anchors at a time.
+"""Similarities of all views of a global batch with each other, and the sums over the mesh that losses need.
 
-Inside `jax.shard_map`, `axis_name` names the mesh axis over which the batch is split; what the other members have is
-gathered. `N` below is the number of images of the global batch, `A` of a member's anchors.
+Inside `jax.shard_map`, `axis_name` names the mesh axis that splits the batch. Each member of that axis holds B images.
+It gathers the rows of the other members. `N` below is the number of images of the global batch, `V` the number of
+views of an image, and `A = B * V` the number of a member's anchors.
+
+All products here have full precision. A temperature of 0.1 multiplies the error of a similarity by ten.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-NORM_FLOOR = 1e-12  # smallest squared norm that a projection is divided by
-# A TPU would round the factors to bfloat16, and a temperature of 0.1 multiplies the error by ten.
-_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+from simclr_jax.ops.precision import at_least_float32, precise_matmul
+
+NORM_FLOOR = 1e-12  # Smallest squared norm that a row is divided by.
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:
-    """Divides every row by its Euclidean norm, sqrt(max(sum x^2, 1e-12)).
+    """Divides each row by its Euclidean norm, sqrt(max(sum x^2, 1e-12)).
 
-    Under the floor the divisor is a constant: a row of zeros stays zero and has a finite gradient.
+    Below that floor the divisor is a constant: a row of zeros stays zero and has a finite gradient.
 
     Args:
-        x: [..., D], float16, bfloat16, float32 or float64.
+        x: Rows [..., D], float16, bfloat16, float32 or float64.
 
     Returns:
-        [..., D], float64 for float64 and float32 otherwise.
+        Rows [..., D] of unit length, float64 for float64 and float32 otherwise.
     """
-    x = full_precision(x)
+    x = at_least_float32(x)
     squared_norm = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     return x / jnp.sqrt(jnp.maximum(squared_norm, NORM_FLOOR))
 
 
-def full_precision(x: jax.Array) -> jax.Array:
-    """float64 stays, all else becomes float32."""
-    return x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
+def gather_rows(rows: jax.Array, axis_name: str | None) -> jax.Array:
+    """Gathers the rows of all members of a mesh axis. Gradients flow back to the member that holds the row.
+
+    Args:
+        rows: Rows [R, ...] of this member.
+        axis_name: Mesh axis that splits the rows. None: `rows` is the whole batch.
+
+    Returns:
+        Rows of the global batch [G, ...], in the order of the members.
+    """
+    return rows if axis_name is None else jax.lax.all_gather(rows, axis_name, tiled=True)
+
+
+def global_row_indices(count: int, axis_name: str | None) -> jax.Array:
+    """Indices of this member's rows among the rows that `gather_rows` returns.
+
+    Args:
+        count: Number R of rows of each member.
+        axis_name: Mesh axis that splits the rows. None: this member holds the whole batch.
+
+    Returns:
+        Indices [R], int32.
+    """
+    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * count
+    return first + jnp.arange(count, dtype=jnp.int32)
+
+
+def global_mean(values: Any, axis_name: str | None) -> Any:
+    """Averages each array over the members of a mesh axis.
+
+    Args:
+        values: Array, or tree of arrays, of this member.
+        axis_name: Mesh axis to average over. None: the values stay as they are.
+
+    Returns:
+        Means of the shapes of `values`, the same on all members.
+    """
+    return values if axis_name is None else jax.lax.pmean(values, axis_name)
+
+
+def in_blocks(function: Callable[..., jax.Array], rows: tuple[jax.Array, ...], block_size: int | None) -> jax.Array:
+    """Applies a function of rows to blocks of rows, to bound the memory of its intermediate values.
+
+    Args:
+        function: Function of arrays [b, ...] that returns one value per row, [b, ...].
+        rows: Arrays [R, ...], the arguments of `function`.
+        block_size: Rows per block. None: one block of all rows.
+
+    Returns:
+        Values of all rows [R, ...].
+    """
+    if block_size is None:
+        return function(*rows)
+    return jax.lax.map(lambda row: function(*(part[None] for part in row))[0], rows, batch_size=block_size)
 
 
 class Similarities(NamedTuple):
-    """Similarities of the local anchors, A = B * V rows in the order (image, view), with the global batch."""
+    """Similarities of this member's anchors with the global batch. Anchors are in the order (image, view).
 
-    positives: jax.Array  # [A, V-1], to the other views of the anchor's image
-    candidates: jax.Array  # [A, N*V], to every view of the global batch
-    image: jax.Array  # [A] int32, index of the anchor's image in the global batch
+    Attributes:
+        positives: Similarities [A, V-1] with the other views of the anchor's image.
+        candidates: Similarities [A, N*V] with all views of the global batch.
+        image: Index [A] of the anchor's image in the global batch, int32.
+        views: Number V of views of an image.
+    """
+
+    positives: jax.Array
+    candidates: jax.Array
+    image: jax.Array
     views: int
 
 
 def compare(z: jax.Array, normalize: bool, axis_name: str | None) -> Similarities:
-    """All views z [B, V, D] of this member with all of the global batch, by cosine if `normalize`.
+    """Compares all views of this member with all views of the global batch.
+
+    Args:
+        z: Projections [B, V, D].
+        normalize: Whether a similarity is the cosine. Otherwise it is the dot product.
+        axis_name: Mesh axis that splits the images. None: `z` is the whole batch.
 
     Raises:
         ValueError: z is not [B, V >= 2, D].
     """
     z = comparable(z, normalize)
     images, views, dimensions = z.shape
-    # [images, views] -> [images * views] keeps a view on the device of its image.
+    # The reshape [images, views] -> [images * views] keeps each view on the device of its image.
     anchors = z.reshape(images * views, dimensions)
     return Similarities(
         positives=positives_of(z),
-        candidates=_matmul(anchors, _gather(anchors, axis_name).T),
-        image=jnp.repeat(_image_indices(images, axis_name), views),
+        candidates=precise_matmul(anchors, gather_rows(anchors, axis_name).T),
+        image=jnp.repeat(global_row_indices(images, axis_name), views),
         views=views,
     )
 
 
 def comparable(z: jax.Array, normalize: bool) -> jax.Array:
-    """z in full precision, its rows of unit length if so asked."""
+    """Casts projections to at least float32 and scales their rows to unit length if `normalize`.
+
+    Args:
+        z: Projections [B, V, D].
+        normalize: Whether rows are scaled to unit length.
+
+    Returns:
+        Projections [B, V, D], whose products are the similarities.
+
+    Raises:
+        ValueError: z is not [B, V >= 2, D].
+    """
     if z.ndim != 3 or z.shape[1] < 2:
         raise ValueError(f'z has shape {z.shape}; it must be [images, views, dimensions] with at least two views')
-    return l2_normalize(z) if normalize else full_precision(z)
+    return l2_normalize(z) if normalize else at_least_float32(z)
 
 
 def positives_of(z: jax.Array) -> jax.Array:
-    """Products of every view of z [B, V, D] with the other views of its image, [B*V, V-1]."""
+    """Multiplies each view with the other views of its image.
+
+    Args:
+        z: Projections [B, V, D].
+
+    Returns:
+        Products [B*V, V-1].
+    """
     views = z.shape[1]
-    # View v against view v + 1, v + 2, ... (cyclic): each ordered pair once, without a product of all.
+    # View v is paired with views v + 1, v + 2, ... (cyclic). That gives each ordered pair once, without a product of
+    # all views with all views.
     products = [jnp.sum(z * jnp.roll(z, -shift, axis=1), axis=-1) for shift in range(1, views)]
     return jnp.stack(products, axis=-1).reshape(-1, views - 1)
 
 
-def _gather(rows: jax.Array, axis_name: str | None) -> jax.Array:
-    """The rows of all members, in the order of the global batch."""
-    return rows if axis_name is None else jax.lax.all_gather(rows, axis_name, tiled=True)
-
-
-def _image_indices(images: int, axis_name: str | None) -> jax.Array:
-    """[B] int32, where this member's images are in the global batch."""
-    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * images
-    return first + jnp.arange(images, dtype=jnp.int32)
-
-
 def are_negatives(similarities: Similarities) -> jax.Array:
-    """[A, N*V] bool: the candidates that are views of another image."""
+    """Tells the candidates that are views of another image than the anchor.
+
+    Args:
+        similarities: Result of `compare`.
+
+    Returns:
+        Mask [A, N*V], bool.
+
+    Raises:
+        ValueError: The global batch is a single image.
+    """
     candidate = jnp.arange(similarities.candidates.shape[1], dtype=jnp.int32)
     _check_negatives(candidate.size // similarities.views)
     return similarities.image[:, None] != candidate // similarities.views
@@ -102,28 +187,46 @@ def _check_negatives(images: int) -> None:
 
 
 def contrast_metrics(logits: jax.Array, similarities: Similarities) -> dict[str, jax.Array]:
-    """Accuracy and entropy of each first view [B] among second views [N], from all logits [A, N*V]."""
+    """Measures how well each first view finds its image among the N second views.
+
+    Args:
+        logits: Logits [A, N*V] of the anchors.
+        similarities: Result of `compare`.
+
+    Returns:
+        'contrast_accuracy' [B], 1 for a view that finds its image and 0 otherwise, and 'contrast_entropy' [B], the
+        entropy of the softmax over the second views in nats.
+    """
     views = similarities.views
     return _among_second_views(logits[::views, 1::views], similarities.image[::views])
 
 
 def _among_second_views(logits: jax.Array, image: jax.Array) -> dict[str, jax.Array]:
-    """Accuracy and entropy [...] of first views of the images [...], from their logits [..., N]."""
+    """`contrast_metrics` [...] of first views of the images [...], from their logits [..., N] with second views."""
     found = jax.lax.argmax(logits, logits.ndim - 1, jnp.int32) == image
     probability = jax.nn.softmax(logits, axis=-1)
-    # 1e-8: the reference's guard, part of the published number.
+    # The reference adds 1e-8 against the logarithm of zero, which is part of its published figures.
     entropy = -jnp.sum(probability * jnp.log(probability + 1e-8), axis=-1)
     return {'contrast_accuracy': found.astype(logits.dtype), 'contrast_entropy': entropy}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def negatives_in_blocks(z: jax.Array, axis_name: str | None, block_size: int) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Log-sum-exp over every anchor's negatives, [B*V], and the first views' metrics, [B] each.
+    """Computes the log-sum-exp over the negatives of each anchor, in blocks of anchors.
+
+    The memory is that of the logits of one block, in the forward and in the backward pass. The metrics have no
+    gradient.
 
     Args:
-        z: [B, V, D], whose products are the logits.
-        axis_name: mesh axis that splits the batch.
-        block_size: anchors at a time.
+        z: Scaled projections [B, V, D], whose products are the logits.
+        axis_name: Mesh axis that splits the images. None: `z` is the whole batch.
+        block_size: Anchors per block, at least 1.
+
+    Returns:
+        Log-sum-exps [B*V], and the metrics of `contrast_metrics`, [B] each.
+
+    Raises:
+        ValueError: block_size is below 1, or the global batch is a single image.
     """
     return _in_blocks_forward(z, axis_name, block_size)[0]
 
@@ -138,16 +241,16 @@ def _in_blocks_forward(z, axis_name, block_size):
 
     def of_any_view(anchor):
         row, image = anchor
-        logits = _matmul(row, candidates.T)
+        logits = precise_matmul(row, candidates.T)
         return jax.nn.logsumexp(_without_own(logits, image, images))
 
     def of_first_view(anchor):
         row, image = anchor
-        logits = _matmul(row, candidates.T)
+        logits = precise_matmul(row, candidates.T)
         metrics = _among_second_views(logits[images : 2 * images], image)
         return jax.nn.logsumexp(_without_own(logits, image, images)), metrics
 
-    image = _image_indices(len(z), axis_name)
+    image = global_row_indices(len(z), axis_name)
     first, metrics = jax.lax.map(of_first_view, (z[:, 0], image), batch_size=block_size)
     others = [jax.lax.map(of_any_view, (z[:, view], image), batch_size=block_size) for view in range(1, views)]
     negatives = jnp.stack([first, *others], axis=1)
@@ -162,13 +265,13 @@ def _in_blocks_backward(axis_name, block_size, residuals, gradients):
 
     def pull(anchor):
         row, image, negatives, weight = anchor
-        logits = _without_own(_matmul(row, candidates.T), image, images)
-        # The logit of i and k is that of k and i: what k's sum passes to i needs no second product, nor, with
-        # several members, the sum of everyone's gradients for everyone's rows.
+        logits = _without_own(precise_matmul(row, candidates.T), image, images)
+        # The logit of (i, k) equals that of (k, i). The gradient that the sum of anchor k passes to row i therefore
+        # needs no second product, and members need not add up their gradients of each other's rows.
         share = weight * jnp.exp(logits - negatives) + all_weights * jnp.exp(logits - all_negatives)
-        return _matmul(share, candidates)
+        return precise_matmul(share, candidates)
 
-    image = jnp.repeat(_image_indices(len(z), axis_name), z.shape[1])
+    image = jnp.repeat(global_row_indices(len(z), axis_name), z.shape[1])
     anchors = (z.reshape(-1, z.shape[2]), image, negatives.reshape(-1), weights.reshape(-1))
     return (jax.lax.map(pull, anchors, batch_size=block_size).reshape(z.shape),)
 
@@ -177,11 +280,11 @@ negatives_in_blocks.defvjp(_in_blocks_forward, _in_blocks_backward)
 
 
 def _gather_views(x: jax.Array, axis_name: str | None) -> jax.Array:
-    """[B, V, ...] of every member -> [V*N, ...]: the second views lie side by side."""
-    return _gather(x, axis_name).swapaxes(0, 1).reshape(-1, *x.shape[2:])
+    """Gathers [B, V, ...] of all members into [V*N, ...], so that all second views are adjacent."""
+    return gather_rows(x, axis_name).swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
 
 def _without_own(logits: jax.Array, image: jax.Array, images: int) -> jax.Array:
-    """An anchor's logits with all views [V*N], -inf for those of its own image."""
+    """Sets an anchor's logits [V*N] to -inf where the candidate is a view of the anchor's own image."""
     candidate = jnp.arange(logits.size, dtype=jnp.int32) % images
     return jnp.where(candidate == image, -jnp.inf, logits)
