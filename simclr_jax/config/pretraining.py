@@ -49,7 +49,7 @@ def base_config() -> ConfigDict:
     augment.shared = ''  # Operations that all views of an image share, applied first. Names as in `views`.
     augment.views = (policy.SIMCLR_VIEW, policy.SIMCLR_VIEW)  # One string of operations per view.
     for operation, parameters in policy.default_parameters().items():
-        augment[operation] = ConfigDict(parameters)  # Parameters of each operation, see augment/policy.py.
+        augment[operation] = ConfigDict(parameters)  # Parameters of each operation, see augment/operations.py.
 
     config.model = model = ConfigDict()
     model.depth = 50  # ResNet: 18 | 34 | 50 | 101 | 152 | 200. For tests: 6 (two stages of one block) | 10 (four).
@@ -219,6 +219,11 @@ def load_config(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> ConfigD
 
     Raises:
         ConfigError: The file, an override or a value is wrong. The error lists all problems at once.
+
+    Example:
+        >>> config = load_config('configs/digits.py', [('loss.temperature', '0.2')])
+        >>> config.loss.temperature
+        0.2
     """
     return schema.load(SCHEMA, spec, overrides)
 

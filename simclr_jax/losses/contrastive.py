@@ -1,10 +1,9 @@
 """Contrastive losses over the views of a global batch.
 
-The losses take projections `z [B, V, D]`: B images, V >= 2 views of each. Inside
-`jax.shard_map`, `axis_name` names the mesh axis over which the batch is split; the projections of the other
-members are then gathered, so that every view of the global batch is a candidate for every anchor, and
-gradients flow back through the gather. Every loss returns `(loss, metrics)`, scalars that are the same on
-all members. `N` below is the number of images of the global batch.
+The losses take projections `z [B, V, D]` of B images with V >= 2 views each. Inside `jax.shard_map`, `axis_name` names
+the mesh axis that splits the batch. The projections of the other members of this axis are then gathered, so that every
+view of the global batch is a candidate for every anchor. Gradients flow back through the gather. Every loss returns
+`(loss, metrics)`, scalars that are the same on all members. `N` below is the number of images of the global batch.
 """
 
 import jax
@@ -16,6 +15,7 @@ from simclr_jax.ops.similarities import (
     comparable,
     compare,
     contrast_metrics,
+    global_mean,
     negatives_in_blocks,
     positives_of,
 )
@@ -35,25 +35,33 @@ def nt_xent(
 
         l(i, j) = -log( exp(s_ij / T) / sum_{k != i} exp(s_ik / T) ),
 
-    averaged over all ordered pairs (i, j) of the global batch. With V > 2 the denominator holds the
-    anchor's other positives too, as the formula says. The published TensorFlow program minimises twice
-    this mean for V = 2.
+    averaged over all ordered pairs (i, j) of the global batch. With V > 2 the denominator also holds the other
+    positives of the anchor, as the formula says. The published TensorFlow program minimises twice this mean for V = 2.
 
     Args:
-        z: [B, V, D] projections of this member's images.
-        temperature: T > 0.
-        normalize: whether s is the cosine similarity; otherwise the dot product.
-        axis_name: mesh axis that splits the batch, inside `jax.shard_map`; None where z is the whole batch.
-        block_size: anchors whose logits are in memory at a time, block_size x N V of them, forward and again
-            backward; None: all B V anchors'. The numbers are the same but for rounding, except that in
-            blocks the metrics have no gradient.
+        z: Projections of this member's images, [B, V, D].
+        temperature: Temperature T > 0.
+        normalize: Whether s is the cosine similarity. Otherwise it is the dot product.
+        axis_name: Mesh axis that splits the batch, inside `jax.shard_map`. None if z is the whole batch.
+        block_size: Anchors per block, at least 1. Only one block of logits, block_size x N V, is in memory at a time,
+            and the backward pass recomputes it. None: one block of all B V anchors. The results are equal except for
+            rounding, but the metrics have no gradient in blocks.
 
     Returns:
-        The loss, and {'contrast_accuracy', 'contrast_entropy'} of view 1 looking for its image among the
-        N second views: the fraction found, and the entropy of that softmax in nats.
+        The loss, and the metrics {'contrast_accuracy', 'contrast_entropy'}. They describe the softmax in which the
+        first view of an image selects one of the N second views: the share of images whose own second view has the
+        largest logit, and the mean entropy in nats.
 
     Raises:
         ValueError: z is not [B, V >= 2, D], the global batch is one image, or block_size is below 1.
+
+    Example:
+        The views of each image coincide, and the two images are orthogonal. The loss is log(1 + 2 exp(-1 / T)).
+
+        >>> z = jnp.array([[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]])
+        >>> loss, metrics = nt_xent(z, temperature=0.5)
+        >>> print(f'{loss:.4f} {metrics["contrast_accuracy"]:.0f}')
+        0.2395 1
     """
     if block_size is None:
         similarities = compare(z, normalize, axis_name)
@@ -62,12 +70,12 @@ def nt_xent(
         negatives = jax.nn.logsumexp(logits, axis=1, where=are_negatives(similarities))
         metrics = contrast_metrics(logits, similarities)
     else:
-        # Each factor of a logit carries half of the temperature, so that its gradient stays outside of the blocks.
+        # Each factor of a logit carries the square root of 1 / T. So the gradient of T stays outside of the blocks.
         z = comparable(z, normalize) * temperature**-0.5
         positives = positives_of(z)
         negatives, metrics = negatives_in_blocks(z, axis_name, block_size)
-    # l = log(1 + sum over the others), which keeps its digits where the positive outweighs them all; the
-    # difference of a log-sum-exp of about s / T and s / T would leave rounding.
+    # l = log(1 + sum over the others) keeps its digits even if the positive outweighs all others. The difference
+    # of the log-sum-exp, which is about s / T, and s / T would be mostly rounding.
     loss = jnp.mean(jax.nn.softplus(_log_rivals(negatives, positives) - positives))
     return _global_means(loss, metrics, axis_name)
 
@@ -82,18 +90,18 @@ def nt_logistic(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Normalised temperature-scaled logistic loss (SimCLR, arXiv 2002.05709, Tables 2 and 4), minimised.
 
-    For every positive pair (i, j): -log sigmoid(s_ij / T), plus the mean over the negatives k of
-    -log sigmoid(-s_ik / T), so that positives and negatives weigh the same at every batch size. Negatives
-    are the views of other images. The loss is the mean over all ordered positive pairs.
+    The loss of a positive pair (i, j) is -log sigmoid(s_ij / T) plus the mean over the negatives k of
+    -log sigmoid(-s_ik / T). So positives and negatives have the same weight at every batch size. The negatives are the
+    views of other images. The loss is the mean over all ordered positive pairs.
 
     Args:
-        z: [B, V, D] projections of this member's images.
-        temperature: T > 0.
-        normalize: whether s is the cosine similarity; otherwise the dot product.
-        semi_hard: replace the mean over the negatives by the pair's one semi-hard negative: the most
-            similar of those that are less similar to i than j is. A pair that has none keeps its positive
-            term alone.
-        axis_name: mesh axis that splits the batch, inside `jax.shard_map`; None where z is the whole batch.
+        z: Projections of this member's images, [B, V, D].
+        temperature: Temperature T > 0.
+        normalize: Whether s is the cosine similarity. Otherwise it is the dot product.
+        semi_hard: Whether one semi-hard negative replaces the mean over the negatives. It is the most similar one among
+            the negatives that are less similar to i than j is. A pair without such a negative keeps only its positive
+            term.
+        axis_name: Mesh axis that splits the batch, inside `jax.shard_map`. None if z is the whole batch.
 
     Returns:
         The loss, and the metrics of `nt_xent`.
@@ -124,17 +132,17 @@ def margin_triplet(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Marginal triplet loss (SimCLR, arXiv 2002.05709, Tables 2 and 4), minimised.
 
-    max(s_ik - s_ij + m, 0) for every ordered positive pair (i, j) and every negative k, a view of another
-    image; the mean over all of them, those at zero included.
+    The loss is the mean of max(s_ik - s_ij + m, 0) over all ordered positive pairs (i, j) and all their negatives k.
+    The negatives are the views of other images. Terms that are zero count in the mean.
 
     Args:
-        z: [B, V, D] projections of this member's images.
-        margin: m > 0, in units of s (cosine similarities differ by at most 2).
-        normalize: whether s is the cosine similarity; otherwise the dot product.
-        semi_hard: use, for every pair, its one semi-hard negative instead (FaceNet, arXiv 1503.03832): the
-            most similar of those that are less similar to i than j is. It counts while it lies within
-            the margin; a pair that has none adds zero. The mean is still over all pairs.
-        axis_name: mesh axis that splits the batch, inside `jax.shard_map`; None where z is the whole batch.
+        z: Projections of this member's images, [B, V, D].
+        margin: Margin m > 0 in units of s. Cosine similarities differ by at most 2.
+        normalize: Whether s is the cosine similarity. Otherwise it is the dot product.
+        semi_hard: Whether each pair uses only its semi-hard negative (FaceNet, arXiv 1503.03832). It is the most
+            similar one among the negatives that are less similar to i than j is. It adds to the loss while it lies
+            within the margin. A pair without such a negative adds zero. The mean is still over all pairs.
+        axis_name: Mesh axis that splits the batch, inside `jax.shard_map`. None if z is the whole batch.
 
     Returns:
         The loss, and the metrics of `nt_xent` at temperature 1.
@@ -149,7 +157,7 @@ def margin_triplet(
         hinge = jnp.where(exists, jax.nn.relu(hardest - similarities.positives + margin), 0.0)
         loss = jnp.mean(hinge)
     else:
-        # One positive at a time: all of them at once would need V - 1 times the memory of the logits.
+        # One positive per term. All positives at once would need V - 1 times the memory of the logits.
         hinges = [
             jnp.mean(jax.nn.relu(similarities.candidates - positive[:, None] + margin), where=negative)
             for positive in similarities.positives.T
@@ -159,7 +167,12 @@ def margin_triplet(
 
 
 def _log_rivals(negatives: jax.Array, positives: jax.Array) -> jax.Array:
-    """Log-sum-exp of what a positive competes with: the negatives [A] and the other positives [A, V-1]."""
+    """Log-sum-exp [A, V-1] of the rivals of each positive: the negatives and the other positives of its anchor.
+
+    Args:
+        negatives: Log-sum-exp over the negatives of each anchor, [A].
+        positives: Logits of the positives of each anchor, [A, V-1].
+    """
     rivals = []
     for index in range(positives.shape[1]):
         others = jnp.delete(positives, index, axis=1)
@@ -168,20 +181,19 @@ def _log_rivals(negatives: jax.Array, positives: jax.Array) -> jax.Array:
 
 
 def _semi_hard_negatives(similarities: Similarities, negative: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Largest negative similarity below each positive one, [A, V-1], and whether there is any."""
+    """Largest negative similarity below each positive similarity, [A, V-1], and whether it exists, bool [A, V-1]."""
     largest = []
     for positive in similarities.positives.T:
         eligible = negative & (similarities.candidates < positive[:, None])
         largest.append(jnp.max(similarities.candidates, axis=1, where=eligible, initial=-jnp.inf))
     largest = jnp.stack(largest, axis=1)
     exists = jnp.isfinite(largest)
-    # A finite stand-in: the gradient of an infinite one would be NaN even where it is not selected.
+    # The gradient of an infinite value would be NaN even where the value is not selected.
     return jnp.where(exists, largest, 0.0), exists
 
 
 def _global_means(
     loss: jax.Array, metrics: dict[str, jax.Array], axis_name: str | None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss, and the means of the metrics, over all members."""
-    means = loss, jax.tree.map(jnp.mean, metrics)
-    return means if axis_name is None else jax.lax.pmean(means, axis_name)
+    """Means of the loss and of the metrics over all members."""
+    return global_mean((loss, jax.tree.map(jnp.mean, metrics)), axis_name)
