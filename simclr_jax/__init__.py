@@ -4,7 +4,7 @@ import importlib
 
 __version__ = '0.1.0'
 
-# Imported when first used: `import simclr_jax` costs nothing.
+# Public names and their modules. A module is imported on the first use of its name, so `import simclr_jax` is fast.
 _PUBLIC = {
     'base_config': 'simclr_jax.config',
     'load_config': 'simclr_jax.config',
@@ -19,5 +19,5 @@ __all__ = ['__version__', *_PUBLIC]
 
 def __getattr__(name: str):
     if name not in _PUBLIC:
-        raise AttributeError(f'simclr_jax has no {name!r}; it has {", ".join(_PUBLIC)}')
+        raise AttributeError(f'simclr_jax has no {name!r}; choose from {", ".join(_PUBLIC)}')
     return getattr(importlib.import_module(_PUBLIC[name]), name)

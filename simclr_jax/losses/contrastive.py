@@ -1,8 +1,8 @@
 """Contrastive losses over the views of a global batch.
 
 The losses take projections `z [B, V, D]` of B images with V >= 2 views each. Inside `jax.shard_map`, `axis_name` names
-the mesh axis that splits the batch. The projections of the other members of this axis are then gathered, so that every
-view of the global batch is a candidate for every anchor. Gradients flow back through the gather. Every loss returns
+the mesh axis that splits the batch. The projections of the other members of this axis are then gathered. So every view
+of the global batch is a candidate for every anchor. Gradients flow back through the gather. Every loss returns
 `(loss, metrics)`, scalars that are the same on all members. `N` below is the number of images of the global batch.
 """
 
