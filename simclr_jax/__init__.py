@@ -8,9 +8,14 @@ __version__ = '0.1.0'
 _PUBLIC = {
     'base_config': 'simclr_jax.config',
     'load_config': 'simclr_jax.config',
+    'load_evaluation': 'simclr_jax.config',
+    'with_values': 'simclr_jax.config',
     'pretrain': 'simclr_jax.pretraining',
     'evaluate': 'simclr_jax.evaluation.run',
-    'load_evaluation': 'simclr_jax.config',
+    'open_extractor': 'simclr_jax.evaluation.extractor',
+    'open_split': 'simclr_jax.evaluation.embed',
+    'embed': 'simclr_jax.evaluation.embed',
+    'make_plan': 'simclr_jax.planning.plan',
     'nt_xent': 'simclr_jax.losses.contrastive',
 }
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import distributed, sharding
 from simclr_jax.build import Program, make_program, make_schedule
-from simclr_jax.config import ConfigError
+from simclr_jax.config import ConfigError, check
 from simclr_jax.data.feed import open_feed
 from simclr_jax.data.sources import align_classes, load_examples, without_multi_labels
 from simclr_jax.data.spec import DataError, Examples
@@ -40,7 +40,7 @@ def pretrain(
     """Runs, or resumes, a pretraining.
 
     Args:
-        config: Checked configuration, see `config.load_config`.
+        config: Configuration of a pretraining, for example from `config.load_config`. It is checked first.
         directory: Work directory, local or gs://. The README lists its files.
         allow_change: Whether to resume a run with a changed configuration, which is refused otherwise.
         profile_steps: First and last step to record in `profile/` of the directory, counted from 1.
@@ -53,6 +53,9 @@ def pretrain(
         meter.NotFiniteError: The loss is not finite.
         loop.Preempted: SIGTERM came. The state is saved.
     """
+    problems = check(config)
+    if problems:
+        raise ConfigError(problems)
     mesh = sharding.make_mesh()
 
     def prepare():

@@ -173,6 +173,11 @@ def _check_together(config: ConfigDict) -> list[str]:
 SCHEMA = Schema(base_evaluation, RANGES, CHOICES, _check_together)
 
 
+def check_evaluation(config: ConfigDict) -> list[str]:
+    """Checks the values of an evaluation's configuration. Returns one message for each problem."""
+    return schema.check(SCHEMA, config)
+
+
 def load_evaluation(spec: str = '', overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
     """Reads the configuration of an evaluation, applies overrides and validates the result.
 

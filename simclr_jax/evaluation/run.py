@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from ml_collections import ConfigDict
 
 from simclr_jax import distributed
+from simclr_jax.config import ConfigError, check_evaluation
 from simclr_jax.config.label_budget import Labels, parse_labels
 from simclr_jax.data.spec import DataError
 from simclr_jax.evaluation.datasets import Dataset, dataset_name, open_dataset
@@ -21,18 +22,21 @@ def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = pr
     Scores of an earlier evaluation of the same checkpoint stay in it, unless they are measured again.
 
     Args:
-        config: a checked configuration (config.load_evaluation).
-        directory: the work directory; config.json and the newest checkpoint's `model` are all that is needed.
-        say: called with lines for the user.
+        config: Configuration of an evaluation, for example from `config.load_evaluation`. It is checked first.
+        directory: Work directory, local or gs://. Its config.json and the `model` of its newest checkpoint are needed.
+        say: Function that receives lines for the user.
 
     Returns:
-        All scores that result.json now has.
+        All scores that result.json now holds.
 
     Raises:
-        ConfigError, CheckpointError, DataError: something that the user has to change.
-        meter.NotFiniteError: a training's loss is no number any more.
-        loop.Preempted: SIGTERM came in a training.
+        ConfigError, CheckpointError, DataError: The user has to change something.
+        meter.NotFiniteError: The loss of a training is not finite.
+        loop.Preempted: SIGTERM came during a training, which has saved.
     """
+    problems = check_evaluation(config)
+    if problems:
+        raise ConfigError(problems)
     protocols = [protocol for name in config.protocols for protocol in PROTOCOLS if protocol.name == name]
     home = workdir.read_config(directory).data
     results = read_results(directory)
