@@ -1,5 +1,6 @@
 """The host's augmentation: each operation on the reference's numbers, and what a policy promises."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -9,9 +10,9 @@ import scipy.stats
 
 tf = pytest.importorskip('tensorflow', reason='the host augmentation needs TensorFlow')
 
-from simclr_jax.augment import host, policy  # noqa: E402
+from simclr_jax.augment import host, operations, policy  # noqa: E402
 
-# The oracles come from the same float32 arithmetic in another order: some tens of roundings of 6e-8.
+# The reference's numbers come from the same float32 arithmetic in a different order: some tens of roundings of 6e-8.
 TOLERANCE = 1e-5
 # Views are clipped at their end only: an operation sees the little by which the bicubic crop leaves [0, 1].
 CLIPPING = 5e-3
@@ -32,6 +33,10 @@ def picture():
 
 def close(actual, expected, tolerance=TOLERANCE):
     np.testing.assert_allclose(np.asarray(actual), expected, rtol=0, atol=tolerance)
+
+
+def close_to_reference(fixed, name, found, tolerance=TOLERANCE):
+    close(fixed.pick(name, found), fixed[name], tolerance)
 
 
 def over(function, images, values):
@@ -60,12 +65,12 @@ OPERATIONS['blur, unknown size'] = of_unknown_size(OPERATIONS['blur'][0]), 'blur
 @pytest.mark.parametrize('name', OPERATIONS)
 def test_operation_is_the_references(fixed, source, name):
     function, values = OPERATIONS[name]
-    close(over(function, fixed[source], fixed[values]), fixed[f'{source}/{name.split(",")[0]}'])
+    close_to_reference(fixed, f'{source}/{name.split(",")[0]}', over(function, fixed[source], fixed[values]))
 
 
 @pytest.mark.parametrize('source', ['small', 'overshoot'])
 def test_grayscale_is_the_references(fixed, source):
-    close([host.grayscale(image) for image in fixed[source]], fixed[f'{source}/grayscale'])
+    close_to_reference(fixed, f'{source}/grayscale', [host.grayscale(image) for image in fixed[source]])
 
 
 @pytest.mark.parametrize('source', ['small', 'overshoot'])
@@ -77,36 +82,39 @@ def test_jitter_is_the_references_in_every_order(fixed, source, is_known):
         return host.jitter(image, tf.cast(order, tf.int32), *tf.unstack(values))
 
     jitter = jitter if is_known else of_unknown_size(jitter)
-    close(over(jitter, fixed[source], fixed['jitter_orders']), fixed[f'{source}/jitter'])
+    close_to_reference(fixed, f'{source}/jitter', over(jitter, fixed[source], fixed['jitter_orders']))
 
 
 def test_large_image_operations_are_the_references(fixed):
     image = host.to_unit_range(tf.constant(fixed['large']))
     index = fixed['large_index']
-    for sigma, expected in zip(fixed['blur_sigmas'], fixed['large/blur'], strict=True):
-        close(host.blur(image, sigma, radius=11).numpy()[np.ix_(index, index)], expected)
-    for factor, expected in zip(fixed['large/contrast_factors'], fixed['large/contrast'], strict=True):
-        close(tf.image.adjust_contrast(image, factor).numpy()[np.ix_(index, index)], expected)
+
+    def some_pixels(function, values):
+        return np.stack([function(image, value).numpy()[np.ix_(index, index)] for value in values])
+
+    blurred = some_pixels(functools.partial(host.blur, radius=11), fixed['blur_sigmas'])
+    close_to_reference(fixed, 'large/blur', blurred)
+    contrasted = some_pixels(tf.image.adjust_contrast, fixed['large/contrast_factors'])
+    close_to_reference(fixed, 'large/contrast', contrasted)
 
 
 def test_blur_kernel_sizes_are_the_references(fixed):
     for kernel_size in (2, 9):
         blurred = host.blur(tf.constant(fixed['small'][0]), 2.0, radius=kernel_size // 2)
-        close(blurred, fixed[f'small/blur_k{kernel_size}'][0, 0])
+        close_to_reference(fixed, f'small/blur_k{kernel_size}', blurred[None, None])
 
 
 @pytest.mark.parametrize('source, boxes', [('small', 'crop_boxes'), ('large', 'large_crop_boxes')])
 def test_crop_and_resize_is_the_references(fixed, source, boxes):
     image = tf.constant(fixed['small'][0] if source == 'small' else fixed['large'])
-    for number, box in enumerate(fixed[boxes]):
-        close(host.crop_and_resize(image, box, 32), fixed[f'{source}/crop_resize_32'][number])
-        view = host.crop_and_resize(image, box, 224)
-        close(view[::4, ::4], fixed[f'{source}/crop_resize_224'][number])
+    for size, step in ((32, 1), (224, 4)):
+        views = np.stack([host.crop_and_resize(image, box, size)[::step, ::step] for box in fixed[boxes]])
+        close_to_reference(fixed, f'{source}/crop_resize_{size}', views)
 
 
 def test_resize_and_flip_are_the_references(fixed):
     image = tf.constant(fixed['small'][0])
-    close(host.resize(image, 30, 50), fixed['small/resize_nonsquare'][0])
+    close_to_reference(fixed, 'small/resize_nonsquare', host.resize(image, 30, 50)[None])
     flip = policy.make_policy(32, views=('flip',), parameters={'flip': {'p': 1.0}})
     resized_mirror = host.resize(tf.constant(fixed['small/flip_left_right'][0]), 32, 32)
     close(host.augment(image, [0, 0], flip)[0], np.clip(resized_mirror, 0.0, 1.0))
@@ -119,17 +127,15 @@ def test_center_crop_boxes_are_the_references(fixed):
 
 def test_center_crop_is_the_references(fixed):
     box = host.center_crop_box(48, 40)
-    for number in range(2):
-        view = host.crop_and_resize(tf.constant(fixed['small'][number]), box, 32)
-        close(view, fixed['small/center_crop_32'][number])
-        close(np.clip(view, 0.0, 1.0), fixed['small/eval_32'][number])
-    view = host.crop_and_resize(tf.constant(fixed['small'][0]), box, 224)
-    close(view, fixed['small/center_crop_224'][0])
-    close(host.center_crop(tf.constant(fixed['small'][0]), 224), fixed['small/eval_224'][0])
-    large = tf.constant(fixed['large'])
-    close(host.crop_and_resize(large, host.center_crop_box(224, 224), 32), fixed['large/center_crop_32'])
-    cropped = host.crop_and_resize(large, host.center_crop_box(224, 224), 224)[::4, ::4]
-    close(cropped, fixed['large/center_crop_224'])
+    small = [tf.constant(image) for image in fixed['small'][:2]]
+    views = np.stack([host.crop_and_resize(image, box, 32) for image in small])
+    close_to_reference(fixed, 'small/center_crop_32', views)
+    close_to_reference(fixed, 'small/eval_32', np.clip(views, 0.0, 1.0))
+    close_to_reference(fixed, 'small/center_crop_224', host.crop_and_resize(small[0], box, 224)[None])
+    close_to_reference(fixed, 'small/eval_224', host.center_crop(small[0], 224)[None])
+    large, box = tf.constant(fixed['large']), host.center_crop_box(224, 224)
+    close_to_reference(fixed, 'large/center_crop_32', host.crop_and_resize(large, box, 32))
+    close_to_reference(fixed, 'large/center_crop_224', host.crop_and_resize(large, box, 224)[::4, ::4])
 
 
 def test_the_whole_shorter_side_is_kept_where_asked():
@@ -255,10 +261,10 @@ def test_one_branch_with_a_shared_crop(picture):
     assert np.abs(plain - views_of(picture, views=('',))[0]).max() > 0.05
 
 
-@pytest.mark.parametrize('first', ['', *policy.OPERATIONS])
+@pytest.mark.parametrize('first', ['', *operations.OPERATIONS])
 def test_every_transformation_and_ordered_pair_runs(picture, first):
-    parameters = {name: {'p': 1.0} for name in policy.OPERATIONS if name != 'crop'}
-    for second in policy.OPERATIONS:
+    parameters = {name: {'p': 1.0} for name in operations.OPERATIONS if name != 'crop'}
+    for second in operations.OPERATIONS:
         description = {'shared': 'crop', 'views': ('', f'{first} {second}'), 'parameters': parameters}
         views = views_of(picture, **description)
         assert views.shape == (2, 32, 32, 3), second
@@ -271,6 +277,14 @@ def test_operations_before_the_crop_see_the_whole_image(picture):
     """An image need not be square before it is cropped: rotation then swaps its sides."""
     for view in ('rotate crop', 'blur sobel crop', 'jitter noise cutout crop'):
         assert views_of(picture, views=(view,), parameters={'blur': {'p': 1.0}}).shape == (1, 32, 32, 3)
+
+
+def test_an_operation_that_only_the_devices_have_is_named(picture):
+    added = dataclasses.make_dataclass(
+        'Added', [('p', float, 1.0)], frozen=True, namespace={'number': 9, 'uniforms': 1}
+    )
+    with pytest.raises(ValueError, match=r'Added\(p=1.0\): only the devices have .* data.feed=hybrid .* or .*resident'):
+        host.augment(tf.constant(picture), [0, 1], policy.Policy(32, (), ((added(),),)))
 
 
 @pytest.mark.parametrize('operation', ['jitter', 'blur'])

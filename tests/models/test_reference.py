@@ -1,8 +1,8 @@
 """The model computes what the reference computes: every stored output, moving statistic and gradient.
 
-The stored values are the reference's float64 results, rounded to float32. In float64 we must meet them to a
-few roundings; in float32 train mode of the deep networks is ill-conditioned, and the tolerance is a multiple
-of how far the reference's own float32 run is from its float64 run.
+The stored values are the reference's float64 results, rounded to float32. In float64 we must meet them to a few
+roundings. In float32 the train mode of the deep networks is ill-conditioned. The tolerance there is a multiple of the
+distance between the reference's own float32 and float64 runs.
 """
 
 import functools
@@ -164,10 +164,10 @@ def reference(request, oracle):
     return oracle(request.param)
 
 
-def relative_error(ours, theirs):
-    """Largest difference over the largest value, 0 where both are all zero (a dead channel's gradient)."""
-    difference = np.max(np.abs(ours - theirs))
-    return 0.0 if difference == 0 else difference / np.max(np.abs(theirs))
+def relative_error(reference, name, ours):
+    """Largest difference over the largest value of the array, 0 where all are zero (a dead channel's gradient)."""
+    difference = np.max(np.abs(reference.pick(name, ours) - reference[name]))
+    return 0.0 if difference == 0 else difference / reference.info['float32_noise'][name]['max_abs']
 
 
 def test_every_variable_has_one_counterpart(reference):
@@ -195,21 +195,24 @@ def test_float64_outputs_statistics_and_gradients(reference):
     ours = in_float64(reference)
     inputs = {'images', 'cotangent', 'cotangent_pool'}
     assert set(ours) == set(reference.arrays) - inputs
-    errors = {name: relative_error(ours[name], reference[name]) for name in ours}
+    errors = {name: relative_error(reference, name, ours[name]) for name in ours}
     # Stored values carry a rounding to float32, 6e-8; everything else is float64.
     assert {name: error for name, error in errors.items() if error > 1e-6} == {}
     for name in ours:
         if name.endswith('all_l2'):
-            np.testing.assert_allclose(ours[name], reference[name], rtol=1e-6, err_msg=name)
+            np.testing.assert_allclose(reference.pick(name, ours[name]), reference[name], rtol=1e-6, err_msg=name)
 
 
 def test_float32_outputs_and_statistics(reference):
     ours = in_float32(reference)
     noise = reference.info['float32_noise']
-    for name, value in ours.items():
+    # The thinned set of the deep networks holds inference on one image alone.
+    stored = [name for name in ours if name in reference or not reference.is_thinned]
+    assert any(name.startswith('eval/') for name in stored)
+    for name in stored:
         # Ten times the reference's own noise: inference is well conditioned, 1e-6, but for selective kernels, 3e-4.
         own = noise[name]['max_abs_diff_over_max_abs']
-        assert relative_error(value, reference[name]) < max(1e-5, 10 * own), name
+        assert relative_error(reference, name, ours[name]) < max(1e-5, 10 * own), name
 
 
 @pytest.mark.parametrize('size, kernel_size, strides', [(8, 1, 2), (8, 3, 1), (8, 3, 2), (7, 3, 2)])
