@@ -1,4 +1,4 @@
-"""A small run on the digits, and what it leaves in its work directory."""
+"""A small pretraining run on the digits, and readers of its work directory."""
 
 import json
 import pathlib
@@ -30,10 +30,12 @@ DIGITS_HERE = [*DIGITS, '--config.model.depth=6']
 
 
 def rows_of(workdir):
+    """The rows of metrics.jsonl."""
     return [json.loads(line) for line in (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines()]
 
 
 def model_of(workdir):
+    """Variables of the newest checkpoint, and its step."""
     checkpoints = Checkpoints(str(workdir))
     model, step = checkpoints.restore_model(make_mesh(jax.devices()[:1]))
     checkpoints.close()
@@ -41,6 +43,7 @@ def model_of(workdir):
 
 
 def assert_same_bits(found, expected):
+    """Asserts that two trees of arrays are equal bit for bit."""
     jax.tree.map(
         lambda a, b: np.testing.assert_array_equal(np.atleast_1d(a).view(np.uint8), np.atleast_1d(b).view(np.uint8)),
         found,

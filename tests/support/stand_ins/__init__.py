@@ -1,8 +1,8 @@
 """Stand-ins for the tools of clusters, and a checkout for the launchers to launch from.
 
 The tools (gcloud, kubectl, sbatch, srun, scontrol, and what a host of a TPU slice has) are small programs in this
-directory. They take the options that the launchers may use and no others, keep what they were told in $STAND_INS, and
-really run what they are told to run: on this machine, in place of simclr the program of program.py.
+directory. They accept only the options that the launchers may use, and record their calls in $STAND_INS. What they are
+asked to run they really run, on this machine. In place of simclr they run program.py.
 """
 
 import json
@@ -16,10 +16,10 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 HERE = pathlib.Path(__file__).resolve().parent
 BASH = shutil.which('bash')
 
-# Variables that mean something to the launchers, to JAX or to Python, and that the tests set themselves.
+# Prefixes of variables that the launchers, JAX or Python read. The tests set these variables themselves.
 FOREIGN = ('SIMCLR_', 'JAX_', 'SLURM_', 'SBATCH_', 'PYTHON')
 
-# What every launcher must hand on unchanged.
+# Arguments that every launcher must pass on unchanged.
 AWKWARD = [
     'train',
     '--workdir=gs://bucket/my runs',
@@ -50,7 +50,7 @@ def executable(path: pathlib.Path, body: str) -> pathlib.Path:
 
 
 def checkout(folder: pathlib.Path) -> pathlib.Path:
-    """A git repository with what the launchers read, and with its environment made: simclr in it is program.py."""
+    """A git repository with the files that launchers read and a finished environment. Its simclr is program.py."""
     root = folder / 'my simclr'
     root.mkdir()
     shutil.copytree(REPOSITORY / 'launch', root / 'launch')
@@ -74,7 +74,7 @@ def install(root: pathlib.Path) -> None:
 
 
 class World:
-    """A directory of stand-ins' state ($STAND_INS), and the environment in which the launchers find the stand-ins."""
+    """The state of the stand-ins ($STAND_INS), and the environment in which the launchers find them."""
 
     def __init__(self, folder: pathlib.Path, *tools: str):
         self.state = folder / 'world'
@@ -93,7 +93,7 @@ class World:
         }
 
     def plan(self, **lives: list) -> None:
-        """What the program does, by process: plan(p0=['preempt', 0]); see program.py. Without a plan it ends with 0."""
+        """Sets what the program does, per process and run: plan(p0=['preempt', 0]). Without a plan it ends with 0."""
         (self.state / 'plan.json').write_text(json.dumps(lives))
 
     def run(self, script: pathlib.Path, *arguments: str, timeout: float = 180, **variables: str):
@@ -109,7 +109,7 @@ class World:
         )
 
     def start(self, *command: str | pathlib.Path) -> subprocess.Popen:
-        """Starts one, for signals to reach it; for use in a `with`."""
+        """Starts a launcher in the background, so that a test can send it signals. For use in a `with` statement."""
         return subprocess.Popen(
             command,
             env=self.environment,
@@ -120,12 +120,12 @@ class World:
         )
 
     def records(self, name: str) -> list:
-        """The lines of one of the stand-ins' records: `calls` of tools, `runs` of the program."""
+        """The entries of one record of the stand-ins: `calls` of the tools, or `runs` of the program."""
         path = self.state / f'{name}.jsonl'
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def record(name: str, entry) -> None:
-    """Adds a line to a record of $STAND_INS."""
+    """Adds an entry to a record in $STAND_INS."""
     with open(pathlib.Path(os.environ['STAND_INS'], f'{name}.jsonl'), 'a') as file:
         file.write(json.dumps(entry) + '\n')

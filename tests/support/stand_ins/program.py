@@ -1,8 +1,13 @@
-"""In place of simclr: notes its arguments, then does what the plan says for this process and the number of this run.
+"""Stands in for simclr: records its arguments, then does what the plan says for this process and this run.
 
-A number: ends with that exit code. save: waits for SIGTERM, then ends with 42. hang: outlasts SIGTERM. kill: kills
-itself. freeze: stops itself. last: ends with 1 when all others of its pod wait. preempt: makes the file
-$STAND_INS/preempt, which the stand-ins look for, then as save; preempt and fail: the same, but ends with 1.
+A number: it ends with that exit code.
+save: it waits for SIGTERM, then ends with 42.
+hang: it ignores SIGTERM.
+kill: it kills itself.
+freeze: it stops itself.
+last: it ends with 1 as soon as all other processes of its pod wait.
+preempt: it makes the file $STAND_INS/preempt, which the stand-ins look for, then does the same as save.
+preempt and fail: the same as preempt, but it ends with 1.
 """
 
 import json
