@@ -106,13 +106,13 @@ def _draw_scores(axes, results: Results) -> None:
         axes.bar_label(bars, fmt='%.1f', fontsize=7, padding=2)
     axes.set_yticks(np.arange(len(titles)) + height * (len(kinds) - 1) / 2)
     axes.set_yticklabels(titles.values(), fontsize=8)
-    # Room for the legend above the first bar.
-    axes.set_ylim(len(titles), -1.3)
+    axes.set_ylim(len(titles) - 0.2, -0.5)
     axes.set_xlim(0, 110)
     axes.set_xlabel('%')
     axes.set_title('\n'.join(results.datasets.values()), fontsize=9)
     if kinds:
-        axes.legend(loc='upper center', ncols=len(kinds))
+        # Beside the bars: inside it would hide some of them.
+        axes.legend(loc='upper left', bbox_to_anchor=(1.0, 1.0))
 
 
 def _shares(results: Results) -> list[Score]:
