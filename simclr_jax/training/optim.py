@@ -1,9 +1,13 @@
-"""Optimisers of the published runs: LARS, SGD with Nesterov momentum and Adam, and their schedules.
+"""Optimisers of the published runs: LARS, SGD with Nesterov momentum, and Adam.
 
-Which parameters decay is read off their paths: `kernel` is a weight of a convolution or dense layer, `bias`
-and `scale` are the rest, a module whose name starts or ends with `bn` is a batch norm, and the top-level
-module `probe` is the supervised linear classifier. Learning rates enter the momentum (v = m v + lr g, not
-p -= lr v), as in the reference: under a schedule the two are different optimisers.
+The path of a parameter decides whether it decays:
+
+* `kernel` is a weight of a convolution or dense layer. `bias` and `scale` are the other parameters.
+* A module whose name starts or ends with `bn` is a batch norm.
+* The top-level module `probe` is the supervised linear classifier.
+
+The learning rate enters the momentum (v = m v + lr g, not p -= lr v), as in the reference. Under a schedule the two
+are different optimisers.
 """
 
 from collections.abc import Callable
@@ -18,28 +22,35 @@ TRUST_COEFFICIENT = 0.001
 def make_optimizer(
     name: str, schedule: optax.Schedule, *, weight_decay: float, momentum: float = 0.9
 ) -> optax.GradientTransformation:
-    """The optimiser of a run.
+    """Makes the optimiser of a run.
 
-    * 'lars' (arXiv 1708.03888): g += wd p; trust = 0.001 |p| / |g|, 1 where either norm is 0;
-      v = m v + lr trust g; p -= v. Kernels decay; all of them but the probe's have a trust ratio.
-      Biases and batch norms have neither.
-    * 'momentum': v = m v - lr g; p += m v - lr g (Nesterov).
-    * 'adam': beta 0.9 and 0.999; epsilon 1e-7 is added to the root of the uncorrected second moment.
+    With p a parameter, g its gradient, v its momentum, lr the learning rate, m `momentum` and wd `weight_decay`, one
+    update computes:
 
-    With 'momentum' and 'adam' the decay is the L2 penalty wd / 2 |p|^2 of everything but batch norms,
-    biases and probe included: it passes through the moments like any gradient.
+        'lars' (arXiv 1708.03888)   g += wd p
+                                    trust = 0.001 |p| / |g|, or 1 where either norm is 0
+                                    v = m v + lr trust g
+                                    p -= v
+        'momentum' (Nesterov)       v = m v - lr g
+                                    p += m v - lr g
+        'adam' (arXiv 1412.6980)    beta 0.9 and 0.999, epsilon 1e-7
+
+    With 'lars' kernels decay, and all kernels except the probe's have a trust ratio. Biases and batch norms have
+    neither. With 'momentum' and 'adam' the decay is the L2 penalty wd / 2 |p|^2 of all parameters except those of
+    batch norms. Biases and the probe are included. The penalty passes through the moments like any gradient. Adam
+    adds epsilon to the root of the uncorrected second moment.
 
     Args:
         name: 'lars', 'momentum' or 'adam'.
-        schedule: step -> learning rate, as from `warmup_cosine`.
-        weight_decay: wd >= 0.
-        momentum: m from 0 to below 1; Adam does not use it.
+        schedule: Function from the step to the learning rate, for example from `warmup_cosine`.
+        weight_decay: Weight decay wd, at least 0.
+        momentum: Momentum m, from 0 to below 1. Adam does not use it.
 
     Returns:
-        A transformation whose `update` needs the parameters, nested dictionaries as Flax makes them.
+        A transformation whose `update` needs the parameters, as nested dictionaries from Flax.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: The name is unknown.
     """
     if name == 'lars':
         return optax.lars(
@@ -62,11 +73,12 @@ def make_optimizer(
 def freeze(
     tx: optax.GradientTransformation, is_frozen: Callable[[tuple[str, ...]], bool]
 ) -> optax.GradientTransformation:
-    """An optimiser that leaves some parameters alone: they neither move nor decay nor have any state.
+    """Makes an optimiser that leaves some parameters alone. They do not move or decay, and they have no state.
 
     Args:
-        tx: moves the others.
-        is_frozen: path of a parameter, ('encoder', 'stem', 'conv', 'kernel'), -> whether it is frozen.
+        tx: Optimiser of the other parameters.
+        is_frozen: Function that says whether a parameter is frozen. Its argument is the path of the parameter, for
+            example ('encoder', 'stem', 'conv', 'kernel').
     """
 
     def labels(params):
@@ -78,8 +90,8 @@ def freeze(
 def _scale_by_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
     """Adam with its bias corrections gathered in the step size (arXiv 1412.6980, end of section 2).
 
-    `optax.scale_by_adam` adds epsilon to the corrected root instead, where it weighs less (by a factor of 30
-    in the first step), and does not run under strict dtype promotion.
+    `optax.scale_by_adam` adds epsilon to the corrected root instead. There epsilon weighs less, in the first step by
+    a factor of 30. It also does not run under strict dtype promotion.
     """
 
     def init(params):
@@ -112,5 +124,5 @@ def _all_but_batch_norms(params):
 
 
 def _mask(condition, params):
-    """Tree in the shape of params: the condition's value at each leaf's path, a list of names."""
+    """Tree in the shape of params. Each leaf is the value of the condition on that leaf's path, a list of names."""
     return jax.tree_util.tree_map_with_path(lambda path, _: condition([key.key for key in path]), params)

@@ -34,18 +34,18 @@ class Schedule:
 
 
 def total_steps(num_examples: int, epochs: float, batch_size: int) -> int:
-    """Optimiser updates of a run: floor(N * epochs / B) + 1, one more than whole batches, as the reference does.
+    """Updates of a run: floor(N * epochs / B) + 1. The reference also makes this one update more than whole batches.
 
     Args:
-        num_examples: images of the training split, N >= 1.
-        epochs: passes over them, > 0; fractions are allowed.
-        batch_size: images of the global batch, B >= 1.
+        num_examples: Images of the training split, N >= 1.
+        epochs: Passes over the images, > 0. Fractions are allowed.
+        batch_size: Images of the global batch, B >= 1.
     """
     return int(num_examples * epochs // batch_size) + 1
 
 
 def warmup_steps(num_examples: int, warmup_epochs: float, batch_size: int) -> int:
-    """Updates of the linear warm-up, floor(N * warmup_epochs / B); a run cut short keeps its length."""
+    """Updates of the linear warm-up, floor(N * warmup_epochs / B). They do not depend on the length of the run."""
     return round(warmup_epochs * num_examples // batch_size)
 
 
@@ -53,12 +53,12 @@ def peak_learning_rate(base: float, batch_size: int, scaling: str) -> float:
     """The learning rate after warm-up (SimCLR, appendix B.1).
 
     Args:
-        base: the configured learning rate, > 0.
-        batch_size: images of the global batch.
+        base: Configured learning rate, > 0.
+        batch_size: Images of the global batch.
         scaling: 'linear' (base * B / 256), 'sqrt' (base * sqrt(B)) or 'none' (base).
 
     Raises:
-        ValueError: unknown scaling.
+        ValueError: The scaling is unknown.
     """
     if scaling == 'linear':
         return base * batch_size / 256
@@ -70,27 +70,27 @@ def peak_learning_rate(base: float, batch_size: int, scaling: str) -> float:
 
 
 def steps_of_epochs(epochs: float, num_examples: int, batch_size: int) -> int:
-    """Whole updates nearest to so many epochs, at least one: for intervals (checkpoints, online evaluation)."""
+    """Number of updates nearest to a number of epochs, at least 1. Intervals of checkpoints and evaluations use it."""
     return max(1, round(epochs * num_examples / batch_size))
 
 
 def warmup_cosine(peak: float, total_steps: int, warmup_steps: int) -> optax.Schedule:
     """Linear warm-up from 0 to the peak, then half a cosine to 0 (SimCLR, arXiv 2002.05709, appendix B.1).
 
-    Update 0 of a run with warm-up has learning rate 0. A run cut shorter than its warm-up climbs the same
-    ramp; from `warmup_steps` on the rate is 0.
+    Update 0 of a run with warm-up has learning rate 0. A run that is shorter than its warm-up climbs the same ramp.
+    Its rate from `warmup_steps` on would be 0.
 
     Args:
-        peak: learning rate at step `warmup_steps`, >= 0.
-        total_steps: updates of the run, >= 1; from there on the rate is 0.
-        warmup_steps: updates of the ramp, >= 0.
+        peak: Learning rate at step `warmup_steps`, >= 0.
+        total_steps: Updates of the run, >= 1. From this step on the rate is 0.
+        warmup_steps: Updates of the ramp, >= 0.
 
     Returns:
         A function of the step (integers of any shape, counted from 0) to float32 learning rates.
     """
     decay_steps = total_steps - warmup_steps
 
-    # optax.warmup_cosine_decay_schedule has no runs shorter than the warm-up, and rounds the ramp otherwise.
+    # optax.warmup_cosine_decay_schedule refuses runs shorter than the warm-up, and rounds the ramp in another way.
     def schedule(step):
         step = jnp.asarray(step, jnp.float32)
         ramp = step / max(warmup_steps, 1) * peak
@@ -105,9 +105,9 @@ def step_decay(peak: float, milestones: Sequence[int], factor: float = 0.1) -> o
     """A constant rate that is multiplied by `factor` at each milestone.
 
     Args:
-        peak: learning rate of the first steps, >= 0.
-        milestones: steps from which on the next, smaller rate holds, in any order.
-        factor: >= 0.
+        peak: Learning rate of the first steps, >= 0.
+        milestones: First steps of the next rates, in any order.
+        factor: Ratio of a rate over the one before it, >= 0.
 
     Returns:
         A function of the step (integers of any shape, counted from 0) to float32 learning rates.

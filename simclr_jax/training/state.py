@@ -1,4 +1,4 @@
-"""What a training run carries from step to step."""
+"""The state that a training run carries from step to step."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ import jax
 
 @flax.struct.dataclass
 class TrainState:
-    """Pure data.
+    """The state of a training run: a tree of arrays.
 
     Attributes:
-        step: int32 [], updates done.
-        params: trainable parameters, {'encoder': ..., 'head': ..., 'probe': ...}.
-        batch_stats: moving statistics of batch norm, of the same outline.
-        opt_state: the optimiser's.
+        step: Number of updates done, int32 [].
+        params: Trainable parameters, {'encoder': ..., 'head': ..., 'probe': ...}.
+        batch_stats: Moving statistics of the batch norms, nested like the parameters.
+        opt_state: State of the optimiser.
     """
 
     step: jax.Array

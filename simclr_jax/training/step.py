@@ -16,13 +16,14 @@ from simclr_jax.training.task import Batch, Metrics, Step, Task
 def state_shardings(
     task: Task, tx: optax.GradientTransformation, mesh: Mesh, sharding: str = 'replicated'
 ) -> TrainState:
-    """Where each array of a state lies, as a TrainState of shardings.
+    """The sharding of each array of a state, as a TrainState of shardings.
 
     Args:
-        task, tx: whose state it is.
-        mesh: the devices.
-        sharding: 'replicated': all of it on every device; 'fsdp': parameters and the optimiser's moments divided
-            among the devices (fully sharded data parallelism), moving statistics and counters on each.
+        task: Task that is learnt.
+        tx: Optimiser.
+        mesh: Devices that train.
+        sharding: 'replicated' keeps the whole state on every device. 'fsdp' (fully sharded data parallelism) divides
+            parameters and the optimiser's moments among the devices. Moving statistics and counters stay on each.
     """
     shapes = abstract_state(task, tx)
     everywhere = jax.tree.map(lambda _: replicated(mesh), shapes)
@@ -33,7 +34,7 @@ def state_shardings(
 
 
 def abstract_state(task: Task, tx: optax.GradientTransformation) -> TrainState:
-    """Shapes and types of a state."""
+    """Shapes and dtypes of a state, computed without device memory."""
     return jax.eval_shape(_init(task, tx), jax.random.key(0))
 
 
@@ -57,7 +58,15 @@ def init_state(
     mesh: Mesh,
     shardings: TrainState | None = None,
 ) -> TrainState:
-    """A fresh state at step 0; `shardings` as of `state_shardings`, by default the same on every device."""
+    """Makes a fresh state at step 0.
+
+    Args:
+        task: Task that is learnt.
+        tx: Optimiser.
+        key: Key of the initial values.
+        mesh: Devices that train.
+        shardings: Sharding of each array, see `state_shardings`. None means the whole state on every device.
+    """
     return jax.jit(_init(task, tx), out_shardings=shardings or replicated(mesh))(key)
 
 
@@ -71,18 +80,22 @@ def make_train_step(
 ) -> Step:
     """Builds `step(state, batch, key) -> (state, metrics)`, a pure function on global arrays.
 
-    The state is donated. Randomness is fold_in(key, state.step): the same inputs give the same bits.
+    The state is donated. The step's random numbers follow from fold_in(key, state.step), so that the same inputs give
+    the same bits.
 
     Args:
-        task: gives outputs and loss.
-        tx: the optimiser.
-        mesh: the devices, among which the batch's rows are divided.
-        shardings: of the state, as of `state_shardings`; by default it is the same on every device.
-        microbatches: into so many the images are divided for the network, see `_gradients_by_microbatches`; the
-            loss is that of the whole batch at any number. Divides the images of every device.
+        task: Task that is learnt. It gives outputs and loss.
+        tx: Optimiser.
+        mesh: Devices that train. The rows of a batch are divided among them.
+        shardings: Sharding of each array of the state, see `state_shardings`. None means the whole state on every
+            device.
+        microbatches: Number of parts of the batch that pass through the network one after another, see
+            `_gradients_by_microbatches`. It divides the images of every device. The loss is that of the whole batch
+            at any number.
 
     Returns:
-        The jitted step; metrics are the task's and 'gradient_norm', before the update.
+        The jitted step. Its metrics are the task's and 'gradient_norm', the norm of the gradients before the
+        optimiser.
     """
 
     def step(state: TrainState, batch: Batch, key: jax.Array):
@@ -119,7 +132,7 @@ def make_train_step(
 
 
 def _gradients(task: Task, outputs, params, batch: Batch) -> tuple[Any, Any, Metrics]:
-    """Gradients of the parameters, new batch_stats and metrics; `outputs` of (params, batch), see Task."""
+    """Gradients of the parameters, new batch_stats and metrics. `outputs` is Task.outputs of (params, batch)."""
 
     def loss(params):
         found, batch_stats = outputs(params, batch)
@@ -133,16 +146,17 @@ def _gradients(task: Task, outputs, params, batch: Batch) -> tuple[Any, Any, Met
 def _gradients_by_microbatches(
     task: Task, outputs, params, batch: Batch, mesh: Mesh, microbatches: int
 ) -> tuple[Any, Any, Metrics]:
-    """As `_gradients`, with the network's activations of one microbatch at a time in memory (GradCache, 2101.06983).
+    """Computes what `_gradients` does, but keeps the activations of only one microbatch (GradCache, arXiv 2101.06983).
 
-    1. The outputs of all images, a microbatch at a time, without gradients.
-    2. The loss of the whole batch and its gradient with respect to the outputs: every image has all others of the
+    1. The network computes the outputs of all images, one microbatch at a time, without gradients.
+    2. The loss of the whole batch is differentiated with respect to the outputs. Every image has all others of the
        global batch as negatives.
-    3. Once more through the network, a microbatch at a time, with these gradients backwards into the parameters.
+    3. The network runs again, one microbatch at a time, and carries these gradients back to the parameters.
 
-    Batch norms normalise each microbatch with its own statistics (of all devices); the moving ones move by the mean
-    of these. Where the statistics of the microbatches are the same as those of the whole, so are the gradients. The
-    network runs forward twice. The TPU's compiler sums the gradients over the devices once, after the last part.
+    The network therefore runs forward twice. Batch norms normalise each microbatch with its own statistics over all
+    devices. The moving statistics move by the mean over the microbatches. Where each microbatch has the statistics of
+    the whole batch, the gradients are also the same. The TPU's compiler sums the gradients over the devices only once,
+    after the last microbatch.
     """
     parts = split_rows(batch, microbatches, mesh)
     _, (found, moved) = jax.lax.scan(lambda _, part: (None, outputs(params, part)), None, parts)

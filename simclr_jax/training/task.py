@@ -1,4 +1,4 @@
-"""What a training step needs of what is learnt."""
+"""The contract between the training step and a task: what is learnt."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -17,9 +17,13 @@ Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
 
 
 class Task(Protocol):
-    """What the step needs of a task; tasks/pretrain.py has the meaning.
+    """The three functions that the step needs of a task. `tasks.simclr.Pretrain` explains them on an example.
 
-    The loss is a function of the outputs of all images, so that the outputs may be made a few images at a time.
+    * `init` makes fresh variables, {'params': ..., 'batch_stats': ...}.
+    * `outputs` runs the network on images of a batch and returns its outputs and the new batch_stats.
+    * `loss` computes the loss [] and metrics from the outputs of all images.
+
+    Network and loss are separate functions, so that the step can compute the outputs a few images at a time.
     """
 
     def init(self, key: jax.Array) -> dict[str, Any]: ...  # noqa: D102
