@@ -1,4 +1,4 @@
-"""Installs simclr_jax; `constraints.txt` pins the versions that the tests ran with."""
+"""Installs simclr_jax. `constraints.txt` pins the versions of all packages with which the tests ran."""
 
 import pathlib
 import re
@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r"__version__ = '([^']+)'", (HERE / 'simclr_jax' / '__init__.py').read_text()).group(1)
 
-# The CPU-only build is a third of the size, and TensorFlow only reads and augments images here.
+# TensorFlow only reads and augments images here. Its CPU build suffices and is a third of the size.
 X86_LINUX = "platform_machine == 'x86_64' and sys_platform == 'linux'"
 TENSORFLOW = [
     f'tensorflow-cpu>=2.20; {X86_LINUX}',

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Runs simclr on this machine, in an environment that it makes where there is none.
-#   launch/local.sh                       the main job: pretrain on scikit-learn's digits, evaluate, print the table
-#   launch/local.sh [OPTIONS] ARGUMENTS   simclr ARGUMENTS
-# --processes=N   as a small pod: N processes that find each other on the loopback interface
-# --devices=M     with M CPU devices each
-# --restarts=N    again after exit code 42 or a signal, N times at most (default 0)
-# --dry-run       only show the command
+# Runs simclr on this machine. The first run installs it into the virtual environment .venv.
+#   launch/local.sh                       pretrains on scikit-learn's digits, evaluates and prints the results
+#   launch/local.sh [OPTIONS] ARGUMENTS   runs simclr ARGUMENTS
+# Options:
+#   --processes=N   number of processes, which form one job over the loopback interface (default 1)
+#   --devices=M     CPU devices per process
+#   --restarts=N    largest number of restarts after exit code 42 or death by a signal (default 0)
+#   --dry-run       only prints the command
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)
 # shellcheck source=launch/environment.sh
@@ -16,7 +17,7 @@ take_options processes= devices= restarts= dry-run -- "$@"
 shift "$taken"
 
 if [ $# -eq 0 ] && [ "$taken" -gt 0 ]; then
-  mistake "what shall run with these options? For example: launch/local.sh --processes=2 train --config=... --workdir=..."
+  mistake "these options need arguments for simclr; for example: $0 --processes=2 train --config=... --workdir=..."
 fi
 if [ $# -eq 0 ]; then
   prepare_environment

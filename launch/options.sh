@@ -1,17 +1,17 @@
 # shellcheck shell=bash
-# Sourced by the launchers: their options, their dry runs, and how they speak of mistakes.
+# Sourced by the launchers. Functions for options, dry runs and error messages.
 
-# mistake MESSAGE...: the user's to mend, exit code 2.
+# mistake MESSAGE...: prints a mistake of the user and ends with exit code 2.
 mistake() {
   echo "${0##*/}: $*" >&2
   exit 2
 }
 
-# take_options OPTION... -- ARGUMENTS...: of the arguments, takes the options up to the first that is none, sets a
-# variable of its name for each (`dry-run` sets $dry_run to true, `zone=` sets $zone to its value), and $taken to their
-# number. An option that is not given has the value of SIMCLR_ZONE and the like, or is empty.
+# take_options OPTION... -- ARGUMENTS...: reads the known options at the start of the arguments, and sets $taken to their
+# number. It sets one variable per option: `dry-run` sets $dry_run to true, `zone=` sets $zone to the value. A missing
+# option has the value of its environment variable, SIMCLR_ZONE for `zone=`, or is empty.
 take_options() {
-  local known_options=' ' option_name # no names of options: those belong to the caller
+  local known_options=' ' option_name # these names must differ from the variables of all options
   while [ "$1" != -- ]; do
     known_options="$known_options$1 "
     option_name=SIMCLR_$(in_capitals "${1%=}")
@@ -44,18 +44,18 @@ in_capitals() {
   echo "$1" | tr '[:lower:]-' '[:upper:]_'
 }
 
-# no_more_options ARGUMENTS...: what take_options left must begin with no option. --help prints the script's first lines.
+# no_more_options ARGUMENTS...: rejects a further option at the start. --help prints the first lines of the script.
 no_more_options() {
   case ${1:-} in
     --help)
       sed -n '2,/^[^#]/{/^# shellcheck/d;s/^# \{0,1\}//p;}' "$0"
       exit
       ;;
-    -*) mistake "there is no option $1 here (options with a value are written --name=value); see $0 --help" ;;
+    -*) mistake "there is no option $1; write options with a value as --name=value, see $0 --help" ;;
   esac
 }
 
-# need NAME...: these options must have a value.
+# need NAME...: checks that these options have a value.
 need() {
   local needed
   for needed in "$@"; do
@@ -65,14 +65,14 @@ need() {
   done
 }
 
-# need_number NAME VALUE: a whole number.
+# need_number NAME VALUE: checks that the value of an option is a whole number.
 need_number() {
   case $2 in
     '' | *[!0-9]*) mistake "--$1=$2 must be a whole number, for example --$1=4" ;;
   esac
 }
 
-# quoted WORDS...: as a line of shell that means exactly these words.
+# quoted WORDS...: prints a line of shell that stands for exactly these words.
 quoted() {
   local word line='' apostrophe="'\\''"
   for word in "$@"; do
@@ -84,7 +84,7 @@ quoted() {
   echo "${line# }"
 }
 
-# show_or_run COMMAND...: runs it; with --dry-run only shows it.
+# show_or_run COMMAND...: runs a command. With --dry-run it only prints the command.
 show_or_run() {
   if [ -n "${dry_run:-}" ]; then
     quoted "$@"

@@ -1,8 +1,9 @@
 """Runs a command as several processes of one JAX job on this machine: `launch/local.sh --processes=N`.
 
-Every process is told the coordinator's address, the number of processes and its own. Process 0 has the terminal; the
-lines of the others begin with their number. The first that ends badly decides: the rest is stopped, and its exit code
-(128 + n for signal n) is the exit code here. Needs the standard library only.
+Environment variables give every process the address of the coordinator, the number of processes and its own number.
+Process 0 writes directly to the terminal. The lines of the other processes begin with their number. If one process
+fails, the others are stopped. Its exit code (128 + n for signal n) becomes the exit code of this program. The program
+needs only the standard library.
 """
 
 import argparse
@@ -17,18 +18,18 @@ import threading
 import time
 from typing import BinaryIO
 
-# From SIGTERM to SIGKILL once one process has failed: a stopped or hung one never ends by itself.
+# Seconds between SIGTERM and SIGKILL after one process has failed. A stopped or hung process never ends by itself.
 _GRACE_SECONDS = 10.0
-# Lines of different processes must not run into each other.
+# The lock keeps the lines of different processes apart.
 _OUTPUT = threading.Lock()
 
 
 def main() -> int:
-    """Runs the processes; returns the exit code of the first that ends badly, 0 if none does."""
+    """Runs the processes. Returns the exit code of the first process that fails, or 0 if none fails."""
     options = _parse_arguments()
     job = _Job()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP for everything below it
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP, and its children must too
             signal.signal(number, lambda number, _: job.stop(number))
     job.start(options.command, options.processes, options.devices)
     return job.wait()
@@ -37,7 +38,7 @@ def main() -> int:
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog='launch/local.sh', description=__doc__, allow_abbrev=False)
     parser.add_argument('--processes', type=_at_least_one, required=True, metavar='N', help='number of processes')
-    parser.add_argument('--devices', type=_at_least_one, metavar='M', help='CPU devices of each')
+    parser.add_argument('--devices', type=_at_least_one, metavar='M', help='CPU devices per process')
     parser.add_argument('command', nargs=argparse.REMAINDER)
     return parser.parse_args()
 
@@ -49,7 +50,7 @@ def _at_least_one(text: str) -> int:
 
 
 class _Job:
-    """The processes, from start to end."""
+    """The processes of the job, from start to end."""
 
     def __init__(self):
         self._ended: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -61,12 +62,12 @@ class _Job:
         address = f'127.0.0.1:{_free_port()}'
         for index in range(processes):
             self._start_process(index, command, _environment(address, processes, index, devices))
-        if self._told_to_stop:  # between the first and the last
+        if self._told_to_stop:  # a signal arrived during the starts
             self._send(signal.SIGTERM)
 
     def _start_process(self, index: int, command: list[str], variables: dict[str, str]) -> None:
         output = None if index == 0 else subprocess.PIPE
-        # In a session of its own, a process has a Ctrl-C from here once, not from the terminal as well.
+        # A process in its own session receives Ctrl-C once from here, and not a second time from the terminal.
         process = subprocess.Popen(
             command, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
@@ -79,16 +80,16 @@ class _Job:
                 self._relays.append(relay)
 
     def stop(self, number: int) -> None:
-        """Passes a signal on to every process; the second time kills them."""
+        """Passes a signal on to every process. The second signal kills them."""
         if self._told_to_stop:
             self._kill()
         else:
-            # A lost terminal is a request to end like any other, and SIGTERM is the one that saves.
+            # A lost terminal (SIGHUP) is a request to end. SIGTERM makes the processes save first.
             self._send(signal.SIGTERM if number == signal.SIGHUP else number)
         self._told_to_stop = True
 
     def wait(self) -> int:
-        """Returns the exit code of the first process that ends badly, when all have ended; 0 if none does."""
+        """Waits until all have ended. Returns the exit code of the first process that failed, or 0 if none failed."""
         code, deadline, running = 0, None, len(self._processes)
         while running:
             try:
@@ -119,7 +120,7 @@ class _Job:
             process.send_signal(number)
 
     def _kill(self) -> None:
-        """With all their children, which would hold the output open."""
+        """Kills the processes and all their children, which would keep the output open."""
         for process in self._processes:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -127,7 +128,7 @@ class _Job:
 
 
 def _environment(address: str, processes: int, index: int, devices: int | None) -> dict[str, str]:
-    """The variables that a process of the job joins it by; on the CPU unless JAX_PLATFORMS says otherwise."""
+    """Environment variables with which a process joins the job. It runs on the CPU unless JAX_PLATFORMS is set."""
     variables = {
         'JAX_PLATFORMS': 'cpu',
         **os.environ,

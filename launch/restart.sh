@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Runs a command, and runs it again after an end that a restart can mend: exit code 42 (preempted, or another process of
-# the job was lost) and death by a signal. Never after 0, 1, 2 or any other code.
-#   launch/restart.sh [--restarts=20] [--pause=5] [--lasting=600] COMMAND ARGUMENTS...
-# --restarts=N        at most so many in a row
-# --pause=SECONDS     before the first; each further one waits twice as long, up to 64 times this
-# --lasting=SECONDS   after a run that lasted this long, count and pauses begin anew
-# SIGTERM, SIGINT and SIGHUP go to the command, and then its end is the end.
+# Runs a command, and restarts it after exit code 42 (preempted, or another process of the job was lost) or death by a
+# signal. It does not restart after 0, 1, 2 or any other exit code.
+#   launch/restart.sh [OPTIONS] COMMAND ARGUMENTS...
+# Options:
+#   --restarts=N        largest number of restarts in a row (default 20)
+#   --pause=SECONDS     pause before the first restart. Each further pause is twice as long, up to 64 times (default 5)
+#   --lasting=SECONDS   a run of at least this length resets the number of restarts and the pause (default 600)
+# SIGTERM, SIGINT and SIGHUP go to the command. After one of them the command is not restarted.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" >/dev/null && pwd)
 # shellcheck source=launch/options.sh
@@ -17,7 +18,7 @@ no_more_options "$@"
 need_number restarts "$restarts"
 need_number pause "$pause"
 need_number lasting "$lasting"
-[ $# -gt 0 ] || mistake "which command? See $0 --help"
+[ $# -gt 0 ] || mistake "give a command to run; see $0 --help"
 
 stopped=
 child=
@@ -30,15 +31,15 @@ pass_on() {
 trap 'pass_on TERM' TERM HUP
 trap 'pass_on INT' INT
 
-# attend COMMAND...: runs it to its end, reachable by signals meanwhile; sets $code.
+# attend COMMAND...: runs a command to its end and sets $code. Meanwhile this shell can receive signals.
 attend() {
   "$@" </dev/null &
   child=$!
-  # A signal may have come while there was no child to pass it on to.
+  # A signal may have arrived before there was a child to pass it on to.
   [ -z "$stopped" ] || kill -s TERM "$child" 2>/dev/null || true
   interrupted=true
   while [ -n "$interrupted" ]; do
-    # A signal ends `wait` early, and then the child has yet to end.
+    # A signal ends `wait` early. The child still runs then.
     interrupted=
     code=0
     wait "$child" || code=$?
@@ -46,7 +47,7 @@ attend() {
   child=
 }
 
-# Without job control, bash starts background commands deaf to SIGINT; with it, in a process group of their own.
+# Without job control, background commands of bash ignore SIGINT. With it, each has its own process group.
 set -m
 count=0
 next_pause=$pause
@@ -62,10 +63,10 @@ while :; do
   fi
   count=$((count + 1))
   if [ "$count" -gt "$restarts" ]; then
-    echo "restart.sh: exit code $code, and no restart is left of $restarts" >&2
+    echo "restart.sh: exit code $code, and all $restarts restarts are used up" >&2
     exit "$code"
   fi
-  echo "restart.sh: exit code $code; again in $next_pause s (restart $count of $restarts)" >&2
+  echo "restart.sh: exit code $code; restart $count of $restarts in $next_pause s" >&2
   ended_with=$code
   attend sleep "$next_pause"
   [ -z "$stopped" ] || exit "$ended_with"

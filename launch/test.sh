@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks the style and runs the tests but for the slow ones, in the environment of launch/local.sh. Arguments go to
-# pytest: `launch/test.sh -m slow` runs the slow ones, `launch/test.sh -m ''` all.
+# Checks the style and runs all tests except the slow ones, in the environment of launch/local.sh. Further arguments go
+# to pytest: `launch/test.sh -m slow` runs the slow tests, `launch/test.sh -m ''` all tests.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)
 source "$root/launch/environment.sh"

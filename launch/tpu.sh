@@ -1,8 +1,8 @@
 # shellcheck shell=bash disable=SC2034
-# Sourced by the launchers for TPUs: what a slice is called on Cloud TPU and on GKE.
+# Sourced by the launchers for TPUs. Finds the names of a slice on Cloud TPU and on GKE.
 
-# describe_slice v5e:4x8: sets $chips, $hosts, $chips_per_host, $accelerator_type (Cloud TPU's and XPK's name), $shape,
-# $slice_flags (for gcloud), $gke_accelerator, and $runtime_version unless it has a value.
+# describe_slice v5e:4x8: sets $shape, $chips, $hosts, $chips_per_host, $accelerator_type (name on Cloud TPU and in XPK),
+# $slice_flags (for gcloud) and $gke_accelerator. It sets $runtime_version if that is empty.
 describe_slice() {
   local generation=${1%%:*} dimensions image
   shape=${1#*:}
@@ -22,7 +22,7 @@ describe_slice() {
   fi
   hosts=$((chips / chips_per_host))
   case $generation in
-    # These two are counted in cores, two a chip; and a number of cores does not say the shape.
+    # The names of these two count cores, two per chip. They do not contain the shape, so gcloud gets it separately.
     v4 | v5p) accelerator_type=$generation-$((2 * chips)) slice_flags=(--type="$generation" --topology="$shape") ;;
     v5e) accelerator_type=v5litepod-$chips slice_flags=(--accelerator-type="$accelerator_type") ;;
     v6e) accelerator_type=v6e-$chips slice_flags=(--accelerator-type="$accelerator_type") ;;
@@ -30,7 +30,7 @@ describe_slice() {
   : "${runtime_version:=$image}"
 }
 
-# count_chips DIMENSIONS: of $shape; fails where that is no shape of so many dimensions.
+# count_chips DIMENSIONS: sets $chips from $shape. Fails if $shape does not have this number of dimensions.
 count_chips() {
   local sides side
   IFS=x read -r -a sides <<<"$shape"
@@ -42,11 +42,12 @@ count_chips() {
     esac
     chips=$((chips * side))
   done
-  # A slice of more than one host is made of whole hosts.
+  # A slice with several hosts has 4 chips on each.
   [ "$1" -eq 2 ] && [ "$chips" -le 8 ] || [ $((chips % 4)) -eq 0 ]
 }
 
-# need_bucket ARGUMENTS...: the hosts of a slice share no disk, and lose theirs when it is preempted.
+# need_bucket ARGUMENTS...: checks that --workdir is in a bucket. The hosts of a slice share no disk, and a preemption
+# deletes their disks.
 need_bucket() {
   local argument previous=
   for argument in "$@"; do
@@ -56,5 +57,5 @@ need_bucket() {
     previous=
     [ "$argument" != --workdir ] || previous=--workdir
   done
-  mistake "the program needs --workdir=gs://BUCKET/DIRECTORY: a disk of a host is lost with it, and the others do not see it"
+  mistake "the program needs --workdir=gs://BUCKET/DIRECTORY: a local disk is lost with its host, and other hosts cannot read it"
 }

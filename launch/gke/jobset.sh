@@ -1,21 +1,25 @@
 #!/usr/bin/env bash
-# Trains on TPU slices of a GKE cluster with JobSet installed (kubectl must speak to that cluster).
+# Trains on TPU slices of a GKE cluster. The cluster must have JobSet installed, and kubectl must be connected to it.
 #   launch/gke/jobset.sh apply --name=NAME --topology=v5e:4x8 --image=IMAGE [OPTIONS] train --config=... --workdir=gs://...
 # Commands:
 #   image              builds the container image of this checkout and pushes it
-#   render ARGUMENTS   prints the manifest of the job simclr ARGUMENTS
-#   apply ARGUMENTS    submits it; the cluster restarts it after preemption, and never after exit codes 1 and 2
-#   xpk ARGUMENTS      prints the command that does the same with XPK on a cluster of XPK's (--cluster=NAME)
-#   status | logs | delete
-# Options (or SIMCLR_IMAGE and the like in the environment):
-#   --name=NAME --image=REGISTRY/NAME:TAG
-#   --topology=v5e:4x8         the TPU and its shape, as for `simclr plan`
-#   --slices=N                 several of them, connected by the data centre's network (default 1)
-#   --spot                     on spot nodes
-#   --restarts=N               (default 20)
-#   --namespace=NAME --service-account=NAME   (both `default`); the account must be allowed to write to the bucket
-#   --cluster=NAME [--project=PROJECT] [--zone=ZONE]   for xpk
-#   --dry-run                  only show the commands
+#   render ARGUMENTS   prints the manifest of a job that runs simclr ARGUMENTS
+#   apply ARGUMENTS    submits this job. The cluster restarts it after a preemption, but not after exit codes 1 and 2
+#   xpk ARGUMENTS      prints the command that submits the same job by XPK to a cluster made by XPK
+#   status             shows the job and its pods
+#   logs               follows the output of process 0
+#   delete             deletes the job
+# Options (an environment variable such as SIMCLR_IMAGE for --image sets the default):
+#   --name=NAME                name of the job
+#   --image=REGISTRY/NAME:TAG  container image
+#   --topology=v5e:4x8         kind and shape of the TPU slice, as for `simclr plan`
+#   --slices=N                 number of slices, connected by the network of the data centre (default 1)
+#   --spot                     uses spot nodes
+#   --restarts=N               largest number of restarts (default 20)
+#   --namespace=NAME           Kubernetes namespace (default `default`)
+#   --service-account=NAME     Kubernetes account with write access to the bucket (default `default`)
+#   --cluster=NAME             cluster for xpk, optionally with --project=PROJECT and --zone=ZONE
+#   --dry-run                  only prints the commands
 # shellcheck disable=SC2154  # take_options sets the variables
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." >/dev/null && pwd)
@@ -45,7 +49,7 @@ main() {
       ;;
     image) need image ;;
     status | logs | delete) need name ;;
-    *) mistake "which command? image, render, apply, xpk, status, logs or delete; see $0 --help" ;;
+    *) mistake "unknown command '$command'; choose from image, render, apply, xpk, status, logs, delete (see $0 --help)" ;;
   esac
   "$command" "$@"
 }
@@ -75,7 +79,7 @@ apply() {
 
 xpk() {
   need cluster
-  # XPK restarts on 42 and on signals by itself.
+  # XPK itself restarts after exit code 42 and signals.
   quoted xpk workload create --cluster="$cluster" ${project:+"--project=$project"} ${zone:+"--zone=$zone"} \
     --workload="$name" --tpu-type="$accelerator_type" --num-slices="$slices" --docker-image="$image" ${spot:+--spot} \
     --max-restarts="$restarts" --command="$(quoted simclr "$@")"
@@ -87,7 +91,7 @@ status() {
 }
 
 logs() {
-  # Process 0 of the job: first host of the first slice.
+  # Process 0 of the job runs on the first host of the first slice.
   local labels=jobset.sigs.k8s.io/jobset-name=$name,jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0
   show_or_run kubectl logs --namespace="$namespace" --selector="$labels" --tail=100 --follow
 }

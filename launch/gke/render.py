@@ -1,6 +1,8 @@
-"""Fills in jobset.yaml: `python render.py [--spot] name=run image=... ... -- ARGUMENTS OF SIMCLR`; prints the manifest.
+"""Prints the manifest of a job, made from the template jobset.yaml.
 
-Needs the standard library only.
+Usage: python render.py [--spot] name=run image=... ... -- ARGUMENTS OF SIMCLR
+
+The program needs only the standard library.
 """
 
 import json
@@ -14,17 +16,24 @@ SPOT_ONLY = '  # with --spot only'
 
 
 def main(arguments: list[str]) -> str:
-    """The manifest, from settings name=value and, after `--`, the arguments of the program."""
+    """Makes the manifest of a job.
+
+    Args:
+        arguments: Settings NAME=VALUE for the names in the template, and after '--' the arguments of `simclr`.
+
+    Returns:
+        The manifest in YAML.
+    """
     end = arguments.index('--')
     settings = dict(argument.split('=', 1) for argument in arguments[:end] if argument != '--spot')
     values = {name: value if name in NUMBERS else _yaml(value) for name, value in settings.items()}
-    # Kubernetes replaces $(NAME) in arguments; $$ is one $ for it.
+    # Kubernetes replaces $(NAME) in arguments. It reads $$ as a plain $.
     values['arguments'] = _yaml([argument.replace('$', '$$') for argument in arguments[end + 1 :]])
     return string.Template(_lines('--spot' in arguments[:end])).substitute(values)
 
 
 def _yaml(value: str | list[str]) -> str:
-    # JSON is YAML, but for pairs of \\u escapes.
+    # JSON text is also YAML, except for pairs of \\u escapes. So no character is escaped.
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# One process of the job: task.sh COMMAND... Of the exit codes of all tasks, srun has only the highest. When one fails,
-# the others are stopped and end with 42 or by a signal (above 128), so that an end for good must count higher: 2 becomes
-# 202, and all else that a restart does not mend 201.
+# One process of the job: task.sh COMMAND... srun returns only the highest exit code of all tasks. When one task fails,
+# Slurm stops the others, which end with 42 or by a signal (above 128). So exit codes without restart must be higher
+# than these: 2 becomes 202, and all others become 201.
 set -euo pipefail
-# Slurm signals the whole process group: the command has its SIGTERM, and this shell waits for its end.
+# Slurm signals the whole process group. The command receives SIGTERM itself, and this shell waits for its end.
 trap : TERM
 code=0
 "$@" || code=$?

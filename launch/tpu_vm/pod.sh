@@ -1,22 +1,27 @@
 #!/usr/bin/env bash
-# Trains on Cloud TPU VMs: a slice, or several, as one queued resource that is made again after preemption.
+# Trains on one or several slices of Cloud TPU VMs. They form one queued resource, which is recreated after a preemption.
 #   launch/tpu_vm/pod.sh run --name=NAME --zone=ZONE --topology=v5e:4x8 [OPTIONS] train --config=... --workdir=gs://...
 # Commands:
-#   run ARGUMENTS     create, install, start simclr ARGUMENTS, and see to it until it has ended. Ctrl-C ends the seeing to
-#                     only; the same command takes over again. The TPU stays: pod.sh run ... && pod.sh delete ...
-#   create            asks for the queued resource and waits for it
-#   install           ships the tracked files of this checkout and installs them
+#   run ARGUMENTS     creates the slices, installs, starts simclr ARGUMENTS, and supervises it until it has ended. Ctrl-C
+#                     ends only the supervision, which the same command resumes. The slices are not deleted at the end.
+#                     To delete them: pod.sh run ... && pod.sh delete ...
+#   create            requests the queued resource and waits for it
+#   install           copies the tracked files of this checkout to all hosts and installs them
 #   start ARGUMENTS   starts simclr ARGUMENTS on all hosts
-#   status | logs | stop | delete
-# Options (or SIMCLR_ZONE and the like in the environment):
-#   --name=NAME --zone=ZONE [--project=PROJECT]
-#   --topology=v5e:4x8       the TPU and its shape, as for `simclr plan`
-#   --slices=N               several of them, connected by the data centre's network (default 1)
-#   --spot                   at the lower price, and preempted at times
-#   --runtime-version=NAME   of the image (default: the one that goes with the TPU)
-#   --restarts=N             in a row, of the program and of the whole (default 20)
-#   --poll=SECONDS           between looks at the state (default 30)
-#   --dry-run                only show the commands
+#   status            shows the state of the resource and of all hosts
+#   logs              follows the output of process 0
+#   stop              stops the program on all hosts, after a checkpoint
+#   delete            deletes the queued resource
+# Options (an environment variable such as SIMCLR_ZONE for --zone sets the default):
+#   --name=NAME              name of the queued resource
+#   --zone=ZONE              zone of Google Cloud, optionally with --project=PROJECT
+#   --topology=v5e:4x8       kind and shape of the TPU slice, as for `simclr plan`
+#   --slices=N               number of slices, connected by the network of the data centre (default 1)
+#   --spot                   uses spot capacity, which is cheaper and may be preempted
+#   --runtime-version=NAME   image of the TPU VM (default: the one that fits the kind of TPU)
+#   --restarts=N             largest number of restarts in a row, of the program and of the resource (default 20)
+#   --poll=SECONDS           time between two checks of the state (default 30)
+#   --dry-run                only prints the commands
 # shellcheck disable=SC2154  # take_options sets the variables
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." >/dev/null && pwd)
@@ -40,7 +45,7 @@ main() {
   case $command in
     run | create | once) need name zone topology && describe_slice "$topology" ;;
     install | start | status | logs | stop | delete) need name zone ;;
-    *) mistake "which command? run, create, install, start, status, logs, stop or delete; see $0 --help" ;;
+    *) mistake "unknown command '$command'; choose from run, create, install, start, status, logs, stop, delete (see $0 --help)" ;;
   esac
   case $command in
     run | start) need_bucket "$@" ;;
@@ -54,7 +59,7 @@ queued_resources() {
   show_or_run gcloud compute tpus queued-resources "$@" --zone="$zone" ${project:+"--project=$project"} --quiet
 }
 
-# on_workers LINE: a line of shell on every host of every slice.
+# on_workers LINE: runs a line of shell on every host of every slice.
 on_workers() {
   queued_resources ssh "$name" --node=all --worker=all --command="$1"
 }
@@ -80,7 +85,7 @@ create() {
   fi
 }
 
-# pack: the tracked files as they are in the working tree, in $archive.
+# pack: packs the tracked files of the working tree into $archive.
 pack() {
   archive=${TMPDIR:-/tmp}/simclr-$name.tar.gz
   local list=(git -C "$root" ls-files -z) tar=(tar -C "$root" --null -T - -czf "$archive")
@@ -98,7 +103,7 @@ install() {
 }
 
 start() {
-  # For the shell at the other end of the ssh.
+  # The words are quoted for the shell on the other side of the ssh.
   on_workers "$(quoted "$worker" start "$restarts" "$@")"
 }
 
@@ -123,7 +128,7 @@ delete() {
   queued_resources delete "$name" --force
 }
 
-# --- From creation to the program's end ---
+# --- Supervision from creation to the end of the program ---
 
 run() {
   if [ -n "$dry_run" ]; then
@@ -133,7 +138,7 @@ run() {
     status
     return
   fi
-  # The first request fails at once where it is wrong; the later ones are tried again.
+  # A wrong first request fails at once. Later requests are repeated.
   case $(resource_state) in
     absent) request ;;
     unknown) exit 1 ;;
@@ -142,7 +147,8 @@ run() {
   exec "$root/launch/restart.sh" --restarts="$restarts" "$0" once "${options[@]}" --archive="$archive" "$@"
 }
 
-# once ARGUMENTS...: one life of the slice. 42: it or a host was lost, which a new life mends.
+# once ARGUMENTS...: one life of the slices. It ends with 42 if a slice or a host was lost, so that restart.sh begins a
+# new life.
 once() {
   wait_until_active || return
   if [ "$(worker_states | grep -c ' running$')" -lt $((hosts * slices)) ]; then
@@ -151,7 +157,8 @@ once() {
   watch
 }
 
-# lost_or_failed: after a failure on the hosts, 42 if they are gone, else 1: it would come again.
+# lost_or_failed: exit code after a failure on the hosts: 42 if the hosts are lost, otherwise 1, because a restart would
+# fail again.
 lost_or_failed() {
   nap
   [ "$(resource_state)" != ACTIVE ] || return 1
@@ -196,7 +203,7 @@ watch() {
       lost) return 42 ;;
       stopped) return 1 ;;
       failed*)
-        # The others wait for the one that failed.
+        # The other hosts wait for the failed one, so they are stopped.
         on_workers "tail -n 20 simclr/simclr.log; $worker stop" || true
         return "${verdict##* }"
         ;;
@@ -205,7 +212,7 @@ watch() {
   done
 }
 
-# judge ANSWERS: of the workers' states, the one that counts for all.
+# judge ANSWERS: combines the states of all workers into one.
 judge() {
   local code finished=0 lost=
   while read -r code; do
@@ -234,7 +241,8 @@ judge() {
   fi
 }
 
-# resource_state: ACTIVE, SUSPENDED and the like; absent; unknown where gcloud gives no answer.
+# resource_state: prints the state of the queued resource (ACTIVE, SUSPENDED ...), `absent` if there is none, or
+# `unknown` if gcloud fails.
 resource_state() {
   local answer errors
   errors=$(mktemp)
@@ -250,13 +258,13 @@ resource_state() {
 }
 
 told=
-# tell NEWS: once.
+# tell NEWS: prints a state if it has changed.
 tell() {
   [ "$1" = "$told" ] || echo "$(date '+%F %T') $name: $1" >&2
   told=$1
 }
 
-# nap: a signal ends it, which a sleep in the foreground would hold up.
+# nap: waits. A signal ends `wait` at once, but not a sleep in the foreground.
 nap() {
   sleep "$poll" &
   wait $!

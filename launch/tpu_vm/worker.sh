@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# One host of a TPU slice; pod.sh calls this over ssh.
-#   install                    the environment, with the locked versions
-#   start RESTARTS ARGS...     simclr ARGS in the background, unless it runs
-#   state                      `simclr-worker HOST` and: running | exited CODE | stopped | absent
-#   stop                       asks it to save and end
-# It runs as a service of systemd, which outlives the ssh, keeps the exit code, and when the machine is shut down sends
-# SIGTERM and leaves time to save; a terminal multiplexer does only the first.
+# Runs on one host of a TPU slice. pod.sh calls this script over ssh.
+#   install                    installs the virtual environment with the locked versions
+#   start RESTARTS ARGS...     starts simclr ARGS in the background, unless it already runs
+#   state                      prints `simclr-worker HOST` and one of: running | exited CODE | stopped | absent
+#   stop                       makes the program save and end
+# The program runs as a service of systemd. A service survives the end of the ssh and keeps the exit code. When the
+# machine shuts down, it receives SIGTERM and has time to save. A terminal multiplexer only survives the ssh.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." >/dev/null && pwd)
 # shellcheck source=launch/environment.sh
 source "$root/launch/environment.sh"
 
 install() {
-  # Images with Ubuntu 22.04 have Python 3.10 only; uv brings a newer one.
+  # Images with Ubuntu 22.04 have only Python 3.10. uv installs a newer one.
   if [ ! -x "$root/.venv/bin/python" ] && ! (find_python) >/dev/null 2>&1; then
     python3 -m pip install --quiet --user uv
     "$HOME/.local/bin/uv" venv --quiet --seed --python=3.12 "$root/.venv"
@@ -27,10 +27,10 @@ start() {
   if [ "$(sub_state)" = running ]; then
     return
   fi
-  # What is left of an earlier run keeps the name.
+  # A finished service of an earlier run still occupies the name.
   sudo systemctl stop simclr 2>/dev/null || true
   sudo systemctl reset-failed simclr 2>/dev/null || true
-  # mixed: SIGTERM to restart.sh alone, which passes it on; what is left after the time-out is killed.
+  # KillMode=mixed sends SIGTERM only to restart.sh, which passes it on. After the timeout the rest is killed.
   sudo systemd-run --quiet --unit=simclr --remain-after-exit --uid="$(id -un)" --working-directory="$root" \
     --property=KillMode=mixed --property=TimeoutStopSec=120 \
     --property=StandardOutput="append:$root/simclr.log" --property=StandardError="append:$root/simclr.log" \

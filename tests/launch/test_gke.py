@@ -176,7 +176,7 @@ def test_the_other_commands_speak_of_the_same_job(world, gke):
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        ((), 'which command?'),
+        ((), 'unknown command'),
         (('apply', '--name=run', '--topology=v4:2x2x1', *TRAIN), '--image=... is needed'),
         (('apply', *TWO_PODS, '--spott', *TRAIN), 'there is no option --spott'),
         (('apply', *TWO_PODS, 'train', '--workdir=/data'), 'needs --workdir=gs://BUCKET'),

@@ -135,7 +135,7 @@ def test_one_process_with_several_devices(world, script):
     [
         (('--processes=0', 'train'), "argument --processes: '0' must be a whole number > 0"),
         (('--processes=2', '--devices=two', 'train'), "argument --devices: 'two' must be a whole number > 0"),
-        (('--processes=2',), 'what shall run with these options?'),
+        (('--processes=2',), 'these options need arguments for simclr'),
         (('--processes=2', '--restarts=x', 'train'), '--restarts=x must be a whole number'),
     ],
 )

@@ -69,7 +69,7 @@ def test_restarts_have_a_limit(world, submit):
     submit('--nodes=1', '--gpus=1', '--restarts=2', 'train')
     assert end(world) == 42
     assert runs_of(world, '0') == [0, 1, 2]
-    assert 'no restart is left of 2' in (world.state / 'simclr-7.log').read_text()
+    assert 'all 2 restarts are used up' in (world.state / 'simclr-7.log').read_text()
 
 
 def test_cancelled_it_saves_and_does_not_come_back(world, tmp_path):
@@ -88,7 +88,7 @@ def test_cancelled_it_saves_and_does_not_come_back(world, tmp_path):
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (('--nodes=2',), 'what shall run?'),
+        (('--nodes=2',), 'give the arguments of simclr'),
         (('--nodes=few', 'train'), '--nodes=few must be a whole number'),
         (('--partition=gpu', 'train'), 'there is no option --partition=gpu'),
     ],

@@ -141,8 +141,8 @@ def test_several_slices_are_one_queued_resource(world, pod):
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        ((), 'which command?'),
-        (('walk',), 'which command?'),
+        ((), 'unknown command'),
+        (('walk',), 'unknown command'),
         (('run', '--zone=z', '--topology=v5e:4x4', *TRAIN), '--name=... is needed (or SIMCLR_NAME'),
         (('run', '--name=n', '--zone=z', '--topology=v5e:4x4x4', *TRAIN), '--topology=v5e:4x4x4 must be'),
         (('run', '--name=n', '--zone=z', '--topology=v4:4x4', *TRAIN), '--topology=v4:4x4 must be'),
