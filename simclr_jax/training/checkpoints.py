@@ -1,8 +1,7 @@
 """Checkpoints in a work directory, through Orbax: asynchronous, atomic, the newest few kept, verified when read.
 
-A checkpoint is `model` (params, batch_stats), which can be read alone, `train` (step, opt_state) and `meta` (a
-checksum of each). Orbax notices lost and cut files, but restores arrays with flipped bits without a word: hence the
-checksums.
+A checkpoint has three items: `model` (params, batch_stats), which can be read alone, `train` (step, opt_state), and
+`meta` (a checksum of each). Orbax notices missing and truncated files, but not flipped bits. The checksums find those.
 """
 
 import contextlib
@@ -24,7 +23,7 @@ from simclr_jax.training.state import TrainState
 
 
 class CheckpointError(ValueError):
-    """None can be used, or written; the message names the directory and the cure."""
+    """No checkpoint can be used, or one cannot be written. The message names the directory and the cure."""
 
 
 def checksum(tree: Any) -> int:
@@ -36,7 +35,7 @@ def checksum(tree: Any) -> int:
     return total
 
 
-# One small program for each shape: a single one for all arrays would take many times longer to compile.
+# One small program is compiled for each shape. A single program for all arrays would take many times longer.
 @jax.jit
 def _sum_of_words(leaf: jax.Array, first_weight: jax.Array) -> jax.Array:
     """uint32 []: the sum of the words, weighted by odd numbers."""
@@ -49,9 +48,9 @@ class Checkpoints:
     """The checkpoints of one work directory.
 
     Args:
-        workdir: local or gs:// directory.
-        keep: newest checkpoints that stay.
-        say: called with a line for the user.
+        workdir: Work directory, local or gs://.
+        keep: Newest checkpoints that stay, at least 1.
+        say: Function that receives lines for the user.
     """
 
     def __init__(self, workdir: str, *, keep: int = 3, say: Callable[[str], None] = print):
@@ -64,7 +63,7 @@ class Checkpoints:
         self._open()
 
     def _open(self) -> None:
-        # Named handlers, so that shapes can be asked for before anything was saved or restored.
+        # With named handlers the manager knows shapes before it has saved or restored anything.
         handlers = {'model': ocp.StandardCheckpointHandler(), 'train': ocp.StandardCheckpointHandler()}
         self._manager = ocp.CheckpointManager(
             self._directory,
@@ -73,14 +72,16 @@ class Checkpoints:
         )
 
     def latest_step(self) -> int | None:
-        """Step of the newest checkpoint, None without any."""
+        """Step of the newest checkpoint. None if there is no checkpoint."""
         return self._manager.latest_step()
 
     def save(self, state: TrainState) -> None:
-        """Saves in the background; it appears under its name when it is complete.
+        """Saves a state in the background. The checkpoint appears under its name when it is complete.
+
+        A step that is saved already is not saved again.
 
         Raises:
-            CheckpointError: this one, or the one before it, could not be written.
+            CheckpointError: This checkpoint, or the one before it, could not be written.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -101,26 +102,26 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        # Orbax raises what its threads met: of the file system, of tensorstore, of its own.
+        # Orbax raises whatever its threads met: errors of the file system, of tensorstore, or of Orbax.
         except (OSError, ValueError, RuntimeError) as error:
             self._has_failed = True
             steps = ', '.join(map(str, sorted(self._manager.all_steps()))) or 'none'
             raise CheckpointError(
-                f'a checkpoint could not be written to {self._directory}: {_first_line(error)}. Make room, or mend '
-                f'what it says; the same command goes on from the newest whole one (there are: {steps})'
+                f'a checkpoint could not be written to {self._directory}: {_first_line(error)}. Free some space, or '
+                f'correct this error; the same command resumes from the newest checkpoint (saved steps: {steps})'
             ) from error
 
     def restore(self, like: TrainState) -> TrainState | None:
-        """The newest undamaged state; damaged newer ones are named and set aside in `damaged/`.
+        """Restores the newest undamaged state. Damaged newer checkpoints are named and moved to `damaged/`.
 
         Args:
-            like: a state (or its shapes) with the shardings that the result is to have.
+            like: State, or its shapes, with the shardings of the result.
 
         Returns:
-            The state, or None where there has been no checkpoint at all.
+            The state, or None if there is no checkpoint at all.
 
         Raises:
-            CheckpointError: there are checkpoints, and all of them are damaged.
+            CheckpointError: There are checkpoints, and all of them are damaged.
         """
         model, train = _parts(like)
         restored = self._newest_undamaged(lambda _: {'model': model, 'train': train}, set_aside=True)
@@ -129,13 +130,16 @@ class Checkpoints:
         return TrainState(**restored['model'], **restored['train'])
 
     def restore_model(self, mesh: Mesh) -> tuple[dict[str, Any], int]:
-        """The newest undamaged model alone, replicated over the mesh, and its step.
+        """Restores only the newest undamaged model. Damaged newer checkpoints are named and stay in their place.
+
+        Args:
+            mesh: Devices. Each receives the whole model.
 
         Returns:
             {'params': ..., 'batch_stats': ...} as it was saved, and the step.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: There is no checkpoint, or all are damaged.
         """
         restored = self._newest_undamaged(lambda step: {'model': self._saved_shapes(step, mesh)}, set_aside=False)
         if restored is None:
@@ -147,21 +151,21 @@ class Checkpoints:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), tree)
 
     def wait(self) -> None:
-        """Returns when everything saved so far is on disk.
+        """Waits until everything saved so far is on disk.
 
         Raises:
-            CheckpointError: it could not be written.
+            CheckpointError: A checkpoint could not be written.
         """
         with self._writing():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and lets go of the directory.
+        """Waits like `wait`, and releases the directory.
 
         Raises:
-            CheckpointError: one could not be written, and this was not told before.
+            CheckpointError: A checkpoint could not be written, and no earlier call has raised this error.
         """
-        # After a failure that was told, the manager would raise it once more.
+        # After a failure that was already raised, the manager would raise it once more.
         with contextlib.suppress(Exception) if self._has_failed else self._writing():
             self._manager.close()
 
@@ -179,8 +183,8 @@ class Checkpoints:
                 self._set_aside(step)
         if steps:
             raise CheckpointError(
-                f'all checkpoints in {self._directory} are damaged (steps {sorted(steps)}); to begin anew choose '
-                'another --workdir'
+                f'all checkpoints in {self._directory} are damaged (steps {sorted(steps)}); choose another --workdir '
+                'to start again from step 0'
             )
         return None
 
@@ -216,13 +220,13 @@ def _parts(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _first_line(error: Exception) -> str:
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    # tensorstore says what it was doing at the beginning, and the cause at the end.
+    # A message of tensorstore begins with the operation and ends with the cause.
     return line if len(line) <= 300 else f'{line[:100]} ... {line[-190:]}'
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """A failed restore leaves futures behind whose errors fill pages when they are collected; ours is one line."""
+    """Silences the futures that a failed restore leaves behind. Their errors would fill pages when collected."""
     logger, level, hook = logging.getLogger('asyncio'), logging.getLogger('asyncio').level, sys.unraisablehook
     logger.setLevel(logging.CRITICAL)
     sys.unraisablehook = lambda unraisable: None

@@ -1,4 +1,4 @@
-"""What a run tells: a line on the console, a row in metrics.jsonl, TensorBoard where it is installed."""
+"""Reports of a run: lines on the console, rows in metrics.jsonl, and TensorBoard events where it is installed."""
 
 import contextlib
 import datetime
@@ -18,27 +18,31 @@ from simclr_jax.training.workdir import write_whole
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, 'step' and scalars; rows of one step may follow each other."""
+    """The file `metrics.jsonl`: one JSON object per line, with 'step' and scalars. A step may have several rows.
+
+    Args:
+        workdir: Directory of the file, local or gs://.
+    """
 
     def __init__(self, workdir: str):
         self._path = epath.Path(workdir) / 'metrics.jsonl'
 
     def forget_after(self, step: int) -> None:
-        """Drops rows after a step (and a line cut short): a resumed run writes them again."""
+        """Drops the rows after a step and an incomplete last line. A resumed run writes these rows again."""
         if not self._path.exists():
             return
         rows = [row for row in read_metrics(str(self._path)) if row['step'] <= step]
         write_whole(self._path, ''.join(json.dumps(row) + '\n' for row in rows))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Appends a row; numbers that are not finite become null."""
+        """Appends a row. Numbers that are not finite become null."""
         row = {name: float(f'{value:.7g}') if math.isfinite(value) else None for name, value in scalars.items()}
         with self._path.open('a') as file:
             file.write(json.dumps({'step': step, **row}) + '\n')
 
 
 def read_metrics(path: str) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line cut short is left out."""
+    """The rows of a metrics.jsonl. An incomplete last line is left out."""
     rows = []
     for line in epath.Path(path).read_text().splitlines():
         try:
@@ -49,12 +53,12 @@ def read_metrics(path: str) -> list[dict[str, Any]]:
 
 
 class Log:
-    """Writes scalars and pictures to every place, and shows progress; of several processes only the first does.
+    """Writes scalars and pictures to all places, and shows progress. Only the first process of a job does this.
 
     Args:
-        workdir: of the run; None writes no files.
-        total_steps: of the run.
-        tensorboard: write events, which imports TensorFlow.
+        workdir: Directory of the run, local or gs://. None writes no files.
+        total_steps: Updates of the run.
+        tensorboard: Whether to write TensorBoard events. This imports TensorFlow.
     """
 
     def __init__(self, workdir: str | None, total_steps: int, *, tensorboard: bool = False):
@@ -71,17 +75,23 @@ class Log:
             self._events = metric_writers.SummaryWriter(str(epath.Path(workdir) / 'tensorboard'))
 
     def say(self, text: str) -> None:
-        """A line for the user."""
+        """Writes a line for the user."""
         self._console.say(text)
 
     def resume(self, step: int) -> None:
-        """The run goes on from this step."""
+        """Continues the log of a run that resumes at this step."""
         if self._file:
             self._file.forget_after(step)
         self._console.advance(step)
 
     def progress(self, step: int, scalars: Mapping[str, float], seconds_left: float) -> None:
-        """Metrics of the training up to a step, with its line on the console."""
+        """Writes metrics of the training up to a step, and a line on the console.
+
+        Args:
+            step: Number of updates done.
+            scalars: Metrics by name, see `Meter.read`.
+            seconds_left: Estimate of the rest of the run, seconds.
+        """
         self.scalars(step, scalars)
         left = datetime.timedelta(seconds=round(seconds_left))
         line = f'step {step}/{self._total_steps}  ' + _summary(scalars) + f'  left {left}'
@@ -89,13 +99,13 @@ class Log:
         self._console.say(line)
 
     def evaluation(self, step: int, shares: Mapping[str, float]) -> None:
-        """What an online evaluation found, shares of one, with its line on the console."""
+        """Writes the result of an online evaluation, shares from 0 to 1, and a line on the console."""
         self.scalars(step, shares)
         found = '  '.join(f'{name} {value:.2%}' for name, value in shares.items())
         self.say(f'step {step}/{self._total_steps}  {found}')
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """A row of metrics."""
+        """Writes a row of metrics."""
         if self._file:
             self._file.write(step, scalars)
         if self._events:
@@ -104,7 +114,7 @@ class Log:
                 self._events.flush()
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Pictures [N, H, W, 3] in [0, 1] for TensorBoard."""
+        """Writes pictures [N, H, W, 3] in [0, 1] to TensorBoard."""
         if self._events:
             with self._writing_events():
                 self._events.write_images(step, images)
@@ -115,7 +125,7 @@ class Log:
         try:
             yield
         except Exception as error:
-            # TensorFlow, which may not even be installed, has errors of its own.
+            # TensorFlow has its own error for a full disk. Its class cannot be imported where it is not installed.
             if type(error).__name__ != 'ResourceExhaustedError':
                 raise
             self._events = None
@@ -129,10 +139,10 @@ class Log:
 
 
 def _summary(scalars: Mapping[str, float]) -> str:
-    """The figures that belong on a line of the console, those of them that there are."""
+    """The line on the console: those of its figures that `scalars` contains."""
     formats = {
         'epoch': 'epoch {:.2f}',
-        # In pretraining the whole loss is the contrast's and the probe's together: the first is the one to watch.
+        # In pretraining 'loss' also contains the probe's. The contrastive loss alone is the one to watch.
         'contrast_loss' if 'contrast_loss' in scalars else 'loss': 'loss {:.4f}',
         'contrast_accuracy': 'contrast {:.1%}',
         'probe_accuracy': 'probe {:.1%}',
@@ -149,7 +159,7 @@ def _summary(scalars: Mapping[str, float]) -> str:
 
 
 class _Silence:
-    """For processes that another one speaks for."""
+    """No output, for all processes except the first."""
 
     def say(self, text: str) -> None:
         pass

@@ -1,4 +1,4 @@
-"""The story of a training run: steps, logs, online evaluation, checkpoints. Knows no model."""
+"""The story of a training run: steps, logs, online evaluation, checkpoints. It does not depend on the model."""
 
 from collections.abc import Callable, Iterator
 
@@ -23,7 +23,7 @@ PICTURED = 8
 
 
 class Preempted(Exception):
-    """The run was asked to end, and has saved. The message names the step."""
+    """The run received SIGTERM and has saved its state. The message names the step."""
 
 
 def train(
@@ -78,8 +78,8 @@ def train(
             if step == 0:
                 log.images(0, {'views': _first_views(make_views, batch, key, mesh)})
             with jax.profiler.StepTraceAnnotation('train', step_num=step + 1), jax.transfer_guard('disallow'):
-                # Only dispatched: the devices work while the host reads the next batch. A value that travels between
-                # host and devices here would stop this, so that the guard refuses it.
+                # The step is only dispatched: the devices work while the host reads the next batch. A value that
+                # travels between host and devices here would stop this, so that the guard refuses it.
                 state, metrics = train_step(state, batch, key)
             step += 1
             meter.add(step, metrics, images=batch['mask'].size)
@@ -99,7 +99,8 @@ def train(
                 # Before the evaluation: a machine that is taken away leaves seconds, and the state comes first.
                 checkpoints.wait()
                 raise Preempted(
-                    f'asked to end: saved at step {step} of {schedule.total_steps}; the same command resumes there'
+                    f'stopped by SIGTERM: saved at step {step} of {schedule.total_steps}; '
+                    'the same command resumes there'
                 )
             if evaluate and schedule.is_due(schedule.evaluate_every, step):
                 with meter.paused():
@@ -123,5 +124,5 @@ def _first_views(make_views: MakeViews, batch: dict[str, jax.Array], key: jax.Ar
 def _report_unreadable(batches: Iterator[Batch], log: Log, meter: Meter) -> None:
     for path in getattr(batches, 'unreadable', []):
         if path not in meter.reported:
-            log.say(f'Not a readable image, skipped: {path}')
+            log.say(f'Skipped, not a readable image: {path}')
             meter.reported.add(path)

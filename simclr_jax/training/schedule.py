@@ -78,7 +78,7 @@ def warmup_cosine(peak: float, total_steps: int, warmup_steps: int) -> optax.Sch
     """Linear warm-up from 0 to the peak, then half a cosine to 0 (SimCLR, arXiv 2002.05709, appendix B.1).
 
     Update 0 of a run with warm-up has learning rate 0. A run that is shorter than its warm-up climbs the same ramp.
-    Its rate from `warmup_steps` on would be 0.
+    In both, the rate is 0 at the end.
 
     Args:
         peak: Learning rate at step `warmup_steps`, >= 0.

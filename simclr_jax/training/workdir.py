@@ -42,18 +42,19 @@ def write_whole(path: epath.Path, content: str | Callable[[BinaryIO], None]) -> 
 
 
 def claim(workdir: str, config: ConfigDict, *, allow_change: bool) -> list[str]:
-    """Makes the directory one of this configuration, or finds that it is.
+    """Makes a directory the work directory of a configuration. It may already be that.
 
     Args:
-        workdir: local or gs:// directory, made where it does not exist.
-        config: of the run to come.
-        allow_change: take over the directory of another configuration.
+        workdir: Directory, local or gs://. It is made where it does not exist.
+        config: Checked configuration of the run.
+        allow_change: Whether to take over the directory of another configuration.
 
     Returns:
-        The fields that differ from the configuration found there, with allow_change.
+        A line for each field that differs from the configuration in the directory. Without `allow_change` there is
+        none.
 
     Raises:
-        ConfigError: it belongs to another configuration, or cannot be written.
+        ConfigError: The directory belongs to another configuration, or cannot be written.
     """
     path = epath.Path(workdir) / 'config.json'
     try:
@@ -63,8 +64,7 @@ def claim(workdir: str, config: ConfigDict, *, allow_change: bool) -> list[str]:
                 [
                     f'--workdir={workdir} holds a run of another configuration (saved -> wanted):',
                     *(f'  {line}' for line in changed),
-                    'Choose another --workdir, take back these changes, or go on all the same with '
-                    '--allow-config-change',
+                    'Choose another --workdir, undo these changes, or resume with them by --allow-config-change',
                 ]
             )
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,15 +75,18 @@ def claim(workdir: str, config: ConfigDict, *, allow_change: bool) -> list[str]:
 
 
 def read_config(workdir: str) -> ConfigDict:
-    """The configuration of the run in a work directory.
+    """Reads the configuration of the run in a work directory.
+
+    Args:
+        workdir: Work directory, local or gs://.
 
     Raises:
-        ConfigError: there is none, or it cannot be read.
+        ConfigError: The directory has no config.json, or it cannot be read.
     """
     path = epath.Path(workdir) / 'config.json'
     if not path.exists():
         raise ConfigError(
-            [f'{workdir} is no work directory: it holds no config.json; give the one of a `simclr train`']
+            [f'{workdir} is not a work directory: it holds no config.json; give the directory of a `simclr train`']
         )
     try:
         return configuration.from_json(path.read_text())
@@ -92,12 +95,17 @@ def read_config(workdir: str) -> ConfigDict:
     except ConfigError as error:
         raise ConfigError(
             [
-                f'{path} is of another version of this program, or damaged; choose another --workdir:',
+                f'{path} was written by another version of this program, or is damaged; choose another --workdir:',
                 *error.problems,
             ]
         ) from error
 
 
 def write_result(workdir: str, result: dict[str, Any]) -> None:
-    """Writes result.json, the last evaluation."""
+    """Writes result.json, the results of the last evaluation.
+
+    Args:
+        workdir: Work directory, local or gs://.
+        result: Content of the file, see `evaluation.results.write_results`.
+    """
     write_whole(epath.Path(workdir) / 'result.json', json.dumps(result, indent=2) + '\n')

@@ -179,7 +179,7 @@ def test_all_wrong_choices_of_an_evaluation_at_once(mistake, tmp_path):
 
 def test_evaluation_of_what_is_no_work_directory(mistake, tmp_path):
     told = mistake('evaluate', f'--workdir={tmp_path}')
-    assert f'{tmp_path} is no work directory' in told
+    assert f'{tmp_path} is not a work directory' in told
     assert list(tmp_path.iterdir()) == []
 
 
@@ -232,7 +232,7 @@ def test_failures_and_interruptions_are_told_apart(capsys, monkeypatch, tmp_path
 
     for error, words in (
         (NotFiniteError('the loss is nan at step 3'), 'the loss is nan at step 3'),
-        (KeyboardInterrupt(), 'the same command goes on'),
+        (KeyboardInterrupt(), 'the same command resumes'),
     ):
 
         def fail(*arguments, error=error, **options):

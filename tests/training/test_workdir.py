@@ -58,13 +58,13 @@ def test_another_configuration_is_accepted_where_allowed(tmp_path):
 def test_a_damaged_configuration_is_told_and_left_alone(tmp_path, damage):
     path = tmp_path / 'config.json'
     path.write_bytes(damage)
-    with pytest.raises(ConfigError, match=r'config\.json is .*damaged.*choose another --workdir'):
+    with pytest.raises(ConfigError, match=r'config\.json .*is damaged.*choose another --workdir'):
         workdir.claim(str(tmp_path), base_config(), allow_change=True)
     assert path.read_bytes() == damage
 
 
 def test_a_directory_without_configuration_is_no_work_directory(tmp_path):
-    with pytest.raises(ConfigError, match=r'is no work directory.*simclr train'):
+    with pytest.raises(ConfigError, match=r'is not a work directory.*simclr train'):
         workdir.read_config(str(tmp_path / 'absent'))
 
 

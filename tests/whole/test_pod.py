@@ -122,7 +122,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(undisturbed, tmp_path):
     code, output = job.end()
     assert time.monotonic() - start < BOUND_SECONDS
     assert code == 42, output
-    assert output.count('told to end: saved at step') == 1
+    assert output.count('stopped by SIGTERM: saved at step') == 1
     assert_goes_on_to_the_same_end(tmp_path / 'run', undisturbed)
 
 
@@ -180,7 +180,7 @@ def test_a_full_disk_is_told(small_disk):
     assert code == 2, output
     assert 'No space left' in output
     assert 'Traceback' not in output
-    assert 'the same command goes on' in output
+    assert 'the same command resumes' in output
 
 
 CIFAR10 = [
