@@ -1,12 +1,7 @@
 # shellcheck shell=bash disable=SC2154
-# Sourced by the launchers, which set `root`: the virtual environment $root/.venv with the locked versions, and the
-# settings of the machine that what is launched inherits.
+# Sourced by the launchers, which set `root`. Prepares the virtual environment $root/.venv with the locked versions.
 
-# The kernel's pages of 2 MB for large arrays, where it gives them on request: a step of a small network takes 0.72 to
-# 0.96 of its time (benchmarks/README.md). Other systems than glibc's do not know the variable.
-export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
-
-# First Python on the PATH that is new enough; SIMCLR_PYTHON names another one.
+# Prints the first Python on the PATH that is new enough. SIMCLR_PYTHON names another one.
 find_python() {
   local candidate candidates=(python3 python3.13 python3.12 python3.11 python)
   if [ -n "${SIMCLR_PYTHON:-}" ]; then
@@ -23,7 +18,7 @@ find_python() {
   exit 2
 }
 
-# prepare_environment [EXTRA]: installs only when setup.py, the lock or the extra have changed.
+# prepare_environment [EXTRA]: installs only if setup.py, the lock or the extra has changed.
 prepare_environment() {
   local extra=${1:-} stamp wanted
   stamp="$root/.venv/installed${extra:+-$extra}"
