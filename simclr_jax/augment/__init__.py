@@ -1,1 +1,1 @@
-"""Image augmentation: `policy` says what is done to an image, `host` does it with TensorFlow, `device` in JAX."""
+"""Image augmentation: `operations` and `policy` describe it, `host` computes it in TensorFlow, `device` in JAX."""

@@ -1,13 +1,14 @@
-"""Colour on the devices: SimCLR's jitter, every image in an order of its own, and grey."""
+"""Colour on the devices: SimCLR's jitter, with a different order for each image, and greyscale."""
 
 import jax
 import jax.numpy as jnp
 
-# Red, green and blue of a colour (hue h, value v, chroma c): v - c * clip(min(t, 4 - t), 0, 1), t = (n + 6 h) mod 6.
+# A colour with hue h, value v and chroma c has the channels v - c * clip(min(t, 4 - t), 0, 1) with t = (n + 6 h) mod 6.
+# These are the n of red, green and blue.
 _HUE_OFFSETS = (5.0, 3.0, 1.0)
 
 # Red, green and blue, each [B, H * W].
-Planes = tuple[jax.Array, jax.Array, jax.Array]
+Planes = tuple[jax.Array, ...]
 
 
 def jitter(
@@ -19,20 +20,22 @@ def jitter(
     hue: jax.Array,
     brightness_mode: str = 'multiply',
 ) -> jax.Array:
-    """Four colour operations in an order of each image's own, clipped to [0, 1] after each (SimCLR, appendix A).
+    """Applies four colour operations in each image's own order, clipped to [0, 1] after each (SimCLR, appendix A).
 
-    Brightness and contrast are both scale and offset of a channel; saturation and hue both keep the value (the
-    largest channel), and inside [0, 1] commute. So every order is: colour, scale, colour, scale, colour, and each
-    image takes part in the steps that its order has. That costs two sums over the pixels (for the contrast) and
-    three turns of the hue, where the four candidates at each of the four places would cost four and four.
+    Brightness and contrast each scale and shift a channel. Saturation and hue both keep the value (the largest
+    channel), and inside [0, 1] they commute. So every order has the form colour, scale, colour, scale, colour. Each
+    image takes part in the steps of its own order.
+
+    This costs two sums over the pixels (for the contrast) and three turns of the hue. Computing all four operations at
+    each of the four places would cost four and four.
 
     Args:
-        images: float32 [B, H, W, 3], [0, 1] or a little beyond.
-        order: int32 [B, 4], each a permutation of brightness (0), contrast (1), saturation (2) and hue (3).
-        brightness: [B], factor, or offset where the mode is 'add'.
-        contrast: [B], factor of the deviation from each channel's mean.
-        saturation: [B], factor of the saturation, itself clipped to [0, 1].
-        hue: [B], shift in turns of the colour circle.
+        images: Images, float32 [B, H, W, 3], in [0, 1] or a little beyond.
+        order: Permutations of brightness (0), contrast (1), saturation (2) and hue (3), int32 [B, 4].
+        brightness: Factor of each image, [B], or offset where the mode is 'add'.
+        contrast: Factor of the deviation from each channel's mean, [B].
+        saturation: Factor of the saturation, [B]. The product is clipped to [0, 1].
+        hue: Shift in turns of the colour circle, [B].
         brightness_mode: 'multiply' or 'add'.
 
     Returns:
@@ -41,7 +44,7 @@ def jitter(
     brightness, contrast, saturation, hue = (
         values.astype(jnp.float32)[:, None] for values in (brightness, contrast, saturation, hue)
     )
-    # Places [B, 1] of the operations in the order.
+    # Places of the operations in the order, [B, 1] each.
     brightness_at, contrast_at, saturation_at, hue_at = jnp.argsort(order, axis=1).T[:, :, None]
     is_contrast_first = contrast_at < brightness_at
     saturation_step = _count_before(saturation_at, brightness_at, contrast_at)
@@ -54,7 +57,7 @@ def jitter(
     def rescale(planes: Planes, is_contrast: jax.Array) -> Planes:
         return _clip(_change_scale(planes, is_contrast, brightness, contrast, brightness_mode))
 
-    # Channels with their pixels in one row: compiled for TPUs, 224-pixel images take a third less time than as [H, W].
+    # Each channel has its pixels in one row. Compiled for TPUs, 224-pixel images take a third less time than as [H, W].
     planes = tuple(images[..., channel].reshape(len(images), -1) for channel in range(3))
     planes = _first_colors(planes, saturation, hue, saturation_step == 0, hue_step == 0, saturation_at < hue_at)
     planes = recolor(rescale(planes, is_contrast_first), 1)
@@ -62,8 +65,8 @@ def jitter(
     return jnp.stack(planes, axis=-1).reshape(images.shape)
 
 
-def _count_before(place: jax.Array, *others: jax.Array) -> jax.Array:
-    return sum((other < place).astype(jnp.int32) for other in others)
+def _count_before(place: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
+    return (first < place).astype(jnp.int32) + (second < place).astype(jnp.int32)
 
 
 def _first_colors(
@@ -74,7 +77,7 @@ def _first_colors(
     is_turned: jax.Array,
     is_saturation_first: jax.Array,
 ) -> Planes:
-    """Saturation and hue ahead of the scales: beyond [0, 1] they do not commute, so that their order counts."""
+    """Saturation and hue before the scales. Beyond [0, 1] the two do not commute, so their order matters here."""
     saturated = _clip(_change_saturation(planes, saturation))
     planes = _select(is_saturated & is_saturation_first, saturated, planes)
     planes = _select(is_turned, _clip(_change_hue(planes, hue)), planes)
@@ -85,7 +88,7 @@ def _first_colors(
 def _change_scale(
     planes: Planes, is_contrast: jax.Array, brightness: jax.Array, contrast: jax.Array, brightness_mode: str
 ) -> Planes:
-    """Contrast where asked, brightness in the other images."""
+    """Changes the contrast where `is_contrast` holds, the brightness in the other images."""
     factor, offset = (brightness, 0.0) if brightness_mode == 'multiply' else (1.0, brightness)
     scale = jnp.where(is_contrast, contrast, factor)
 
@@ -97,7 +100,7 @@ def _change_scale(
 
 
 def _change_saturation(planes: Planes, factor: jax.Array) -> Planes:
-    """Every channel's distance from the value, multiplied: by `factor`, or what takes the saturation to 1."""
+    """Multiplies every channel's distance from the value by `factor`, or by the factor that gives saturation 1."""
     value, chroma = _value_and_chroma(planes)
     ratio = _saturated_chroma(value, chroma, factor) / jnp.where(chroma > 0.0, chroma, 1.0)
     return tuple(value - (value - plane) * ratio for plane in planes)
@@ -109,7 +112,7 @@ def _change_hue(planes: Planes, shift: jax.Array) -> Planes:
 
 
 def _change_color(planes: Planes, factor: jax.Array, shift: jax.Array) -> Planes:
-    """Saturation and hue at once, for planes in [0, 1]."""
+    """Changes saturation and hue together, for planes in [0, 1]."""
     value, chroma = _value_and_chroma(planes)
     sixths = _sixths(planes, value, chroma) + 6.0 * shift
     return _from_hue(sixths, value, _saturated_chroma(value, chroma, factor))
@@ -121,7 +124,7 @@ def _value_and_chroma(planes: Planes) -> tuple[jax.Array, jax.Array]:
 
 
 def _saturated_chroma(value: jax.Array, chroma: jax.Array, factor: jax.Array) -> jax.Array:
-    """The chroma after the saturation chroma / value, 0 for black and below, is multiplied and clipped to 1."""
+    """Chroma after the saturation, chroma / value, is multiplied and clipped to [0, 1]. Values <= 0 have chroma 0."""
     return jnp.clip(chroma * factor, 0.0, jnp.maximum(value, 0.0))
 
 
@@ -152,6 +155,6 @@ def _select(condition: jax.Array, changed: Planes, planes: Planes) -> Planes:
 
 
 def grayscale(images: jax.Array) -> jax.Array:
-    """Luma (ITU-R BT.601) repeated on the three channels."""
+    """Luma (ITU-R BT.601) of images [B, H, W, 3], repeated on the three channels."""
     luma = 0.2989 * images[..., 0] + 0.587 * images[..., 1] + 0.114 * images[..., 2]
     return jnp.stack([luma] * 3, axis=-1)

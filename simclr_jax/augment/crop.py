@@ -1,29 +1,29 @@
-"""Crops on the devices: random boxes, and resizing as two matrix products an image."""
+"""Crops on the devices: random boxes, and resizing as two matrix products per image."""
 
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.augment.policy import RandomCrop
+from simclr_jax.augment.operations import RandomCrop
 
-# TensorFlow reads Keys' kernel from a table of this many steps a pixel.
+# Steps per pixel of the table from which TensorFlow reads Keys' kernel.
 _KERNEL_STEPS = 1024
 
-# Float32 products: accelerators round the factors to fewer bits unless asked.
+# Products in float32. By default, accelerators round the factors to fewer bits.
 _PRECISION = jax.lax.Precision.HIGHEST
 
 
 def to_unit_range(images: jax.Array) -> jax.Array:
-    """uint8 in 0..255 becomes float32 in [0, 1]; other images become float32 as they are."""
+    """Converts uint8 in 0..255 to float32 in [0, 1]. Other images become float32 with unchanged values."""
     floats = images.astype(jnp.float32)
     return floats / 255.0 if images.dtype == jnp.uint8 else floats
 
 
 def resize(images: jax.Array, height: int, width: int, method: str = 'bicubic') -> jax.Array:
-    """Resizes without antialiasing, as `tf.image.resize` does; bicubic results may leave [0, 1] a little.
+    """Resizes without antialiasing, as `tf.image.resize` does. Bicubic results may leave [0, 1] a little.
 
     Args:
-        images: [B, H, W, 3] uint8 or float.
-        height, width: of the result, pixels.
+        images: Images [B, H, W, 3], uint8 or float.
+        height, width: Size of the result, in pixels.
         method: 'bicubic' (Keys' a = -0.5) or 'bilinear'.
 
     Returns:
@@ -39,15 +39,15 @@ def resize(images: jax.Array, height: int, width: int, method: str = 'bicubic') 
 
 
 def crop_and_resize(images: jax.Array, boxes: jax.Array, size: int) -> jax.Array:
-    """Cuts a box out of each image and resizes it (bicubic), as two matrix products an image.
+    """Cuts a box out of each image and resizes it (bicubic), as two matrix products per image.
 
     Args:
-        images: [B, H, W, 3] uint8 or float.
-        boxes: int32 [B, 4], each (offset_y, offset_x, height, width) within the image.
-        size: height and width of the result, pixels.
+        images: Images [B, H, W, 3], uint8 or float.
+        boxes: Boxes (offset_y, offset_x, height, width) within the images, int32 [B, 4].
+        size: Height and width of the result, in pixels.
 
     Returns:
-        float32 [B, size, size, 3]; pixels outside of the box have no influence.
+        float32 [B, size, size, 3]. Pixels outside of the box have no influence.
     """
     rows = _resize_weights(boxes[:, 0], boxes[:, 2], images.shape[1], size, 'bicubic')
     columns = _resize_weights(boxes[:, 1], boxes[:, 3], images.shape[2], size, 'bicubic')
@@ -55,10 +55,10 @@ def crop_and_resize(images: jax.Array, boxes: jax.Array, size: int) -> jax.Array
 
 
 def _resize_weights(offset: jax.Array, extent: jax.Array, length: int, size: int, method: str) -> jax.Array:
-    """What each of `length` pixels contributes to each of `size`: float32 [B, size, length], rows sum to 1.
+    """Contribution of each of `length` pixels to each of `size` pixels: float32 [B, size, length], rows sum to 1.
 
-    Pixel centres lie at halves; taps outside of the window have no weight and the others are scaled to sum to 1
-    (TensorFlow's ResizeBicubic with half_pixel_centers; for bilinear that is the same as repeating the border).
+    Pixel centres lie at halves. Taps outside of the window have no weight, the others are scaled to sum to 1. This is
+    TensorFlow's ResizeBicubic with half_pixel_centers. For bilinear it equals repeating the border.
     """
     scale = extent.astype(jnp.float32) / size
     location = (jnp.arange(size, dtype=jnp.float32) + 0.5) * scale[:, None] - 0.5
@@ -81,7 +81,7 @@ def _keys_kernel(distance: jax.Array) -> jax.Array:
 
 
 def separable(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """rows [B, Y, H] and columns [B, X, W] applied to images [B, H, W, 3]: [B, Y, X, 3]."""
+    """Applies rows [B, Y, H] and columns [B, X, W] to images [B, H, W, 3], giving [B, Y, X, 3]."""
     images = jnp.einsum('byh,bhwc->bywc', rows, images, precision=_PRECISION)
     return jnp.einsum('bxw,bywc->byxc', columns, images, precision=_PRECISION)
 
@@ -89,16 +89,16 @@ def separable(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Arr
 def sample_crop_boxes(keys: jax.Array, height: int, width: int, crop: RandomCrop) -> jax.Array:
     """Draws a random crop for each image: TensorFlow's sample_distorted_bounding_box, all attempts at once.
 
-    An attempt draws the aspect, then the height, uniformly; the width follows. The first attempt that fits is
-    taken. All `crop.attempts` are drawn, two numbers each, so that the distribution is exact for any parameters.
+    An attempt draws the aspect, then the height, uniformly. The width follows from the two. The first attempt that fits
+    is taken. All `crop.attempts` are drawn, two numbers each, so that the distribution is exact for any parameters.
 
     Args:
-        keys: [B], one an image.
-        height, width: of the images, pixels.
-        crop: ranges of area and aspect.
+        keys: Keys [B], one per image.
+        height, width: Size of the images, in pixels.
+        crop: Ranges of area and aspect.
 
     Returns:
-        int32 [B, 4]: offset_y, offset_x, height, width; the whole image where no attempt fits.
+        int32 [B, 4]: offset_y, offset_x, height, width. The whole image where no attempt fits.
     """
     draws = uniform(keys, 2 * crop.attempts + 2)
     aspect_draws, height_draws, place_draws = jnp.split(draws, [crop.attempts, 2 * crop.attempts], axis=1)
@@ -118,12 +118,12 @@ def sample_crop_boxes(keys: jax.Array, height: int, width: int, crop: RandomCrop
 def _box_sizes(
     aspect_draws: jax.Array, height_draws: jax.Array, image_height: int, image_width: int, crop: RandomCrop
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Heights and widths, whole numbers as float32, of boxes from uniform draws, and which of them fit."""
+    """Heights and widths of boxes from uniform draws, as whole numbers in float32, and whether each box fits."""
     aspect = between(*crop.aspect, aspect_draws)
     image_area = float(image_height * image_width)
     low_area, high_area = (jnp.float32(share) * image_area for share in crop.area)
     lowest, highest = jnp.round(jnp.sqrt(low_area / aspect)), jnp.round(jnp.sqrt(high_area / aspect))
-    # The highest that is not too wide once rounded.
+    # The largest height whose rounded width is not too wide.
     narrow = jnp.floor((image_width + 0.5) / aspect)
     narrow = jnp.where(jnp.round(narrow * aspect) > image_width, narrow - 1.0, narrow)
     highest = jnp.where(jnp.round(highest * aspect) > image_width, narrow, highest)
@@ -134,7 +134,7 @@ def _box_sizes(
     def area(height: jax.Array) -> jax.Array:
         return height * jnp.round(height * aspect)
 
-    # One row more or less makes up for the rounding.
+    # One row more or less corrects for the rounding.
     height = jnp.where(area(height) < low_area, height + 1.0, height)
     height = jnp.where(area(height) > high_area, height - 1.0, height)
     width = jnp.round(height * aspect)
@@ -144,10 +144,10 @@ def _box_sizes(
 
 
 def between(low: float, high: float, draw: jax.Array) -> jax.Array:
-    """A draw from [0, 1) as one from [low, high)."""
+    """Maps a draw from [0, 1) to [low, high)."""
     return low + (high - low) * draw
 
 
 def uniform(keys: jax.Array, count: int) -> jax.Array:
-    """float32 [B, count] in [0, 1), each key's own."""
+    """Uniform draws in [0, 1), float32 [B, count]. Each row follows from its own key."""
     return jax.vmap(lambda key: jax.random.uniform(key, [count], jnp.float32))(keys)

@@ -1,9 +1,8 @@
 """The augmentation policy on the devices: functions of whole batches, in JAX.
 
-The operations and distributions are the host's (`simclr_jax.augment.host`), the draws their own. Everything is done
-image by image with per-image parameters, without loops or branches that depend on data: a batch that is sharded
-along its images needs no communication, and all images cost the same. Images are [B, H, W, 3] with values in
-[0, 1]; parameters are [B].
+Operations and distributions are those of the host (`simclr_jax.augment.host`), the random numbers are others. Every
+image has its own parameters, and no loop or branch depends on data. So a batch that is sharded along its images needs
+no communication, and all images cost the same. Images are [B, H, W, 3] with values in [0, 1], parameters are [B].
 """
 
 import jax
@@ -19,33 +18,37 @@ from simclr_jax.augment.crop import (
     to_unit_range,
     uniform,
 )
-from simclr_jax.augment.policy import (
+from simclr_jax.augment.operations import (
     JITTER_ORDERS,
     Blur,
+    Change,
     ColorDrop,
     ColorJitter,
     Cutout,
     Flip,
     Noise,
     Operation,
-    Policy,
     RandomCrop,
     Rotate,
     Sobel,
     operation_number,
 )
+from simclr_jax.augment.policy import Policy
 
-# Uniform draws of an operation besides the crop: whether it is applied, and up to five parameters.
-_DRAWS = 6
+# Number folded into the key of the noise. Smaller numbers are the counters of the uniform draws.
+_NOISE = 6
 
 
 def blur(images: jax.Array, sigma: jax.Array, radius: int) -> jax.Array:
-    """Separable Gaussian blur, as two matrix products an image; outside of the image all is zero.
+    """Separable Gaussian blur, as two matrix products per image. Pixels outside of the image are zero.
 
     Args:
-        images: float32 [B, H, W, 3].
-        sigma: [B], standard deviation, pixels, > 0.
-        radius: taps to each side of the centre; (H // 10) // 2 in SimCLR.
+        images: Images, float32 [B, H, W, 3].
+        sigma: Standard deviation of each image's kernel, [B], in pixels, > 0.
+        radius: Taps to each side of the centre, (H // 10) // 2 in SimCLR.
+
+    Returns:
+        float32 [B, H, W, 3].
     """
 
     def gauss(distance: jax.Array) -> jax.Array:
@@ -65,10 +68,13 @@ def cutout(images: jax.Array, center: jax.Array, side: float, fill: float) -> ja
     """Fills a square of each image.
 
     Args:
-        images: float32 [B, H, W, 3].
-        center: float32 [B, 2], the squares' centres (y, x) as shares of height and width, in [0, 1].
-        side: the square's side as a share of the shorter side of the image.
-        fill: value inside.
+        images: Images, float32 [B, H, W, 3].
+        center: Centres (y, x) of the squares, float32 [B, 2], as shares of height and width, in [0, 1].
+        side: The square's side as a share of the image's shorter side.
+        fill: Value inside the square.
+
+    Returns:
+        float32 [B, H, W, 3].
     """
     height, width = images.shape[1:3]
     half = side * min(height, width) / 2.0
@@ -82,11 +88,14 @@ def rotate(images: jax.Array, quarter_turns: jax.Array) -> jax.Array:
     """Rotates each square image counter-clockwise by its own number of quarter turns.
 
     Args:
-        images: float32 [B, S, S, 3].
-        quarter_turns: int32 [B], 0 to 3.
+        images: Square images, float32 [B, S, S, 3].
+        quarter_turns: Quarter turns of each image, int32 [B], 0 to 3.
+
+    Returns:
+        float32 [B, S, S, 3].
 
     Raises:
-        ValueError: the images are not square, so that the turned ones would have another shape.
+        ValueError: The images are not square, so that the rotated ones would have another shape.
     """
     if images.shape[1] != images.shape[2]:
         raise ValueError(
@@ -99,7 +108,14 @@ def rotate(images: jax.Array, quarter_turns: jax.Array) -> jax.Array:
 
 
 def sobel(images: jax.Array) -> jax.Array:
-    """Magnitude of each channel's Sobel gradient over 4: a step from 0 to 1 gives 1. Borders are mirrored."""
+    """Magnitude of each channel's Sobel gradient, divided by 4: a step from 0 to 1 gives 1. Borders are mirrored.
+
+    Args:
+        images: Images, float32 [B, H, W, 3].
+
+    Returns:
+        float32 [B, H, W, 3].
+    """
     padded = jnp.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)], mode='reflect')
     rise = padded[:, 2:] - padded[:, :-2]
     vertical = rise[:, :, :-2] + 2.0 * rise[:, :, 1:-1] + rise[:, :, 2:]
@@ -109,22 +125,22 @@ def sobel(images: jax.Array) -> jax.Array:
 
 
 def augment(images: jax.Array, keys: jax.Array, policy: Policy) -> jax.Array:
-    """Makes the views of images; under `jax.jit` the policy is a constant.
+    """Makes the views of images. Under `jax.jit` the policy is a constant.
 
-    An operation's draws depend on its image's key, its branch, its kind and how many of its kind come before it
-    in its branch: neither other images nor other operations change them.
+    An operation's random numbers depend on its image's key, its branch, its class and the number of operations of its
+    class before it in its branch. Neither other images nor other operations change them.
 
     Args:
-        images: [B, H, W, 3], or views [B, V, H, W, 3] of which each goes on in its own branch (the second part
-            of `policy.split()`); uint8, or float in [0, 1].
-        keys: typed keys [B] (threefry, JAX's default), one an image; the same key gives the same views.
-        policy: the operations; they are applied in the order in which they stand.
+        images: Images [B, H, W, 3], uint8 or float in [0, 1]. For the second part of `policy.split()`: views
+            [B, V, H, W, 3], each of which continues in its own branch.
+        keys: Typed keys [B] (threefry, JAX's default), one per image. The same key gives the same views.
+        policy: Operations, applied in the order in which they stand.
 
     Returns:
         float32 [B, V, size, size, 3] in [0, 1].
 
     Raises:
-        ValueError: shapes that do not agree with each other or with the policy.
+        ValueError: The shapes do not agree with each other or with the policy.
     """
     _check_shapes(images, keys, policy)
     if images.ndim == 4:
@@ -153,14 +169,14 @@ def _check_shapes(images: jax.Array, keys: jax.Array, policy: Policy) -> None:
         raise ValueError(f'keys {keys.shape}: must be typed keys, one for each of {images.shape[0]} images')
     if images.ndim == 5 and (images.shape[1] != views or policy.shared):
         raise ValueError(
-            f'images {images.shape}: must be {views} views, after all shared operations; policy.split() parts them'
+            f'images {images.shape}: must be {views} views, after all shared operations; policy.split() makes the parts'
         )
     if images.ndim == 4 and policy.applied:
         raise ValueError(f'images {images.shape}: the second part of a policy takes [B, {views}, H, W, 3]')
 
 
 def _rows_of_views(images: jax.Array, numbers: list[int]) -> jax.Array:
-    """The rows of some views [B * len(numbers), H, W, 3]: an image's next to each other."""
+    """Rows of some views, [B * len(numbers), H, W, 3]. Views of one image lie next to each other."""
     if images.ndim == 4:
         return jnp.repeat(images, len(numbers), axis=0)
     return jnp.stack([images[:, number] for number in numbers], axis=1).reshape(-1, *images.shape[2:])
@@ -169,7 +185,15 @@ def _rows_of_views(images: jax.Array, numbers: list[int]) -> jax.Array:
 def _apply_all(
     images: jax.Array, operations: tuple[Operation, ...], before: tuple[Operation, ...], keys: jax.Array, size: int
 ) -> jax.Array:
-    """Applies a branch's operations; `before` are those applied already, keys [B] the branch's."""
+    """Applies the operations of a branch.
+
+    Args:
+        images: Images [B, H, W, 3].
+        operations: Operations to apply.
+        before: Operations of the branch that were applied earlier.
+        keys: Keys [B] of the branch, one per image.
+        size: Height and width after a crop, in pixels.
+    """
     done = list(before)
     for operation in operations:
         kind = type(operation)
@@ -181,35 +205,36 @@ def _apply_all(
 
 def _apply(images: jax.Array, operation: Operation, keys: jax.Array, size: int) -> jax.Array:
     if isinstance(operation, RandomCrop):
-        return crop_and_resize(images, sample_crop_boxes(keys, *images.shape[1:3], operation), size)
+        height, width = images.shape[1:3]
+        return crop_and_resize(images, sample_crop_boxes(keys, height, width, operation), size)
     images = to_unit_range(images)
-    draws = uniform(keys, _DRAWS).T
+    draws = uniform(keys, operation.uniforms).T
     changed = _change(images, operation, draws[1:], keys)
     if operation.p == 1.0:
         return changed
     return jnp.where((draws[0] < operation.p)[:, None, None, None], changed, images)
 
 
-def _change(images: jax.Array, operation: Operation, draws: jax.Array, keys: jax.Array) -> jax.Array:
-    """One operation whose parameters are made from `draws` [5, B], uniform in [0, 1)."""
+def _change(images: jax.Array, operation: Change, draws: jax.Array, keys: jax.Array) -> jax.Array:
+    """Applies one operation to all images. Its parameters are made from `draws` [uniforms - 1, B] in [0, 1)."""
     match operation:
         case Flip():
             return images[:, :, ::-1]
         case ColorJitter():
-            return jitter(images, *_jitter_parameters(operation, draws), operation.brightness_mode)
+            return jitter(images, *_jitter_parameters(operation, draws), brightness_mode=operation.brightness_mode)
         case ColorDrop():
             return grayscale(images)
         case Blur():
-            # A bicubic crop may leave [0, 1]; the reference clips before it blurs.
+            # A bicubic crop may leave [0, 1]. The reference clips before it blurs.
             images = jnp.clip(images, 0.0, 1.0)
             return blur(images, between(*operation.sigma, draws[0]), (images.shape[1] // 10) // 2)
         case Cutout():
-            return cutout(images, draws[:2].T, operation.side, operation.fill)
+            return cutout(images, draws.T, operation.side, operation.fill)
         case Rotate():
             return rotate(images, (4.0 * draws[0]).astype(jnp.int32))
         case Noise():
-            # Folded beyond the draws: the very key of the uniforms would tie the noise to its own strength.
-            noise_keys = _fold_in(keys, _DRAWS)
+            # The key of the uniforms would tie the noise to its own strength.
+            noise_keys = _fold_in(keys, _NOISE)
             normal = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:], jnp.float32))(noise_keys)
             return images + between(*operation.std, draws[0])[:, None, None, None] * normal
         case Sobel():

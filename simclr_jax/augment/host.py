@@ -1,17 +1,16 @@
 """The augmentation policy on the host: TensorFlow functions of one image, with stateless randomness.
 
-Everything random is a function of a seed, so that the same seed gives the same pixels in any order, and on another
-kind of CPU but for rounding. Images are [H, W, 3] with values in [0, 1]. Only data pipelines import this module.
+Everything random is a function of a seed. The same seed gives the same pixels in any order of the images. Another kind
+of CPU changes them by rounding only. Images are [H, W, 3] with values in [0, 1]. Only data pipelines import this
+module.
 """
 
 import functools
 
 import tensorflow as tf
 
-from simclr_jax.augment.policy import (
-    CENTER_CROP_PROPORTION,
+from simclr_jax.augment.operations import (
     JITTER_ORDERS,
-    SMALL_IMAGE_SIZE,
     Blur,
     ColorDrop,
     ColorJitter,
@@ -19,25 +18,28 @@ from simclr_jax.augment.policy import (
     Flip,
     Noise,
     Operation,
-    Policy,
     RandomCrop,
     Rotate,
     Sobel,
     operation_number,
 )
+from simclr_jax.augment.policy import CENTER_CROP_PROPORTION, SMALL_IMAGE_SIZE, Policy
+
+# TensorFlow's type stubs lack it.
+_fold_in = tf.random.experimental.stateless_fold_in  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def to_unit_range(image: tf.Tensor) -> tf.Tensor:
-    """uint8 [H, W, 3] in 0..255 becomes float32 in [0, 1]; a float32 image is returned as it is."""
+    """Converts uint8 [H, W, 3] in 0..255 to float32 in [0, 1]. A float32 image is returned unchanged."""
     return tf.cast(image, tf.float32) / 255.0 if image.dtype == tf.uint8 else image
 
 
 def resize(image: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """Bicubic resize (Keys' a = -0.5, no antialiasing); results may leave [0, 1] a little.
+    """Bicubic resize (Keys' a = -0.5, no antialiasing). Results may leave [0, 1] a little.
 
     Args:
-        image: [H, W, 3] uint8 or float32.
-        height, width: of the result, pixels.
+        image: Image [H, W, 3], uint8 or float32.
+        height, width: Size of the result, in pixels.
 
     Returns:
         float32 [height, width, 3].
@@ -49,7 +51,7 @@ def resize(image: tf.Tensor, height: int, width: int) -> tf.Tensor:
 
 
 def crop_and_resize(image: tf.Tensor, box: tf.Tensor, size: int) -> tf.Tensor:
-    """Cuts out `box`, int32 [4] = (offset_y, offset_x, height, width), and resizes to [size, size, 3]."""
+    """Cuts out `box`, int32 [4] = (offset_y, offset_x, height, width), and resizes it to float32 [size, size, 3]."""
     offset, extent = box[:2], box[2:]
     window = tf.slice(image, tf.pad(offset, [[0, 1]]), tf.pad(extent, [[0, 1]], constant_values=3))
     return tf.ensure_shape(resize(window, size, size), [size, size, 3])
@@ -61,15 +63,15 @@ def center_crop_box(
     """The central box that keeps a share of the image along the side that limits it.
 
     Args:
-        height, width: of the image, int32 scalars.
-        kept: the share, in (0, 1].
-        aspect: width / height of the box.
+        height, width: Size of the image in pixels, int32 scalars.
+        aspect: Width / height of the box.
+        kept: Share of the limiting side, in (0, 1].
 
     Returns:
         int32 [4]: offset_y, offset_x, height, width.
     """
     full_height, full_width = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
-    # Halves round to even; multiplying the two constants first decides the same halves as the reference.
+    # Halves round to even. The two constants are multiplied first, as in the reference, so that the same halves appear.
     box_height = tf.cast(tf.round(tf.minimum(kept * full_height, (kept / aspect) * full_width)), tf.int32)
     box_width = tf.cast(tf.round(tf.minimum(kept * full_width, (kept * aspect) * full_height)), tf.int32)
     return tf.stack([(height - box_height + 1) // 2, (width - box_width + 1) // 2, box_height, box_width])
@@ -77,12 +79,13 @@ def center_crop_box(
 
 @tf.autograph.experimental.do_not_convert
 def center_crop(image: tf.Tensor, size: int, kept: float = CENTER_CROP_PROPORTION) -> tf.Tensor:
-    """The view for evaluation: central crop and bicubic resize; up to 32 pixels no crop, only the resize.
+    """The view for evaluation: central crop and bicubic resize. Up to a size of 32 pixels there is no crop.
 
     Args:
-        image: [H, W, 3] uint8 or float32 in [0, 1].
-        size: height and width of the result, pixels.
-        kept: share of the shorter side that the crop keeps; 1 in SimCLR's linear transfer experiments (B.8).
+        image: Image [H, W, 3], uint8 or float32 in [0, 1].
+        size: Height and width of the result, in pixels.
+        kept: Share of the shorter side that the crop keeps, in (0, 1]. SimCLR's linear transfer experiments (B.8) keep
+            all of it.
 
     Returns:
         float32 [size, size, 3] in [0, 1].
@@ -101,9 +104,10 @@ def change_brightness(image: tf.Tensor, amount: tf.Tensor, mode: str) -> tf.Tens
 
 
 def _compiled(operation):
-    """An operation of an image as one program of XLA: no array between its parts, several times as fast.
+    """Compiles an operation on an image into one XLA program: no arrays between its parts, several times as fast.
 
-    A program is compiled for every size, in a fraction of a second; where the size is not known, it is not compiled.
+    Each image size has its own program, compiled in a fraction of a second. Where the size is unknown, the operation
+    is not compiled.
     """
     program = tf.function(operation, jit_compile=True, autograph=False)
 
@@ -124,16 +128,19 @@ def jitter(
     hue: tf.Tensor,
     brightness_mode: str = 'multiply',
 ) -> tf.Tensor:
-    """Four colour operations one after another, clipped to [0, 1] after each (SimCLR, appendix A).
+    """Applies four colour operations in the given order, clipped to [0, 1] after each (SimCLR, appendix A).
 
     Args:
-        image: float32 [H, W, 3].
-        order: int32 [4], a permutation of brightness (0), contrast (1), saturation (2) and hue (3).
-        brightness: factor, or offset where the mode is 'add'.
-        contrast: factor of the deviation from each channel's mean.
-        saturation: factor of the saturation, itself clipped to [0, 1].
-        hue: shift in turns of the colour circle.
+        image: Image, float32 [H, W, 3].
+        order: Permutation of brightness (0), contrast (1), saturation (2) and hue (3), int32 [4].
+        brightness: Factor, or offset where the mode is 'add'.
+        contrast: Factor of the deviation from each channel's mean.
+        saturation: Factor of the saturation. The product is clipped to [0, 1].
+        hue: Shift in turns of the colour circle.
         brightness_mode: 'multiply' or 'add'.
+
+    Returns:
+        float32 [H, W, 3] in [0, 1].
     """
 
     def change(position, image):
@@ -145,7 +152,7 @@ def jitter(
         )
         return position + 1, tf.clip_by_value(tf.switch_case(order[position], operations), 0.0, 1.0)
 
-    # A loop: unrolled, it takes XLA eight seconds to compile in place of a quarter.
+    # A loop compiles in a quarter of a second. Unrolled, XLA takes eight seconds.
     start, shapes = (0, image), (tf.TensorShape([]), image.shape)
     return tf.while_loop(lambda position, _: position < 4, change, start, shape_invariants=shapes)[1]
 
@@ -157,21 +164,24 @@ def grayscale(image: tf.Tensor) -> tf.Tensor:
 
 
 def blur(image: tf.Tensor, sigma: tf.Tensor, radius: int | tf.Tensor) -> tf.Tensor:
-    """Separable Gaussian blur; outside of the image all is zero, so that borders darken.
+    """Separable Gaussian blur. Pixels outside of the image are zero, so that borders darken.
 
     Args:
-        image: float32 [H, W, 3].
-        sigma: standard deviation, pixels, > 0.
-        radius: taps to each side of the centre; (H // 10) // 2 in SimCLR.
+        image: Image, float32 [H, W, 3].
+        sigma: Standard deviation of the kernel, in pixels, > 0.
+        radius: Taps to each side of the centre, (H // 10) // 2 in SimCLR.
+
+    Returns:
+        float32 [H, W, 3].
     """
     if image.shape.is_fully_defined() and isinstance(radius, int):
         height, width, _ = image.shape
         taps = _blur_taps(sigma, radius)
-        # Padded outside of the programs: within, every tap would ask whether it is on the image.
+        # The padding is outside of the programs. Inside, every tap would test whether it lies on the image.
         rows = tf.pad(tf.reshape(image, [height, -1]), [[radius, radius], [0, 0]])
         columns = tf.pad(_blur_rows(rows, taps), [[0, 0], [3 * radius, 3 * radius]])
         return tf.reshape(_blur_columns(columns, taps), [height, width, 3])
-    # A product with a band matrix along each side: six times faster than TensorFlow's depthwise convolution without
+    # A product with a band matrix along each side is six times as fast as TensorFlow's depthwise convolution without
     # oneDNN.
     shape = tf.shape(image)
     height, width = shape[0], shape[1]
@@ -184,7 +194,7 @@ def blur(image: tf.Tensor, sigma: tf.Tensor, radius: int | tf.Tensor) -> tf.Tens
 
 
 def _blur_taps(sigma: tf.Tensor, radius: int | tf.Tensor) -> tf.Tensor:
-    """float32 [2 * radius + 1], which sum to 1."""
+    """Weights of the kernel, float32 [2 * radius + 1], with sum 1."""
     taps = _gauss(tf.range(-radius, radius + 1), sigma)
     return taps / tf.reduce_sum(taps)
 
@@ -195,35 +205,42 @@ def _gauss(distance: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
 
 @_compiled
 def _blur_rows(padded: tf.Tensor, taps: tf.Tensor) -> tf.Tensor:
-    """[H + 2 r, W * 3] and taps [2 r + 1] -> [H, W * 3]."""
-    height = padded.shape[0] - taps.shape[0] + 1
-    shifted = [padded[start : start + height] for start in range(taps.shape[0])]
-    return sum(tap * rows for tap, rows in zip(tf.unstack(taps), shifted, strict=True))
+    """Blurs along the columns: [H + 2 r, W * 3] and taps [2 r + 1] -> [H, W * 3]."""
+    weights, padded_height = tf.unstack(taps), padded.shape[0]
+    assert padded_height is not None, '`blur` calls this for static shapes only'
+    height = padded_height - len(weights) + 1
+    products = (weight * padded[start : start + height] for start, weight in enumerate(weights))
+    return sum(products, start=tf.constant(0.0))
 
 
 @_compiled
 def _blur_columns(padded: tf.Tensor, taps: tf.Tensor) -> tf.Tensor:
-    """[H, (W + 2 r) * 3] and taps [2 r + 1] -> [H, W * 3]."""
-    width = padded.shape[1] - 3 * (taps.shape[0] - 1)
-    shifted = [padded[:, start : start + width] for start in range(0, 3 * taps.shape[0], 3)]
-    return sum(tap * columns for tap, columns in zip(tf.unstack(taps), shifted, strict=True))
+    """Blurs along the rows: [H, (W + 2 r) * 3] and taps [2 r + 1] -> [H, W * 3]."""
+    weights, padded_width = tf.unstack(taps), padded.shape[1]
+    assert padded_width is not None, '`blur` calls this for static shapes only'
+    width = padded_width - 3 * (len(weights) - 1)
+    products = (weight * padded[:, 3 * place : 3 * place + width] for place, weight in enumerate(weights))
+    return sum(products, start=tf.constant(0.0))
 
 
 def _blur_band(length: tf.Tensor, sigma: tf.Tensor, radius: int | tf.Tensor) -> tf.Tensor:
-    """float32 [length, length]: in each row the weights of what lies up to `radius` away."""
+    """Blur as a matrix, float32 [length, length]: each row has the weights of the pixels up to `radius` away."""
     distance = tf.abs(tf.range(length)[:, tf.newaxis] - tf.range(length))
     total = tf.reduce_sum(_gauss(tf.range(-radius, radius + 1), sigma))
     return tf.where(distance <= radius, _gauss(distance, sigma), 0.0) / total
 
 
 def cutout(image: tf.Tensor, center: tf.Tensor, side: float, fill: float) -> tf.Tensor:
-    """Fills a square.
+    """Fills a square of the image.
 
     Args:
-        image: float32 [H, W, 3].
-        center: float32 [2], the square's centre (y, x) as shares of height and width, in [0, 1].
-        side: the square's side as a share of the shorter side of the image.
-        fill: value inside.
+        image: Image, float32 [H, W, 3].
+        center: Centre (y, x) of the square, float32 [2], as shares of height and width, in [0, 1].
+        side: The square's side as a share of the image's shorter side.
+        fill: Value inside the square.
+
+    Returns:
+        float32 [H, W, 3].
     """
     shape = tf.cast(tf.shape(image)[:2], tf.float32)
     half = side * tf.reduce_min(shape) / 2.0
@@ -234,7 +251,7 @@ def cutout(image: tf.Tensor, center: tf.Tensor, side: float, fill: float) -> tf.
 
 
 def rotate(image: tf.Tensor, quarter_turns: tf.Tensor) -> tf.Tensor:
-    """Rotates counter-clockwise by 0, 1, 2 or 3 quarter turns."""
+    """Rotates an image counter-clockwise by 0, 1, 2 or 3 quarter turns."""
     rotated = tf.image.rot90(image, quarter_turns)
     if image.shape[0] == image.shape[1]:
         rotated.set_shape(image.shape)
@@ -242,20 +259,20 @@ def rotate(image: tf.Tensor, quarter_turns: tf.Tensor) -> tf.Tensor:
 
 
 def sobel(image: tf.Tensor) -> tf.Tensor:
-    """Magnitude of each channel's Sobel gradient over 4: a step from 0 to 1 gives 1. Borders are mirrored."""
+    """Magnitude of each channel's Sobel gradient, divided by 4: a step from 0 to 1 gives 1. Borders are mirrored."""
     return tf.norm(tf.image.sobel_edges(image[tf.newaxis])[0], axis=-1) / 4.0
 
 
 def sample_crop_box(shape: tf.Tensor, seed: tf.Tensor, crop: RandomCrop) -> tf.Tensor:
-    """Draws a random crop without looking at the pixels, so that a decoder can read just the window.
+    """Draws a random crop. It does not need the pixels, so that a decoder can read the window alone.
 
     Args:
-        shape: int32 [3], height, width and channels of the image.
-        seed: int [2].
-        crop: ranges of area and aspect.
+        shape: Height, width and channels of the image, int32 [3].
+        seed: Seed of the draw, int [2].
+        crop: Ranges of area and aspect.
 
     Returns:
-        int32 [4]: offset_y, offset_x, height, width; the whole image where no attempt fits.
+        int32 [4]: offset_y, offset_x, height, width. The whole image where no attempt fits.
     """
     offset, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
@@ -271,16 +288,15 @@ def sample_crop_box(shape: tf.Tensor, seed: tf.Tensor, crop: RandomCrop) -> tf.T
 
 
 def operation_seed(seed: tf.Tensor, branch: int, operation: type, repetition: int = 0) -> tf.Tensor:
-    """The seed of one operation in one branch: no other operation's presence changes it.
+    """Seed of one operation in one branch. The presence of other operations does not change it.
 
     Args:
-        seed: int [2], the image's.
+        seed: Seed of the image, int [2].
         branch: 0 for the shared operations, view + 1 for a view's own.
-        operation: the operation's class.
-        repetition: how many operations of this class come before it in its branch.
+        operation: Class of the operation.
+        repetition: Operations of this class that come before it in its branch.
     """
-    branch_seed = tf.random.experimental.stateless_fold_in(seed, branch)
-    return tf.random.experimental.stateless_fold_in(branch_seed, operation_number(operation, repetition))
+    return _fold_in(_fold_in(seed, branch), operation_number(operation, repetition))
 
 
 @tf.autograph.experimental.do_not_convert
@@ -288,13 +304,16 @@ def augment(image: tf.Tensor, seed: tf.Tensor, policy: Policy, *, as_bytes: bool
     """Makes the views of one image.
 
     Args:
-        image: [H, W, 3], uint8 or float32 in [0, 1].
-        seed: int32 or int64 [2]; the same seed gives the same views.
-        policy: the operations; they are applied in the order in which they stand.
-        as_bytes: rounds to bytes, a quarter of the size, for devices that go on with the augmentation.
+        image: Image [H, W, 3], uint8 or float32 in [0, 1].
+        seed: Seed of the image, int32 or int64 [2]. The same seed gives the same views.
+        policy: Operations, applied in the order in which they stand.
+        as_bytes: Whether to round to bytes, a quarter of the size, for devices that continue the augmentation.
 
     Returns:
         [V, size, size, 3], float32 in [0, 1] or uint8 in 0..255.
+
+    Raises:
+        ValueError: The host has no implementation of an operation.
     """
     is_cropped = any(isinstance(operation, RandomCrop) for operation in policy.shared)
     image = _apply_all(image, policy.shared, seed, 0, policy.size)
@@ -310,7 +329,7 @@ def augment(image: tf.Tensor, seed: tf.Tensor, policy: Policy, *, as_bytes: bool
 
 @_compiled
 def _bytes(*views: tf.Tensor) -> tf.Tensor:
-    """float32 [H, W, 3] each, in [0, 1] or a little outside -> uint8 [V, H, W, 3]."""
+    """Rounds V views, float32 [H, W, 3] in [0, 1] or a little outside, to uint8 [V, H, W, 3]."""
     return tf.stack([tf.cast(tf.round(255.0 * tf.clip_by_value(view, 0.0, 1.0)), tf.uint8) for view in views])
 
 
@@ -326,7 +345,7 @@ def _apply(image: tf.Tensor, operation: Operation, seed: tf.Tensor, size: int) -
     if isinstance(operation, RandomCrop):
         return crop_and_resize(image, sample_crop_box(tf.shape(image), seed, operation), size)
     image = to_unit_range(image)
-    chance, *draws = tf.unstack(tf.random.stateless_uniform([6], seed))
+    chance, *draws = tf.unstack(tf.random.stateless_uniform([operation.uniforms], seed))
     change = functools.partial(_change, image, operation, draws, seed)
     if operation.p == 1.0:
         return change()
@@ -334,29 +353,34 @@ def _apply(image: tf.Tensor, operation: Operation, seed: tf.Tensor, size: int) -
 
 
 def _change(image: tf.Tensor, operation: Operation, draws: list[tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
-    """One operation whose parameters are made from `draws`, five independent uniforms in [0, 1)."""
+    """Applies one operation. Its parameters are made from `draws`, independent and uniform in [0, 1)."""
     match operation:
         case Flip():
             return tf.reverse(image, [1])
         case ColorJitter():
-            return jitter(image, *_jitter_parameters(operation, draws), operation.brightness_mode)
+            return jitter(image, *_jitter_parameters(operation, draws), brightness_mode=operation.brightness_mode)
         case ColorDrop():
             return grayscale(image)
         case Blur():
-            # A bicubic crop may leave [0, 1]; the reference clips before it blurs.
+            # A bicubic crop may leave [0, 1]. The reference clips before it blurs.
             image = tf.clip_by_value(image, 0.0, 1.0)
             height = image.shape[0] or tf.shape(image)[0]
             return blur(image, _between(*operation.sigma, draws[0]), (height // 10) // 2)
         case Cutout():
-            return cutout(image, tf.stack(draws[:2]), operation.side, operation.fill)
+            return cutout(image, tf.stack(draws), operation.side, operation.fill)
         case Rotate():
             return rotate(image, tf.cast(4.0 * draws[0], tf.int32))
         case Noise():
-            # Folded: the very seed of the uniforms would tie the noise to its own standard deviation.
-            normal = tf.random.stateless_normal(tf.shape(image), tf.random.experimental.stateless_fold_in(seed, 1))
+            # The seed of the uniforms would tie the noise to its own standard deviation.
+            normal = tf.random.stateless_normal(tf.shape(image), _fold_in(seed, 1))
             return image + _between(*operation.std, draws[0]) * normal
         case Sobel():
             return sobel(image)
+        case _:
+            raise ValueError(
+                f'{operation}: only the devices have this operation; choose data.feed=hybrid with the operation after '
+                'the last crop, or data.feed=resident'
+            )
 
 
 def _jitter_parameters(operation: ColorJitter, draws: list[tf.Tensor]) -> tuple[tf.Tensor, ...]:

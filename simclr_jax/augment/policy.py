@@ -1,243 +1,37 @@
-"""The augmentation policy as plain data: which random transformations, with which probabilities and ranges.
+"""The augmentation policy as plain data: which operations make a view, with which probabilities and ranges.
 
-The transformations are the nine of SimCLR's Figure 4 (arXiv 2002.05709) besides the original image. A
-configuration names them in strings ('crop flip jitter drop blur') and holds their parameters in one nested
-dictionary; `make_policy` turns both into frozen dataclasses, from which the host's and the device's
-implementations are made. Nothing here depends on TensorFlow or JAX.
+`make_policy` turns the strings and nested dictionaries of a configuration into frozen dataclasses. The implementations
+of the host and of the devices read these. Nothing here depends on TensorFlow or JAX.
 """
 
 import dataclasses
 import difflib
-import itertools
-import math
-import numbers
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-# Evaluation crops the centre, this share of the tighter side, of images larger than SMALL_IMAGE_SIZE.
+from simclr_jax.augment.operations import COUNT, OPERATIONS, Operation, RandomCrop
+
+# Evaluation crops the centre of images larger than SMALL_IMAGE_SIZE. This is its share of the tighter side.
 CENTER_CROP_PROPORTION = 0.875
 SMALL_IMAGE_SIZE = 32
 
-
-# All orders of brightness (0), contrast (1), saturation (2) and hue (3).
-JITTER_ORDERS = tuple(itertools.permutations(range(4)))
-
-# A repeated operation draws anew; the stride leaves room for operations that are still to be invented.
-_REPETITION_STRIDE = 100
-
-
-class Rule(NamedTuple):
-    """What a parameter must be: in words, and as a predicate."""
-
-    text: str
-    holds: Callable[[Any], bool]
-
-
-def _is_number(value: Any, low: float = 0.0, high: float = float('inf')) -> bool:
-    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return is_real and math.isfinite(value) and low <= value <= high
-
-
-def _is_positive_integer(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and _is_number(value, 1)
-
-
-def _is_range(value: Any, high: float = float('inf'), zero_allowed: bool = False) -> bool:
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        return False
-    if not all(_is_number(bound, 0.0, high) for bound in value):
-        return False
-    return value[0] <= value[1] and (zero_allowed or value[0] > 0)
-
-
-PROBABILITY = Rule('a probability in [0, 1]', lambda value: _is_number(value, 0.0, 1.0))
-FRACTION = Rule('a number in [0, 1]', lambda value: _is_number(value, 0.0, 1.0))
-AMOUNT = Rule('a finite number >= 0', _is_number)
-HUE = Rule('a share of the colour circle in [0, 0.5]', lambda value: _is_number(value, 0.0, 0.5))
-COUNT = Rule('an integer >= 1', _is_positive_integer)
-FRACTION_RANGE = Rule('two numbers with 0 < low <= high <= 1', lambda value: _is_range(value, 1.0))
-POSITIVE_RANGE = Rule('two numbers with 0 < low <= high', _is_range)
-AMOUNT_RANGE = Rule('two numbers with 0 <= low <= high', lambda value: _is_range(value, zero_allowed=True))
-BRIGHTNESS_MODE = Rule("'multiply' (SimCLRv2) or 'add' (SimCLR)", lambda value: value in ('multiply', 'add'))
-
-
-def _parameter(default: Any, rule: Rule) -> Any:
-    return dataclasses.field(default=default, metadata={'rule': rule})
-
-
-@dataclasses.dataclass(frozen=True)
-class RandomCrop:
-    """Crop a random box and resize it (bicubic) to the policy's size (appendix A, 'Random crop and resize').
-
-    Attributes:
-        area: range of the box's share of the image's area.
-        aspect: range of the box's width / height.
-        attempts: boxes tried before the whole image is taken.
-        min_object_covered: smallest share of the image that a box may cover; the reference's 0.1 makes the
-            smallest crop 0.1 of the image although `area` begins at 0.08.
-    """
-
-    area: tuple[float, float] = _parameter((0.08, 1.0), FRACTION_RANGE)
-    aspect: tuple[float, float] = _parameter((3 / 4, 4 / 3), POSITIVE_RANGE)
-    attempts: int = _parameter(100, COUNT)
-    min_object_covered: float = _parameter(0.1, FRACTION)
-
-
-@dataclasses.dataclass(frozen=True)
-class Flip:
-    """Mirror left and right with probability `p` (appendix A)."""
-
-    p: float = _parameter(0.5, PROBABILITY)
-
-
-@dataclasses.dataclass(frozen=True)
-class ColorJitter:
-    """Change brightness, contrast, saturation and hue in random order, clipped to [0, 1] after each.
-
-    Source: appendix A, 'Color distortion'. A factor is drawn uniformly from [max(0, 1 - a), 1 + a] with
-    a = amount * strength, the hue's shift from [-a, a].
-
-    Attributes:
-        p: probability that the jitter is applied at all.
-        strength: multiplies the four amounts (1.0 for ImageNet, 0.5 for CIFAR-10).
-        brightness, contrast, saturation: amounts at strength 1.
-        hue: amount at strength 1, as a share of the colour circle.
-        brightness_mode: 'multiply' draws a factor (SimCLRv2's code), 'add' an offset from [-a, a] (SimCLR's).
-    """
-
-    p: float = _parameter(0.8, PROBABILITY)
-    strength: float = _parameter(1.0, AMOUNT)
-    brightness: float = _parameter(0.8, AMOUNT)
-    contrast: float = _parameter(0.8, AMOUNT)
-    saturation: float = _parameter(0.8, AMOUNT)
-    hue: float = _parameter(0.2, HUE)
-    brightness_mode: str = _parameter('multiply', BRIGHTNESS_MODE)
-
-    @property
-    def ranges(self) -> tuple[tuple[float, float], ...]:
-        """(low, high) of what is drawn for brightness, contrast, saturation and hue."""
-        brightness, contrast, saturation, hue = (
-            self.strength * amount for amount in (self.brightness, self.contrast, self.saturation, self.hue)
-        )
-        is_offset = self.brightness_mode == 'add'
-        return (
-            (-brightness, brightness) if is_offset else _factors(brightness),
-            _factors(contrast),
-            _factors(saturation),
-            (-hue, hue),
-        )
-
-
-def _factors(amount: float) -> tuple[float, float]:
-    return max(0.0, 1.0 - amount), 1.0 + amount
-
-
-@dataclasses.dataclass(frozen=True)
-class ColorDrop:
-    """Turn to greyscale, on three channels, with probability `p` (appendix A)."""
-
-    p: float = _parameter(0.2, PROBABILITY)
-
-
-@dataclasses.dataclass(frozen=True)
-class Blur:
-    """Gaussian blur with probability `p`; its standard deviation, pixels, is uniform in `sigma` (appendix A).
-
-    The kernel reaches (height // 10) // 2 pixels to each side; pixels outside of the image are zero.
-    """
-
-    p: float = _parameter(0.5, PROBABILITY)
-    sigma: tuple[float, float] = _parameter((0.1, 2.0), POSITIVE_RANGE)
-
-
-@dataclasses.dataclass(frozen=True)
-class Cutout:
-    """Cover a square whose centre is uniform over the image; it may reach beyond the border.
-
-    The paper gives no parameters. Half of the image's side is the choice of cutout's authors for CIFAR-10
-    (arXiv 1708.04552), and they cover with the mean colour: mid-grey here, for images in [0, 1].
-
-    Attributes:
-        p: probability.
-        side: the square's side as a share of the image's shorter side.
-        fill: value of all three channels inside.
-    """
-
-    p: float = _parameter(1.0, PROBABILITY)
-    side: float = _parameter(0.5, FRACTION)
-    fill: float = _parameter(0.5, FRACTION)
-
-
-@dataclasses.dataclass(frozen=True)
-class Rotate:
-    """With probability `p`, rotate by 0, 90, 180 or 270 degrees, each equally often."""
-
-    p: float = _parameter(1.0, PROBABILITY)
-
-
-@dataclasses.dataclass(frozen=True)
-class Noise:
-    """With probability `p`, add Gaussian noise whose standard deviation is uniform in `std`.
-
-    The paper gives no parameters; images are in [0, 1], so that 0.2 is strong but leaves shapes visible.
-    """
-
-    p: float = _parameter(1.0, PROBABILITY)
-    std: tuple[float, float] = _parameter((0.0, 0.2), AMOUNT_RANGE)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sobel:
-    """With probability `p`, replace each channel by the magnitude of its Sobel gradient.
-
-    The paper gives no parameters; the magnitude is divided by 4, so that a step from 0 to 1 gives 1.
-    """
-
-    p: float = _parameter(1.0, PROBABILITY)
-
-
-Operation = RandomCrop | Flip | ColorJitter | ColorDrop | Blur | Cutout | Rotate | Noise | Sobel
-
-OPERATIONS: dict[str, type] = {
-    'crop': RandomCrop,
-    'flip': Flip,
-    'jitter': ColorJitter,
-    'drop': ColorDrop,
-    'blur': Blur,
-    'cutout': Cutout,
-    'rotate': Rotate,
-    'noise': Noise,
-    'sobel': Sobel,
-}
-
-
-def operation_number(kind: type, repetition: int) -> int:
-    """What tells the draws of an operation from those of others in its branch: no other's presence changes it.
-
-    Args:
-        kind: the operation's class.
-        repetition: how many operations of this class come before it in its branch.
-    """
-    return list(OPERATIONS.values()).index(kind) + _REPETITION_STRIDE * repetition
-
-
-# SimCLR's own augmentation (appendix A); its CIFAR-10 recipe leaves the blur out.
+# SimCLR's own augmentation (appendix A). Its recipe for CIFAR-10 leaves the blur out.
 SIMCLR_VIEW = 'crop flip jitter drop blur'
 SUPERVISED_VIEW = 'crop flip'
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """What becomes of one image: operations shared by all views, then each view's own, in the order given.
+    """Operations that turn one image into views: those shared by all views, then each view's own, in their order.
 
     An image without any crop on its way is resized (bicubic) to `size`. All views are clipped to [0, 1].
 
     Attributes:
-        size: height and width of the views, pixels.
-        shared: operations applied once, before the branches split (Figure 5: one crop for both branches).
-        views: one tuple of operations a view; an empty one leaves the view as `shared` made it.
-        applied: where this is the second part of another policy, each view's operations in the first part: a
-            repeated operation counts from them, so that it draws what it draws in the whole policy.
+        size: Height and width of the views, in pixels.
+        shared: Operations applied once, before the branches split (Figure 5: one crop for both branches).
+        views: One tuple of operations per view. An empty one leaves the view as `shared` made it.
+        applied: In the second part of a split policy, each view's operations in the first part. A repeated operation
+            counts from them, so that it draws the same numbers as in the whole policy.
     """
 
     size: int
@@ -246,13 +40,13 @@ class Policy:
     applied: tuple[tuple[Operation, ...], ...] = ()
 
     def split(self) -> tuple['Policy', 'Policy']:
-        """Parts a whole policy into what needs whole images and what does with views of the final size.
+        """Splits a whole policy into a part that needs whole images and a part on views of the final size.
 
-        The first part is all of `shared` and each view's operations up to its last crop; it makes one image of
-        `size` a view. The second is the rest of each view.
+        The first part is all of `shared` and each view's operations up to its last crop. It makes one image of `size`
+        per view. The second part is the rest of each view.
 
         Raises:
-            ValueError: the policy is a second part itself.
+            ValueError: The policy is a second part itself.
         """
         if self.applied:
             raise ValueError('a second part cannot be split again; split the whole policy')
@@ -282,16 +76,16 @@ def make_policy(
     """Builds a policy from the strings and plain values that a configuration holds.
 
     Args:
-        size: height and width of the views, pixels.
-        shared: operations applied once for all views, names separated by spaces ('' for none).
-        views: one such string a view.
-        parameters: values that differ from `default_parameters()`, as nested dictionary.
+        size: Height and width of the views, in pixels.
+        shared: Operations applied once for all views, as names separated by spaces. '' means none.
+        views: One such string per view.
+        parameters: Values that differ from `default_parameters()`, as a nested dictionary.
 
     Returns:
         The policy.
 
     Raises:
-        ValueError: with everything that `check` finds, one problem a line.
+        ValueError: The description is wrong. The message lists everything that `check` finds, one problem per line.
 
     Example:
         Only the second view is blurred, both have the same crop::
@@ -310,22 +104,22 @@ def make_policy(
 
 
 def _hashable(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Ranges come back from JSON as lists; a frozen dataclass holds tuples."""
+    """Ranges come back from JSON as lists. A frozen dataclass holds tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def check(size: int, shared: str, views: Sequence[str], parameters: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Everything that is wrong with a policy's description; arguments as for `make_policy`.
+    """Finds everything that is wrong with a policy's description. Arguments as for `make_policy`.
 
     Returns:
-        One message a problem, each with the value, the rule and the cure; empty if all is well.
+        One message per problem, each with the value, the rule and the cure. Empty if all is well.
     """
     problems = []
-    if not _is_positive_integer(size):
+    if not COUNT.holds(size):
         problems.append(f'size={size!r}: must be {COUNT.text}, for example 224')
     problems += _check_names('shared', shared)
     if isinstance(views, str) or not isinstance(views, Sequence) or not views:
-        problems.append(f'views={views!r}: must be one string a view, for example {(SIMCLR_VIEW,) * 2}')
+        problems.append(f'views={views!r}: must be one string per view, for example {(SIMCLR_VIEW,) * 2}')
     else:
         for number, view in enumerate(views):
             problems += _check_names(f'views[{number}]', view)

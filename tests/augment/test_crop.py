@@ -6,7 +6,7 @@ import pytest
 import scipy.stats
 
 from simclr_jax.augment import crop as cropping
-from simclr_jax.augment.policy import RandomCrop
+from simclr_jax.augment.operations import RandomCrop
 
 tf = pytest.importorskip('tensorflow', reason='the host augmentation, to compare with, needs TensorFlow')
 

@@ -1,17 +1,18 @@
 """The augmentation policy's description: defaults, construction from plain values, and its error messages."""
 
+import dataclasses
 import itertools
 import json
 
 import pytest
 
-from simclr_jax.augment import policy
+from simclr_jax.augment import operations, policy
 
 
 def test_defaults_are_the_papers():
     """Appendix A of 2002.05709, as plain values that a configuration file can show."""
     defaults = policy.default_parameters()
-    assert tuple(defaults) == tuple(policy.OPERATIONS)
+    assert tuple(defaults) == tuple(operations.OPERATIONS)
     assert defaults['crop']['area'] == (0.08, 1.0)
     assert defaults['crop']['aspect'] == (3 / 4, 4 / 3)
     assert defaults['flip'] == {'p': 0.5}
@@ -28,6 +29,41 @@ def test_defaults_are_the_papers():
     assert defaults['blur'] == {'p': 0.5, 'sigma': (0.1, 2.0)}
 
 
+# Numbers of the operations in released versions. Add to this table, never change a number in it.
+NUMBERS = {
+    'crop': 0,
+    'flip': 1,
+    'jitter': 2,
+    'drop': 3,
+    'blur': 4,
+    'cutout': 5,
+    'rotate': 6,
+    'noise': 7,
+    'sobel': 8,
+}
+
+
+def test_numbers_of_operations_are_fixed_for_ever():
+    """The random draws follow from them: a run that resumes with a newer version must see the same pixels."""
+    assert {name: kind.number for name, kind in operations.OPERATIONS.items()} == NUMBERS
+    assert len(set(NUMBERS.values())) == len(NUMBERS)
+    assert all(0 <= number < operations.REPETITION_STRIDE for number in NUMBERS.values())
+
+
+def test_every_repetition_of_every_operation_has_a_number_of_its_own():
+    repetitions = itertools.product(operations.OPERATIONS.values(), range(20))
+    numbers = [operations.operation_number(kind, repetition) for kind, repetition in repetitions]
+    assert len(set(numbers)) == len(numbers)
+
+
+def test_an_added_operation_changes_no_number(monkeypatch):
+    """Not even one that stands before the others."""
+    before = {kind: operations.operation_number(kind, 1) for kind in operations.OPERATIONS.values()}
+    added = dataclasses.make_dataclass('Added', [], frozen=True, namespace={'number': 9, 'uniforms': 1})
+    monkeypatch.setattr(operations, 'OPERATIONS', {'added': added, **operations.OPERATIONS})
+    assert {kind: operations.operation_number(kind, 1) for kind in before} == before
+
+
 def test_defaults_pass_their_own_check():
     assert policy.check(224, '', (policy.SIMCLR_VIEW,) * 2, policy.default_parameters()) == []
 
@@ -38,24 +74,24 @@ def test_describing_the_defaults_changes_nothing():
     assert explicit.shared == ()
     assert explicit.views[0] == explicit.views[1]
     assert explicit.views[0] == (
-        policy.RandomCrop(),
-        policy.Flip(),
-        policy.ColorJitter(),
-        policy.ColorDrop(),
-        policy.Blur(),
+        operations.RandomCrop(),
+        operations.Flip(),
+        operations.ColorJitter(),
+        operations.ColorDrop(),
+        operations.Blur(),
     )
 
 
 def test_one_branch_policy_of_figure_5():
     one_branch = policy.make_policy(32, shared='crop', views=('', 'blur sobel'), parameters={'blur': {'p': 1.0}})
-    assert one_branch.shared == (policy.RandomCrop(),)
-    assert one_branch.views == ((), (policy.Blur(p=1.0), policy.Sobel()))
+    assert one_branch.shared == (operations.RandomCrop(),)
+    assert one_branch.views == ((), (operations.Blur(p=1.0), operations.Sobel()))
 
 
-@pytest.mark.parametrize('names', itertools.product(policy.OPERATIONS, repeat=2))
+@pytest.mark.parametrize('names', itertools.product(operations.OPERATIONS, repeat=2))
 def test_every_ordered_pair_can_be_written(names):
     (view,) = policy.make_policy(32, views=(' '.join(names),)).views
-    assert tuple(type(operation) for operation in view) == tuple(policy.OPERATIONS[name] for name in names)
+    assert tuple(type(operation) for operation in view) == tuple(operations.OPERATIONS[name] for name in names)
 
 
 def test_parameters_survive_json():

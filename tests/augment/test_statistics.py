@@ -5,7 +5,7 @@ import pytest
 
 tf = pytest.importorskip('tensorflow', reason='the host augmentation needs TensorFlow')
 
-from simclr_jax.augment import host, policy  # noqa: E402
+from simclr_jax.augment import host, operations, policy  # noqa: E402
 from support.statistics import CASES, quantities, reference, too_far  # noqa: E402
 
 # Statistics of the random pipelines are compared within 4 standard errors of the two samples together: the
@@ -78,7 +78,9 @@ def test_crop_boxes_have_the_references_statistics(statistics, number):
     expected = statistics['crop_boxes'][number]
     height, width = expected['image']
     dataset = tf.data.Dataset.range(10_000).map(
-        lambda index: host.sample_crop_box(tf.constant([height, width, 3]), tf.stack([index, 5]), policy.RandomCrop())
+        lambda index: host.sample_crop_box(
+            tf.constant([height, width, 3]), tf.stack([index, 5]), operations.RandomCrop()
+        )
     )
     boxes = np.concatenate(list(dataset.batch(1000).as_numpy_iterator()))
     actual = crop_quantities(boxes, height, width)
