@@ -1,8 +1,32 @@
-"""CIFAR-10 through TFDS.
+"""CIFAR-10 through TensorFlow Datasets.
 
---config=configs/cifar10.py:r18     ResNet-18, 1000 epochs (the reference's README)
---config=configs/cifar10.py:r50     ResNet-50, 1000 epochs (SimCLR, appendix B.9)
---config=configs/cifar10.py:cpu     quarter-width ResNet-18, a few epochs: half an hour on two cores
+    simclr train --config=configs/cifar10.py:cpu --workdir=runs/cifar10
+    simclr train --config=configs/cifar10.py:r18 --config.train_epochs=200 --workdir=runs/cifar10_r18
+    simclr train --config=configs/cifar10.py:r50 --workdir=runs/cifar10_r50
+
+| argument | network                 | epochs | source of the settings                          |
+|----------|-------------------------|--------|-------------------------------------------------|
+| r18      | ResNet-18 (the default) | 1000   | README of the reference, google-research/simclr |
+| r50      | ResNet-50               | 1000   | SimCLR, arXiv 2002.05709, appendix B.9          |
+| cpu      | quarter-width ResNet-18 | 2      | chosen for two CPU cores                        |
+
+Measured here, top-1 accuracy in percent with all labels, kNN with k = 20. The copy of the data went through JPEG once,
+so figures are a little below those on the original.
+
+| run                              | hardware      | time                                  | kNN  | linear |
+|----------------------------------|---------------|---------------------------------------|------|--------|
+| cpu                              | two CPU cores | 43 min, with other work on both cores | 45.7 | 46.5   |
+| r18, stopped at epoch 152 of 200 | one H200 GPU  | 12.5 s per 1,000 steps                | 79.0 | 81.0   |
+
+At this rate, 200 epochs of r18 take about 5 min with the compilation, and 1000 epochs about 20 min.
+
+Published, not run here:
+
+| run                    | by                   | kNN            | linear   |
+|------------------------|----------------------|----------------|----------|
+| ResNet-18, 1000 epochs | reference's README   |                | about 91 |
+| ResNet-18, 200 epochs  | lightly              | 84.8 (k = 200) |          |
+| ResNet-50, 1000 epochs | SimCLR, appendix B.9 |                | 94.0     |
 """
 
 from ml_collections import ConfigDict
@@ -37,7 +61,7 @@ def get_config(arg: str = 'r18') -> ConfigDict:
     config.batch_size = 512
     if arg == 'cpu':
         config.model.width = 0.25
-        # Two passes over the data are many small steps with Adam; LARS is for large batches and long runs.
+        # Two passes over the data need many small steps with Adam. LARS is for large batches and long runs.
         config.batch_size = 128
         config.train_epochs = 2.0
         config.warmup_epochs = 0.1

@@ -1,4 +1,11 @@
-"""scikit-learn's 1,797 handwritten digits, 8 x 8 grey pixels: two minutes on two cores, no network."""
+"""scikit-learn's 1,797 handwritten digits, 8 x 8 grey pixels. They come with scikit-learn: nothing is downloaded.
+
+    simclr train --config=configs/digits.py --workdir=runs/digits
+
+| hardware (measured) | time       | kNN, k = 20, all labels | linear, all labels |
+|---------------------|------------|-------------------------|--------------------|
+| two CPU cores       | 2 to 3 min | about 92 %              | about 97 %         |
+"""
 
 from ml_collections import ConfigDict
 

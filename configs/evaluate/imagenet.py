@@ -1,7 +1,16 @@
 """ImageNet: linear evaluation by SGD and semi-supervised fine-tuning, with the papers' settings.
 
---config=configs/evaluate/imagenet.py:v1,labels=1%    SimCLR (2002.05709, appendix B.5, B.6): v1 | v2
---config=configs/evaluate/imagenet.py:v2,labels=10%   SimCLRv2 (2006.10029, appendix B.4): from the head's layer 1
+    simclr evaluate --workdir=gs://BUCKET/imagenet --config=configs/evaluate/imagenet.py:v1,labels=1%
+
+| argument      | settings                                                                          |
+|---------------|-----------------------------------------------------------------------------------|
+| v1,labels=1%  | SimCLR (arXiv 2002.05709, appendix B.5 and B.6). v1 is the default.               |
+| v2,labels=10% | SimCLRv2 (arXiv 2006.10029, appendix B.4): fine-tuning from layer 1 of the head.  |
+
+`labels` is 1%, 10% (the default) or all. Linear evaluation runs with all labels only.
+
+Hardware: GPUs or TPUs, like those of the pretraining. None of these was run here, so there are no hours. Published
+results of linear evaluation are in configs/imagenet.py.
 """
 
 from simclr_jax.config import ConfigError, base_evaluation
@@ -11,7 +20,7 @@ EPOCHS = {'1%': 60.0, '10%': 30.0, 'all': 30.0}
 
 
 def get_config(arg=''):
-    """The recipe of v1 (default) or v2, with 1%, 10% or all of the labels."""
+    """Argument: v1 (default) or v2, then labels=1%, labels=10% or labels=all."""
     version, _, rest = arg.partition(',')
     if '=' in version:
         version, rest = 'v1', arg
