@@ -1,1 +1,1 @@
-"""Tasks: what is learnt. Each has `init`, `loss` and `encode`; the step and the loop know no more of them."""
+"""Tasks: what is learnt. Each has `init`, `outputs` and `loss`, which are all that the training step uses."""

@@ -1,11 +1,12 @@
-"""Supervised training on top of a pretrained encoder: fine-tuning, of all of it or of its upper part.
+"""Supervised training on top of a pretrained encoder: fine-tuning of the whole encoder or of its upper part.
 
-With train_after_block 4, head layer 0 and a classifier that starts at zero this is SimCLR's linear evaluation
-by SGD: nothing but the classifier learns, on the representations of a frozen encoder.
+With train_after_block 4, head layer 0 and a classifier that starts at zero, this is SimCLR's linear evaluation by SGD.
+Only the classifier learns, from the representations of a frozen encoder.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +26,10 @@ class Finetune:
     """The fine-tuning task.
 
     Attributes:
-        model: encoder, layers of the head and classifier.
-        image_size: of the views, pixels.
-        mesh: the devices.
-        train_after_block: which parts of the encoder are frozen, see `models.resnet.frozen_parts`.
+        model: Encoder, layers of the head and classifier.
+        image_size: Side of the views, pixels.
+        mesh: Devices that train.
+        train_after_block: Last frozen part of the encoder, see `models.resnet.frozen_parts`. -1 freezes none.
 
     Example:
         >>> tx = optim.freeze(tx, task.is_frozen)
@@ -40,26 +41,31 @@ class Finetune:
     image_size: int
     mesh: Mesh
     train_after_block: int = -1
-    details: ClassVar = ('',)
 
-    def init(self, key: jax.Array) -> dict[str, Any]:
-        """Fresh variables, {'params': ..., 'batch_stats': ...}; `init_from` has a pretrained encoder."""
+    @property
+    def details(self) -> tuple[str, ...]:
+        """Names of the predictions: there is one, called ''."""
+        return ('',)
+
+    def init(self, key: jax.Array) -> Mapping[str, Any]:
+        """Fresh variables, {'params': ..., 'batch_stats': ...}. `init_from` gives a state with a pretrained encoder."""
         images = jnp.zeros((2, self.image_size, self.image_size, 3), jnp.float32)
         return self.model.init(key, images, train=True)
 
     def is_frozen(self, path: tuple[str, ...]) -> bool:
-        """Whether the parameter at a path ('encoder', 'stage1', ...) must not move, for `optim.freeze`."""
+        """Whether the parameter at a path ('encoder', 'stage1', ...) must not move, see `optim.freeze`."""
         return path[0] == 'encoder' and path[1] in frozen_parts(self.train_after_block)
 
     def outputs(
         self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, Any]:
-        """Logits [B, V, K] of a batch of views in training mode, and new batch_stats.
+        """Logits [B, V, K] of a batch of views in training mode, and the new batch_stats.
 
         Args:
-            params, batch_stats: the model's variables.
-            batch: see data/spec.py.
-            key: unused here; the views are random already.
+            params: Parameters of the model.
+            batch_stats: Moving statistics of the model.
+            batch: Batch, see data/spec.py.
+            key: Not used, because the views are random already.
         """
         del key
         logits, updated = self.model.apply(
@@ -75,10 +81,10 @@ class Finetune:
         """The supervised loss of the global batch.
 
         Args:
-            outputs: logits [B, V, K].
-            batch: see data/spec.py; rows of mask 0 do not count in loss and metrics. 'label' int [B], -1: none,
-                for the softmax cross-entropy; or int [B, K] in {1, 0, -1: ignored} for the mean over images of
-                the classes' summed sigmoid cross-entropies.
+            outputs: Logits [B, V, K].
+            batch: Batch, see data/spec.py. Rows of mask 0 count neither in the loss nor in the metrics. With 'label'
+                int [B] (-1: none) the loss is the softmax cross-entropy. With int [B, K] in {1, 0, -1: ignored} it is
+                the mean over images of the sigmoid cross-entropies, summed over classes.
 
         Returns:
             loss [], and metrics.
@@ -92,26 +98,28 @@ class Finetune:
 
     def predict(self, variables: dict[str, Any], images: jax.Array) -> jax.Array:
         """Logits [N, K] of images [N, H, W, 3], in inference mode."""
-        return self.model.apply(variables, images, train=False)
+        logits: Any = self.model.apply(variables, images, train=False)
+        return logits
 
 
 def init_from(pretrained: dict[str, Any], task: Task, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """A state at step 0 with the encoder of a pretraining, and those layers of its head that the task has.
+    """Makes a state at step 0 from a pretraining: its encoder, and those layers of its head that the task has.
 
-    To be jitted, with the sharding of the result: it draws no fresh encoder that nobody uses then.
+    Call this under `jax.jit` with the sharding of the result. The compiler then leaves out the fresh encoder, which is
+    not used.
 
     Args:
-        pretrained: variables of `SimCLR`. They are copied: the training step gives its buffers away, and
-            several runs may start from the same.
-        task: what is learnt: `Finetune`, or `multihead.MultiHead`.
-        tx: the optimiser, as a rule `optim.freeze(tx, task.is_frozen)`.
-        key: of the classifier's initial values.
+        pretrained: Variables of `SimCLR`. They are copied, because the training step donates its buffers and several
+            runs may start from the same variables.
+        task: Task that is learnt, `Finetune` or `multihead.MultiHead`.
+        tx: Optimiser, as a rule `optim.freeze(tx, task.is_frozen)`.
+        key: Key of the classifier's initial values.
 
     Returns:
         The state.
 
     Raises:
-        ValueError: encoder or head are not those of the pretraining; see `pretrained_into`.
+        ValueError: Encoder or head are not those of the pretraining, see `pretrained_into`.
     """
-    variables = jax.tree.map(jnp.copy, pretrained_into(task.init(key), pretrained))
+    variables = jax.tree.map(jnp.copy, pretrained_into(dict(task.init(key)), pretrained))
     return TrainState(jnp.zeros((), jnp.int32), **variables, opt_state=tx.init(variables['params']))

@@ -1,7 +1,7 @@
-"""SimCLR's pretraining: views through encoder and head into a contrastive loss, a linear probe beside it."""
+"""SimCLR's pretraining: encoder, projection head and contrastive loss, with a linear probe beside them."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,13 +21,13 @@ class Pretrain:
     """The pretraining task.
 
     Attributes:
-        model: encoder, projection head and, with labels, the probe.
-        contrast: z [B, V, D] -> (loss [], metrics), called inside a shard_map over DATA_AXIS.
-        loss_scale: multiplies the contrastive loss.
-        image_size: of the views, pixels.
-        mesh: the devices.
-        block_size: views whose products with all others are in memory at a time, for the measures; None: all.
-        make_views: (batch, key) -> views [B, V, H, W, 3], float; the batch's own if the host has made them.
+        model: Encoder, projection head and, with labels, the probe.
+        contrast: Function z [B, V, D] -> (loss [], metrics). It is called inside a shard_map over DATA_AXIS.
+        loss_scale: Factor of the contrastive loss.
+        image_size: Side of the views, pixels.
+        mesh: Devices that train.
+        block_size: Views whose products with all others the measures keep in memory at a time. None means all.
+        make_views: Function (batch, key) -> views [B, V, H, W, 3], float. By default the host has made them.
     """
 
     model: SimCLR
@@ -38,7 +38,7 @@ class Pretrain:
     block_size: int | None = None
     make_views: MakeViews = given_views
 
-    def init(self, key: jax.Array) -> dict[str, Any]:
+    def init(self, key: jax.Array) -> Mapping[str, Any]:
         """Fresh variables, {'params': ..., 'batch_stats': ...}."""
         images = jnp.zeros((2, self.image_size, self.image_size, 3), jnp.float32)
         return self.model.init(key, images, train=True)
@@ -46,15 +46,17 @@ class Pretrain:
     def outputs(
         self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], key: jax.Array
     ) -> tuple[dict[str, jax.Array], Any]:
-        """What the loss is a function of, for some images in training mode.
+        """Runs the model in training mode on a batch or a part of it.
 
         Args:
-            params, batch_stats: the model's variables.
-            batch: see data/spec.py, rows divided among the devices.
-            key: of the augmentation, with the images' indices: in which part of a batch an image comes does not matter.
+            params: Parameters of the model.
+            batch_stats: Moving statistics of the model.
+            batch: Batch, see data/spec.py. Its rows are divided among the devices.
+            key: Key of the augmentation. The random numbers of an image also follow from its index, and therefore do
+                not depend on the part of the batch that contains it.
 
         Returns:
-            {'projection': z [B, V, D], and with a probe 'logits': [B, V, K]}, and new batch_stats.
+            {'projection': z [B, V, D]}, with a probe also 'logits': [B, V, K], and the new batch_stats.
         """
         batch = {**batch, 'views': self.make_views(batch, key)}
         outputs, updated = self.model.apply(
@@ -67,11 +69,11 @@ class Pretrain:
         return {name: by_image(outputs[name], batch) for name in names}, updated['batch_stats']
 
     def loss(self, outputs: dict[str, jax.Array], batch: dict[str, jax.Array]) -> tuple[jax.Array, dict]:
-        """The loss of the global batch.
+        """The sum of the scaled contrastive loss and the probe's cross-entropy, over the global batch.
 
         Args:
-            outputs: of all its images.
-            batch: see data/spec.py.
+            outputs: Outputs of all images of the batch, see `outputs`.
+            batch: Batch, see data/spec.py.
 
         Returns:
             loss [], and metrics.
@@ -87,7 +89,7 @@ class Pretrain:
         return total, {**metrics, 'loss': total}
 
     def _contrast(self, z: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Loss and measures of z [B, V, D] over the global batch."""
+        """Contrastive loss and measures of z [B, V, D] over the global batch."""
 
         def local(z):
             loss, metrics = self.contrast(z)
@@ -106,4 +108,5 @@ class Pretrain:
 
     def encode(self, variables: dict[str, Any], images: jax.Array) -> jax.Array:
         """Representations h [N, F] float32 of images [N, H, W, 3], in inference mode."""
-        return self.model.apply(variables, images, method='encode').astype(jnp.float32)
+        h: Any = self.model.apply(variables, images, method='encode')
+        return h.astype(jnp.float32)
