@@ -33,5 +33,5 @@ def test_links_lead_somewhere(path):
 
 
 def test_names_of_files_and_tables_are_those_of_the_package():
-    for name in re.findall(r'`((?:config|data|evaluation|losses|tasks)/[\w./]*|build\.py)`', README):
+    for name in re.findall(r'`((?:augment|config|data|evaluation|losses|tasks)/[\w./]*|build\.py)`', README):
         assert (REPOSITORY / 'simclr_jax' / name).exists(), name
