@@ -1,10 +1,11 @@
-"""Images a second of the augmentation on the default device, whole and without the crop.
+"""Measures images per second of the augmentation on the default device, whole and without the crop.
 
 python benchmarks/augment_device.py --repeats 5
 
-Two views an image: of bytes of the views' size at 32 pixels (SimCLR's CIFAR-10 recipe, batches of 512) and at 224
-pixels (ImageNet recipe, batches of 64). `part=whole` is all of it; `part=rest` is what the devices do where the host
-has cropped. The repeats take the settings in turn. Prints one JSON line a setting: medians over the repeats.
+Each image becomes two views and has the views' size. At 32 pixels the recipe is SimCLR's for CIFAR-10, in batches of
+512 images. At 224 pixels it is the one for ImageNet, in batches of 64. `part=whole` is the whole augmentation.
+`part=rest` is the devices' part if the host has cropped the images. Each repeat runs all settings in turn. Prints one
+JSON line per setting with medians over the repeats.
 """
 
 import argparse
@@ -19,9 +20,9 @@ import numpy as np
 from simclr_jax.augment import device
 from simclr_jax.augment.policy import make_policy
 
-# Image size, images a batch, operations of each view, strength of the jitter.
+# Image size, images per batch, operations of each view, strength of the jitter.
 RECIPES = ((32, 512, 'crop flip jitter drop', 0.5), (224, 64, 'crop flip jitter drop blur', 1.0))
-# A repeat makes batches for at least this long.
+# Seconds for which a repeat makes batches, at least.
 SECONDS = 1.0
 
 
@@ -42,7 +43,7 @@ def main():
 
 
 def prepare(size, batch_size, view, strength, part):
-    """What is timed in words, and as a compiled function of a step's number; the first call is done."""
+    """Returns the setting as a dictionary, a compiled function of a step's number, and the images per batch."""
     policy = make_policy(size, views=(view, view), parameters={'jitter': {'strength': strength}})
     shape = (batch_size, size, size, 3)
     if part == 'rest':
@@ -63,7 +64,7 @@ def prepare(size, batch_size, view, strength, part):
 
 
 def images_per_second(make_views, batch_size):
-    """Of batches one after another, none waited for but the last."""
+    """Measures images per second of successive pairs of batches."""
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < SECONDS:
         # Two batches in flight, as in training.

@@ -1,11 +1,12 @@
-"""Images a second that the host makes into two 224-pixel views, beside decoding alone and another program.
+"""Measures images per second that become two 224-pixel views on the host, beside decoding alone and a peer.
 
 python benchmarks/feed.py --data-dir TFDS_DATA_DIR --repeats 5 --peer 'PYTHON peer_pipeline.py'
 
-JPEGs of ImageNet (TFDS's imagenet2012, as far as it is prepared), held encoded in memory. `host` makes whole views,
-`hybrid` what the devices want (crops as bytes), `decode` decodes each image once and throws it away. The peer is a
-command that is given --folder with the same JPEGs and prints a JSON line with images_per_second. The repeats take
-all in turn. Prints one JSON line each: medians, and the median of the ratios within a repeat.
+The images are the prepared JPEGs of TFDS's imagenet2012. They are encoded in memory. `host` makes whole views.
+`hybrid` makes crops as bytes, the devices' input. `decode` decodes each image once and discards it. The peer is a
+command that gets --folder with the same JPEGs and --images. It prints a JSON line with images_per_second. Each repeat
+runs all ways in turn. Prints one JSON line per way: the median, and the median ratio of its images per second / the
+peer's and / those of decoding within a repeat.
 """
 
 import argparse
@@ -19,32 +20,30 @@ import time
 import numpy as np
 import tensorflow as tf
 
+from simclr_jax import sharding
 from simclr_jax.config import base_config
 from simclr_jax.data import pipeline
-from simclr_jax.data.feed import train_batches
+from simclr_jax.data.feed import open_feed
 from simclr_jax.data.sources import load_examples
-from simclr_jax.training.schedule import Schedule
 
 BATCH = 32
 WARM_UP = 4
-# Of host and hybrid only the images of a step matter.
-ONE_BY_ONE = Schedule(1, 1.0, 1, 1, 0, learning_rate=lambda step: 0.0)
 
 
 def main():
-    """Times every way in each repeat."""
+    """Measures every way in each repeat."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data-dir', required=True, help="TFDS's directory with imagenet2012")
-    parser.add_argument('--images', type=int, default=512, help='of one measurement')
+    parser.add_argument('--images', type=int, default=512, help='images per measurement')
     parser.add_argument('--repeats', type=int, default=5)
-    parser.add_argument('--peer', help='command of another program')
+    parser.add_argument('--peer', help='command of the peer')
     options = parser.parse_args()
     config = base_config()
     config.data.path, config.batch_size = options.data_dir, BATCH
     examples = load_examples(config.data, 'train')
     ways = {
-        'host': lambda: train_batches('host', config, examples, None, ONE_BY_ONE, 0),
-        'hybrid': lambda: train_batches('hybrid', config, examples, None, ONE_BY_ONE, 0),
+        'host': lambda: batches_of('host', config, examples),
+        'hybrid': lambda: batches_of('hybrid', config, examples),
         'decode': lambda: decoded(examples),
     }
     rates = {name: [] for name in (*ways, *(['peer'] if options.peer else []))}
@@ -67,8 +66,14 @@ def main():
         print(json.dumps({'way': name, 'images_per_second': round(float(np.median(found)), 1), **ratios, 'all': found}))
 
 
+def batches_of(feed, config, examples):
+    """Makes endless batches of one of this package's feeds."""
+    config.data.feed = feed
+    return open_feed(config, examples, sharding.make_mesh()).batches(0)
+
+
 def decoded(examples):
-    """Endless batches of nothing but the labels, after the images were decoded."""
+    """Makes endless batches of the images' shapes, which need each image decoded."""
     files = tf.constant(np.array(examples.content.files, object))
     dataset = tf.data.Dataset.range(10**9).map(
         lambda n: tf.shape(pipeline.decode(files[n % examples.size])), num_parallel_calls=tf.data.AUTOTUNE
@@ -77,7 +82,7 @@ def decoded(examples):
 
 
 def images_per_second(batches, images):
-    """Of so many images, after some to fill the buffers."""
+    """Measures images per second, after some batches that fill the buffers."""
     for _ in range(WARM_UP):
         next(batches)
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A ResNet-50 of Flax's own layers, written without a look at what it compiles to: the one to compare with."""
+"""A ResNet-50 of Flax's own layers, written without regard to the compiled program. `tpu_step.py` compares with it."""
 
 import functools
 from typing import Any
@@ -20,7 +20,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[N, H, W, C] -> [N, H / strides, W / strides, 4 * filters]."""
+        """Computes maps [N, H / strides, W / strides, 4 * filters] of maps [N, H, W, C]."""
         conv = functools.partial(nn.Conv, use_bias=False, dtype=self.dtype, padding=0)
         norm = functools.partial(nn.BatchNorm, not train, momentum=0.9, dtype=self.dtype)
         shortcut = x
@@ -34,13 +34,13 @@ class Bottleneck(nn.Module):
 
 
 class FlaxResNet(nn.Module):
-    """As `simclr_jax.models.resnet.ResNet` of depth 50 with ImageNet's stem."""
+    """The same network as `simclr_jax.models.resnet.ResNet` of depth 50 with ImageNet's stem."""
 
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Representations [N, 2048] float32 of images [N, H, W, 3]."""
+        """Computes representations [N, 2048] float32 of images [N, H, W, 3]."""
         x = nn.Conv(64, (7, 7), 2, padding=3, use_bias=False, dtype=self.dtype, name='conv')(x)
         x = nn.relu(nn.BatchNorm(not train, momentum=0.9, dtype=self.dtype, name='bn')(x))
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))

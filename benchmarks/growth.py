@@ -1,9 +1,10 @@
-"""How step time and memory grow with batch, image size and devices: benchmarks/growth.json, growth.md and growth.png.
+"""Writes how step time and memory grow with batch, image size and devices.
 
 python benchmarks/growth.py [--compile]
 
-With --compile it first compiles the steps that growth.json lacks for TPUs (`simclr plan`, no TPU needed; a minute or
-two each on two cores); without it writes table and plot anew from growth.json.
+The results are benchmarks/growth.json, growth.md and growth.png. With --compile it first compiles the steps that
+growth.json lacks for TPUs by `simclr plan`. This needs no TPU and takes a minute or two per step on two cores. Without
+--compile it only writes table and plot from growth.json.
 """
 
 import argparse
@@ -19,12 +20,12 @@ matplotlib.use('Agg')
 from matplotlib import pyplot
 
 HERE = pathlib.Path(__file__).resolve().parent
-# A ResNet-18; views as floats from the host: the network and the loss alone.
+# A ResNet-18. With views as floats from the host, the step is the network and the loss alone.
 R18 = '--config=configs/cifar10.py:r18 --config.model.dtype=bfloat16 --config.data.feed=host --images=1281167'
 
 
 def command(topology='v5e:2x4', batch=4096, size=32, stem='cifar', block=0):
-    """Arguments of `simclr plan`."""
+    """Makes the arguments of `simclr plan`."""
     return (
         f'{R18} --topology={topology} --config.batch_size={batch} --config.data.image_size={size} '
         f'--config.model.stem={stem} --config.loss.block_size={block}'
@@ -32,13 +33,11 @@ def command(topology='v5e:2x4', batch=4096, size=32, stem='cifar', block=0):
 
 
 AXES = {
-    'images of the batch, 8 chips, 32 pixels': {
-        batch: command(batch=batch) for batch in (256, 1024, 4096, 16384, 32768)
-    },
-    'images of the batch, 8 chips, 32 pixels, loss in blocks of 512': {
+    'images per batch, 8 chips, 32 pixels': {batch: command(batch=batch) for batch in (256, 1024, 4096, 16384, 32768)},
+    'images per batch, 8 chips, 32 pixels, loss in blocks of 512': {
         batch: command(batch=batch, block=512) for batch in (32768,)
     },
-    'pixels a side, 8 chips, 1,024 images': {
+    'pixels per side, 8 chips, 1,024 images': {
         size: command(batch=1024, size=size, stem='imagenet') for size in (64, 128, 224)
     },
     'chips, 4,096 images, 32 pixels': {
@@ -47,8 +46,8 @@ AXES = {
 }
 HEAD = (
     'step, ms',
-    'us an image and chip',
-    'memory a chip, GiB',
+    'us per image and chip',
+    'memory per chip, GiB',
     'fits 15.75',
     'HBM, GB',
     'TFLOP',
@@ -57,7 +56,7 @@ HEAD = (
 
 
 def main():
-    """Compiles where asked, and writes table and plot."""
+    """Compiles if requested, and writes table and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--compile', action='store_true')
     options = parser.parse_args()
@@ -74,7 +73,7 @@ def main():
 
 
 def compiled(arguments):
-    """What the table wants of one plan."""
+    """Compiles one step and returns the table's figures."""
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / 'plan.json'
         simclr = [sys.executable, '-m', 'simclr_jax', 'plan', *arguments.split(), f'--json={file}']
@@ -95,13 +94,13 @@ def compiled(arguments):
 
 
 def table(name, axis):
-    """Markdown, a row for each point."""
+    """Formats a Markdown table with one row per point."""
     head = f'| {name} | {" | ".join(HEAD)} |\n|{"---|" * (len(HEAD) + 1)}'
     return '\n'.join([head, *(f'| {at:,} | {" | ".join(cells(plan))} |' for at, plan in axis.items())])
 
 
 def cells(plan):
-    """In the order of HEAD."""
+    """Formats the cells of a plan in the order of HEAD."""
     return (
         f'{1e3 * plan["step_seconds"]:,.2f}',
         f'{microseconds(plan):,.1f}',
@@ -114,12 +113,12 @@ def cells(plan):
 
 
 def microseconds(plan):
-    """Of a chip for one image of the batch."""
+    """Computes the microseconds of a chip per image of the batch."""
     return 1e6 * plan['step_seconds'] * plan['chips'] / plan['batch']
 
 
 def plot(axes):
-    """Step time and memory side by side, an axis of growth in each row."""
+    """Plots step time and memory side by side, one axis of growth per row."""
     groups = {}
     for name, axis in axes.items():
         groups.setdefault(name.split(',')[0], []).append((name, axis))
@@ -129,8 +128,8 @@ def plot(axes):
             rest = name.split(', ', 1)[1]
             row[0].loglog(list(axis), [1e3 * plan['step_seconds'] for plan in axis.values()], 'o-', label=rest)
             row[1].loglog(list(axis), [plan['needed_bytes'] / 2**30 for plan in axis.values()], 'o-', label=rest)
-        row[1].axhline(15.75, color='grey', linestyle=':', label='of the chip')
-        for place, quantity in zip(row, ('a step, ms', 'memory a chip, GiB'), strict=True):
+        row[1].axhline(15.75, color='grey', linestyle=':', label='limit of a chip')
+        for place, quantity in zip(row, ('step, ms', 'memory per chip, GiB'), strict=True):
             place.set(xlabel=label, ylabel=quantity)
             place.set_xticks(sorted({at for _, axis in members for at in axis}))
             place.xaxis.set_major_formatter('{x:,.0f}')

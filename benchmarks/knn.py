@@ -1,14 +1,15 @@
-"""Seconds and memory of the k nearest neighbours by cosine similarity, beside those of other programs.
+"""Measures seconds and memory of the k nearest neighbours by cosine similarity, beside those of other programs.
 
 python benchmarks/knn.py --bank 50000 --queries 10000 --dim 512 --k 200 --repeats 3 --peers-python PYTHON
 
-Every measurement is a process of its own that finds the features in a file; a repeat runs all contestants in
-turn. Prints one JSON line a contestant: medians over the repeats, and the median of our seconds over its seconds
-in the same repeat. Peak memory is what the process grew by above the features (Linux). The sum of the similarities
-is there to see that all found the same. The last line is about the fastest other contestant of each repeat.
+Each measurement is its own process and reads the features from files. Each repeat runs all contestants in turn. Prints
+one JSON line per contestant: medians over the repeats, and the median ratio of its seconds / our seconds within a
+repeat. Above 1 ours is faster. Peak memory is the growth of the process above the features (Linux only). The sum of
+the similarities shows whether all contestants found the same. The last line is about the fastest other contestant of
+each repeat.
 
-The OpenBLAS inside faiss-cpu falls back to slow kernels on processors that it does not know: see what
-OPENBLAS_CORETYPE (Haswell, SkylakeX) in the environment does for it.
+The OpenBLAS inside faiss-cpu uses slow kernels on processors that it does not know. OPENBLAS_CORETYPE (Haswell,
+SkylakeX) in the environment names the kernels to use.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import time
 import numpy as np
 
 CONTESTANTS = ('simclr_jax', 'numpy', 'sklearn', 'faiss')
-# Similarities of this many queries with the whole bank at a time, in the contestant written in NumPy.
+# Queries per block in the contestant written in NumPy.
 NUMPY_BLOCK = 512
 
 
@@ -58,13 +59,13 @@ def compare(options):
         if 'absent' in found[0]:
             print(json.dumps({'contestant': name, **found[0]}))
             continue
-        ratios = [own / run['seconds'] for own, run in zip(ours, found, strict=True)]
+        ratios = [run['seconds'] / own for own, run in zip(ours, found, strict=True)]
         figures = {
             'contestant': name,
             **settings,
             'seconds': round(float(np.median([run['seconds'] for run in found])), 2),
             'first_call_seconds': round(float(np.median([run['first_call_seconds'] for run in found])), 2),
-            'our_seconds_over_its': round(float(np.median(ratios)), 2),
+            'seconds_over_ours': round(float(np.median(ratios)), 2),
             'ratios': [round(ratio, 2) for ratio in ratios],
             'peak_growth_mib': round(float(np.median([run['peak_growth_mib'] for run in found]))),
             'similarity_sum': found[0]['similarity_sum'],
@@ -72,12 +73,12 @@ def compare(options):
         print(json.dumps(figures))
     others = [found for name, found in runs.items() if name != 'simclr_jax' and 'absent' not in found[0]]
     fastest = [min(run['seconds'] for run in repeat) for repeat in zip(*others, strict=True)]
-    ratios = [own / other for own, other in zip(ours, fastest, strict=True)]
-    print(json.dumps({**settings, 'our_seconds_over_the_fastest': round(float(np.median(ratios)), 2)}))
+    ratios = [other / own for own, other in zip(ours, fastest, strict=True)]
+    print(json.dumps({**settings, 'fastest_seconds_over_ours': round(float(np.median(ratios)), 2)}))
 
 
 def write_features(folder, options):
-    """Features like those of a pooled ReLU: non-negative, a hundred clusters, one array a file."""
+    """Writes non-negative features in a hundred clusters, like those of a pooled ReLU, one array per file."""
     generator = np.random.default_rng(0)
     centres = generator.standard_normal((100, options.dim), np.float32)
     for name, size in (('bank', options.bank), ('queries', options.queries)):
@@ -87,7 +88,7 @@ def write_features(folder, options):
 
 
 def run(name, folder, options):
-    """One measurement in a process of its own."""
+    """Makes one measurement in its own process."""
     python = sys.executable if name == 'simclr_jax' else options.peers_python
     command = [python, __file__, '--contestant', name, '--features', folder, '--k', str(options.k)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -95,7 +96,7 @@ def run(name, folder, options):
 
 
 def measure(name, folder, k):
-    """Seconds of the first search and of the one after, and the growth of this process in them."""
+    """Measures seconds of the first and of the second search, and the growth of this process during both."""
     try:
         search = globals()[f'search_{name}']()
     except ImportError as error:
@@ -116,20 +117,20 @@ def measure(name, folder, k):
 
 
 def memory_kib(field):
-    """Memory of this process, resident now (VmRSS) or at its largest (VmHWM)."""
+    """Reads the memory of this process in KiB, its resident size (VmRSS) or the largest so far (VmHWM)."""
     lines = pathlib.Path('/proc/self/status').read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
 def search_simclr_jax():
-    """This package: on the device, in blocks."""
+    """Makes the search of this package, on the device in blocks."""
     from simclr_jax.probes.knn import nearest_neighbours
 
     return lambda bank, queries, k: nearest_neighbours(bank, queries, k=k)
 
 
 def search_numpy():
-    """Blocks of the product, argpartition, and a sort of the k that are left."""
+    """Makes a search by blocks of the product, argpartition, and a sort of the k that remain."""
 
     def search(bank, queries, k):
         bank = bank / np.linalg.norm(bank, axis=1, keepdims=True)
@@ -148,7 +149,7 @@ def search_numpy():
 
 
 def search_sklearn():
-    """scikit-learn, brute force."""
+    """Makes scikit-learn's search by brute force."""
     from sklearn.neighbors import NearestNeighbors
 
     def search(bank, queries, k):
@@ -160,7 +161,7 @@ def search_sklearn():
 
 
 def search_faiss():
-    """FAISS, exact inner products of normalised features."""
+    """Makes FAISS's search by exact inner products of normalised features."""
     import faiss
 
     def search(bank, queries, k):

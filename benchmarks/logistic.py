@@ -1,13 +1,13 @@
-"""Seconds of linear evaluation beside scikit-learn: the strength of l2 chosen on validation examples, then a refit.
+"""Measures seconds of linear evaluation beside scikit-learn: choice of l2 on validation examples, then a refit.
 
 python benchmarks/logistic.py --examples 40000
 python benchmarks/logistic.py --examples 40000 --train TRAIN.npz --test TEST.npz
 
-TRAIN.npz and TEST.npz are features as `simclr embed` writes them; without them the features are made up: 512 values,
-correlated, in 10 classes that overlap. Every contestant is a process of its own and gets the same rows: `--examples`
-to train on, a quarter as many to validate on. Prints one JSON line a contestant: all seconds from arrays on the host
-to the refitted classifier, compilation among them, and its accuracies. scikit-learn starts every strength from zero,
-as a grid search does, or from the one before.
+TRAIN.npz and TEST.npz are features as `simclr embed` writes them. Without them the features are made up: 512 correlated
+values, in 10 classes that overlap. Each contestant is its own process and gets the same rows: `--examples` to train on
+and a quarter as many to validate on. scikit-learn starts each strength at zero, as a grid search does (`sklearn_cold`),
+or at the solution before it (`sklearn_warm`). Prints one JSON line per contestant: seconds from arrays on the host to
+the refitted classifier, compilation included, the ratio of its seconds / ours, and its accuracies.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from simclr_jax.probes.logistic import LAMBDAS, accuracy, fit_path
 
 CONTESTANTS = ('simclr_jax', 'sklearn_warm', 'sklearn_cold')
 MAX_ITERATIONS = 1000
-# Of made-up features.
+# Width and number of classes of the made-up features.
 WIDTH, CLASSES = 512, 10
 
 
@@ -33,9 +33,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--train', type=pathlib.Path, help='features to train and validate on')
     parser.add_argument('--test', type=pathlib.Path, help='features to report on')
-    parser.add_argument('--examples', type=int, default=10000, help='to train on')
-    parser.add_argument('--lambdas', type=int, default=len(LAMBDAS), help='how many of the 45 strengths, evenly spaced')
-    parser.add_argument('--contestant', choices=CONTESTANTS, help='this one alone')
+    parser.add_argument('--examples', type=int, default=10000, help='training examples')
+    parser.add_argument(
+        '--lambdas', type=int, default=len(LAMBDAS), help='number of strengths, evenly spaced among the 45'
+    )
+    parser.add_argument('--contestant', choices=CONTESTANTS, help='measure only this one')
     options = parser.parse_args()
     if options.contestant:
         print(json.dumps(measure(options)))
@@ -44,7 +46,7 @@ def main():
 
 
 def compare(options):
-    """One line a contestant, with its seconds in units of ours."""
+    """Prints one line per contestant, with its seconds / ours."""
     ours = None
     for name in CONTESTANTS:
         command = [sys.executable, __file__, *sys.argv[1:], '--contestant', name]
@@ -55,7 +57,7 @@ def compare(options):
 
 
 def measure(options):
-    """What one contestant took and reached."""
+    """Measures the seconds of one contestant and its accuracies."""
     train, validation, test = read(options)
     lambdas = np.array(LAMBDAS)[np.linspace(0, len(LAMBDAS) - 1, options.lambdas).round().astype(int)]
     contestant = {'simclr_jax': simclr_jax, 'sklearn_warm': sklearn_warm, 'sklearn_cold': sklearn_cold}
@@ -74,7 +76,7 @@ def measure(options):
 
 
 def read(options):
-    """(features, labels) to train on, to validate on and to test on."""
+    """Reads or makes (features, labels) for training, for validation and for the test."""
     needed = options.examples + options.examples // 4
     if options.train and options.test:
         with np.load(options.train) as train, np.load(options.test) as test:
@@ -91,7 +93,7 @@ def read(options):
 
 
 def made_up(size, seed):
-    """Features like those behind a ReLU and a mean: not negative, correlated, with few large directions."""
+    """Makes features like those behind a ReLU and a mean: not negative, correlated, with few large directions."""
     shared = np.random.default_rng(7)
     directions = np.linalg.qr(shared.normal(size=(WIDTH, WIDTH)))[0] * np.arange(1, WIDTH + 1)[:, None] ** -0.75
     means = shared.normal(size=(CLASSES, WIDTH))
@@ -102,7 +104,7 @@ def made_up(size, seed):
 
 
 def simclr_jax(train, validation, lambdas):
-    """This package: L-BFGS along the principal axes."""
+    """Fits by this package: L-BFGS along the principal axes."""
     path = fit_path(*train, *validation, int(train[1].max()) + 1, lambdas=lambdas, max_iterations=MAX_ITERATIONS)
     figures = {
         'iterations': sum(path.iterations),
@@ -114,21 +116,21 @@ def simclr_jax(train, validation, lambdas):
 
 
 def sklearn_warm(train, validation, lambdas):
-    """scikit-learn, each strength from the solution of the one before."""
+    """Fits by scikit-learn, each strength from the solution before it."""
     return sklearn_path(train, validation, lambdas, warm_start=True)
 
 
 def sklearn_cold(train, validation, lambdas):
-    """scikit-learn, each strength from zero."""
+    """Fits by scikit-learn, each strength from zero."""
     return sklearn_path(train, validation, lambdas, warm_start=False)
 
 
 def sklearn_path(train, validation, lambdas, *, warm_start):
-    """LogisticRegression by L-BFGS with its own tolerance, once for each strength and once on all rows."""
+    """Fits LogisticRegression by L-BFGS with its own tolerance, once per strength and once to all rows."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    # What is not finished is counted instead.
+    # The figures count unfinished fits instead.
     warnings.simplefilter('ignore', ConvergenceWarning)
     model = LogisticRegression(solver='lbfgs', max_iter=MAX_ITERATIONS, warm_start=warm_start)
     scores, iterations = [], []

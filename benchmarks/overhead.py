@@ -1,12 +1,12 @@
-"""What log lines, checkpoints and the online kNN take of a run, as one JSON line.
+"""Measures the share of a run that log lines, checkpoints and the online kNN take, as one JSON line.
 
 python benchmarks/overhead.py --config=configs/cifar10.py:cpu --config.train_steps=60 --config.log_every_steps=10 \
   --config.checkpoint_every_steps=20 --config.knn.every_epochs=0.06 --config.data.path=TFDS_DATA_DIR
 
-Runs the pretraining in a temporary directory and times each of them. Shares are of this run, and of the run that the
-configuration means without the overrides, at the same seconds each and a step.
-The first of each is left out: it compiles. A checkpoint counts with what it holds the steps up, and the rest of its
-writing goes on beside them, in `step_seconds`.
+Runs the pretraining in a temporary directory and times each of the three. One set of shares is that of this run. The
+other is that of the run without the overrides, with the same seconds each and per step. The first of each is left
+out, because it compiles. A checkpoint counts with the time for which it delays the steps. The rest of its writing
+happens during the steps and is part of `step_seconds`.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main():
     config = load_config(options.config, overrides)
     seconds = {'log': [], 'checkpoint': [], 'knn': []}
     run = {}
-    pretraining.loop.train = functools.partial(timed, loop.train, seconds, run)
+    loop.train = functools.partial(timed, loop.train, seconds, run)
     with tempfile.TemporaryDirectory() as directory:
         pretraining.pretrain(config, directory)
     meant = load_config(options.config)
@@ -59,16 +59,16 @@ def main():
 
 
 def intervals_of(schedule):
-    """Steps between two of each."""
+    """Returns the steps between two log lines, checkpoints and evaluations."""
     return {'log': schedule.log_every, 'checkpoint': schedule.checkpoint_every, 'knn': schedule.evaluate_every}
 
 
 def timed(train, seconds, run, state, train_step, batches_from, **options):
-    """`loop.train` with a clock around log lines, checkpoints and the online kNN, and around all after step one."""
+    """Runs `loop.train` and times log lines, checkpoints, the online kNN, and everything after the first step."""
 
     def clocked(function, times):
         def call(*arguments):
-            # A state may still be on its way.
+            # The steps that make a state may still run.
             jax.block_until_ready([argument for argument in arguments if isinstance(argument, TrainState)])
             start = time.perf_counter()
             found = function(*arguments)

@@ -1,9 +1,9 @@
-"""What `simclr plan` says of ImageNet runs, as benchmarks/plan.json and the tables of benchmarks/plan.md.
+"""Writes the plans of ImageNet runs to benchmarks/plan.json and their tables to benchmarks/plan.md.
 
 python benchmarks/plan.py [--run NAME ...]
 
-Without --run it writes the tables anew from plan.json; with names of RUNS, or `all`, it compiles these first (up to
-a quarter of an hour each on two cores).
+Without --run it only writes the tables from plan.json. With names of RUNS, or `all`, it compiles these runs first by
+`simclr plan`. Each takes up to a quarter of an hour on two cores.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import sys
 import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
-# Views as floats from the host: the network and the loss alone.
+# With views as floats from the host, the step is the network and the loss alone.
 HOST = ' --config.data.feed=host'
 R50 = '--config=configs/imagenet.py --topology='
 RUNS = {
@@ -32,10 +32,10 @@ MICROBATCHES = {
 KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
 TEXT = """# Plans
 
-What `simclr plan` says of ImageNet runs (224 pixels, bfloat16, three-layer head, LARS), compiled by libtpu without a
-TPU. Bytes and operations are the compiler's and exact for this program; seconds are estimates that no TPU has
-confirmed. `plan.json` holds everything, the costliest fusions included. `python benchmarks/plan.py --run all` makes
-both anew.
+`simclr plan` makes these tables of ImageNet runs (224 pixels, bfloat16, three-layer head, LARS). libtpu compiles the
+runs without a TPU. Bytes and operations are the compiler's counts and exact for this program. Seconds are estimates
+that no TPU has confirmed. `plan.json` holds all figures, those of the costliest fusions included.
+`python benchmarks/plan.py --run all` makes both files.
 
 ```bash
 {commands}
@@ -43,14 +43,15 @@ both anew.
 
 {runs}
 
-Collectives: how often a step, and the bytes of the whole arrays on a chip. The all-gather is the projections of all
-views, 2 x batch x 128 x 4 bytes, once (with fsdp also the parameters, in bfloat16, where they are needed); its
-gradient is a reduce-scatter or an all-reduce of as many bytes. The other reductions are the gradients, in bfloat16
-(two bytes a parameter), and the sums and second moments of batch norms. With fsdp the compiler scatters the gradients
-of a small network (ResNet-18 on v5e:2x4), and reduces those of ResNet-152 whole on every chip: there fsdp saves
-memory, not traffic.
-The step is the compiler's cycles at the clock and then the collectives' bytes, nothing hidden and nothing for
-starting them. The seconds to compile are those of two cores with much other work.
+The rows of collectives have their number per step and the bytes of the whole arrays on a chip. The all-gather
+collects the projections of all views once, 2 x batch x 128 x 4 bytes. With fsdp, further all-gathers collect the
+parameters in bfloat16. The gradient of the all-gather is a reduce-scatter or an all-reduce of the same size. The other
+reductions are the gradients in bfloat16 (two bytes per parameter), and the sums and second moments of batch norms. With
+fsdp the compiler scatters the gradients of a small network (ResNet-18 on v5e:2x4). It reduces those of a ResNet-152
+whole on every chip. There fsdp saves memory but no traffic.
+
+The time of a step is the compiler's cycles at the clock plus the collectives' bytes. It assumes that nothing overlaps
+and that a collective starts at no cost. The seconds of compilation are those of two cores with much other work.
 
 ## Microbatches
 
@@ -58,14 +59,14 @@ ResNet-50, 4,096 images a step on v5e:4x8, `--config.microbatch=N`:
 
 {microbatches}
 
-The forward pass runs twice, so that operations rise by a third; gradients are summed once, in float32. The many small
-reductions are those of batch norms, whose second moments are a few MB in every part; what each takes to start is not in
-the estimate. 1,024 and 256 were compiled before batch norms became parts of kernels.
+The forward pass runs twice, so that there are a third more operations. Gradients are summed once, in float32. The many
+small reductions are those of batch norms, whose second moments are a few MB in every microbatch. The estimate does not
+include their start. The rows of 1,024 and 256 were compiled before batch norms became parts of kernels.
 """
 
 
 def main():
-    """Compiles what is asked for, then writes both files."""
+    """Compiles the requested runs, then writes both files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--run', nargs='*', default=[], metavar='NAME')
     wanted = parser.parse_args().run
@@ -78,7 +79,7 @@ def main():
 
 
 def compile_plan(arguments):
-    """The JSON of one `simclr plan`."""
+    """Runs one `simclr plan` and returns its JSON."""
     with tempfile.TemporaryDirectory() as folder:
         answer = pathlib.Path(folder) / 'plan.json'
         command = [sys.executable, '-m', 'simclr_jax', 'plan', *arguments.split(), f'--json={answer}']
@@ -87,7 +88,7 @@ def compile_plan(arguments):
 
 
 def write(plans):
-    """plan.json and plan.md, of the runs that there are."""
+    """Writes plan.json, and plan.md with the runs that it has."""
     (HERE / 'plan.json').write_text(json.dumps(plans, indent=1) + '\n')
     found, parts = (
         {name: plans[f'simclr plan {command}'] for name, command in runs.items() if f'simclr plan {command}' in plans}
@@ -100,7 +101,7 @@ def write(plans):
             [
                 'microbatch',
                 'temporaries, MiB',
-                'memory a chip, GiB',
+                'memory per chip, GiB',
                 'TFLOP',
                 'HBM, GB',
                 'all-reduce',
@@ -114,27 +115,27 @@ def write(plans):
 
 
 def rows():
-    """What a row is called, and its cell for a plan."""
+    """Returns the function that makes the cell of a plan, for the name of each row."""
     return {
         'fits': lambda plan: 'yes' if plan['fits'] else '**no**',
-        'memory a chip, GiB': lambda plan: f'{needed(plan)} of {plan["limit_bytes"] / 2**30:.2f}',
+        'memory per chip, GiB': lambda plan: f'{needed(plan)} of {plan["limit_bytes"] / 2**30:.2f}',
         **{
             f'- {kind}, MiB': lambda plan, kind=kind: mebibytes(plan, kind)
             for kind in ('parameters', 'optimizer', 'batch', 'temporaries', 'code')
         },
-        'convolutions and products a chip, TFLOP': tera,
+        'convolutions and products per chip, TFLOP': tera,
         "- by the compiler's count, loops once": lambda plan: f'{plan["compiled"]["flops"] / 1e12:.2f}',
-        'traffic of HBM a chip, GB': traffic,
+        'HBM traffic per chip, GB': traffic,
         **{kind: lambda plan, kind=kind: collective(plan, kind) for kind in KINDS},
         'compute at the peak, ms': lambda plan: milliseconds(plan, 'compute'),
         'HBM at its bandwidth, ms': lambda plan: milliseconds(plan, 'memory'),
         'interconnect, ms': lambda plan: milliseconds(plan, 'interconnect'),
         "compiler's cycles, ms": lambda plan: milliseconds(plan, 'cycles'),
-        'a step, ms': lambda plan: milliseconds(plan, 'step'),
+        'step, ms': lambda plan: milliseconds(plan, 'step'),
         'bound by': lambda plan: plan['estimate']['bound'],
         'share of the peak': lambda plan: f'{plan["estimate"]["utilization"]:.0%}',
         'images/s': lambda plan: f'{plan["images_per_second"]:,.0f}',
-        '- a host has to feed': lambda plan: f'{plan["images_per_second"] / plan["num_hosts"]:,.0f}',
+        '- each host has to feed': lambda plan: f'{plan["images_per_second"] / plan["num_hosts"]:,.0f}',
         'epoch, s': lambda plan: f'{plan["epoch_seconds"]:.1f}',
         '800 epochs, h': lambda plan: f'{plan["hours"]:.1f}',
         'compiled in, s': lambda plan: f'{plan["compiled"]["seconds"]:.0f}',
@@ -142,34 +143,34 @@ def rows():
 
 
 def microbatch_row(plan):
-    """The cells after the first."""
+    """Makes the cells of a row after the first."""
     figures = mebibytes(plan, 'temporaries'), needed(plan), tera(plan), traffic(plan), collective(plan, 'all-reduce')
     return [*figures, milliseconds(plan, 'step'), f'{plan["images_per_second"]:,.0f}']
 
 
 def needed(plan):
-    """GiB that the step takes on a chip."""
+    """Formats the GiB that the step needs per chip."""
     return f'{plan["compiled"]["needed_bytes"] / 2**30:.2f}'
 
 
 def mebibytes(plan, kind):
-    """Of one kind of memory."""
+    """Formats the MiB of one kind of memory."""
     compiled = plan['compiled']
     return f'{(compiled["arguments"] | compiled["memory"])[kind] / 2**20:,.0f}'
 
 
 def tera(plan):
-    """Operations of a chip, in 10^12."""
+    """Formats the operations per chip, in 10^12."""
     return f'{plan["compiled"]["traced_flops"] / plan["compiled"]["num_devices"] / 1e12:.2f}'
 
 
 def traffic(plan):
-    """Of the main memory, GB."""
+    """Formats the GB that move between a chip and its main memory."""
     return f'{plan["compiled"]["memory_traffic"] / 1e9:.1f}'
 
 
 def collective(plan, kind):
-    """How often, and how much."""
+    """Formats number and bytes of one kind of collective."""
     for found in plan['compiled']['collectives']:
         if found['kind'] == kind:
             return f'{found["count"]}, {found["bytes"] / 1e6:,.1f} MB'
@@ -177,12 +178,12 @@ def collective(plan, kind):
 
 
 def milliseconds(plan, kind):
-    """Of the estimate."""
+    """Formats one part of the estimate in milliseconds."""
     return f'{1e3 * plan["estimate"][kind]:,.1f}'
 
 
 def table(head, body):
-    """Markdown, its columns aligned."""
+    """Formats a Markdown table with aligned columns."""
     widths = [max(len(row[column]) for row in (head, *body)) for column in range(len(head))]
     rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
     cells = [head, rule, *body]

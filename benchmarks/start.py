@@ -1,9 +1,9 @@
-"""Seconds from the command to the first logged step, in a new work directory, without and with compiled programs.
+"""Measures seconds from the command to the first logged step, without and with compiled programs.
 
 python benchmarks/start.py --repeats 5 -- --config=configs/cifar10.py:cpu --config.data.path=TFDS_DATA_DIR
 
-Everything after `--` goes to `simclr train`. The first run finds an empty cache, the others what it has compiled.
-Prints one JSON line.
+Everything after `--` goes to `simclr train`. Each run has a new work directory. The first run finds an empty cache, the
+others find the programs that it has compiled. Prints one JSON line.
 """
 
 import argparse
@@ -18,10 +18,10 @@ import numpy as np
 
 
 def main():
-    """Times the runs one after another."""
+    """Times one run after another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--repeats', type=int, default=5, help='with compiled programs')
-    parser.add_argument('arguments', nargs='+', help='of simclr train')
+    parser.add_argument('--repeats', type=int, default=5, help='runs with compiled programs')
+    parser.add_argument('arguments', nargs='+', help='arguments of simclr train')
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as cache:
         first, *later = (seconds_to_first_step(options.arguments, cache) for _ in range(1 + options.repeats))
@@ -30,7 +30,7 @@ def main():
 
 
 def seconds_to_first_step(arguments, cache):
-    """Of one run, which then ends."""
+    """Measures one run up to its first step, then ends it."""
     variables = {name: value for name, value in os.environ.items() if name != 'JAX_COMPILATION_CACHE_DIR'}
     with tempfile.TemporaryDirectory() as folder:
         short = '--config.train_steps=1', '--config.log_every_steps=1', '--config.knn.every_epochs=0'

@@ -1,10 +1,10 @@
-"""Images a second that one of N processes reads of a split in shards, without decoding them: one lane and several.
+"""Measures images per second that one of N processes reads from shards without decoding, by number of lanes.
 
 python benchmarks/streams.py --data-dir TFDS_DATA_DIR --processes 8 --repeats 5
 
-Writes JPEGs of ImageNet (TFDS's imagenet2012, as far as it is prepared) into 64 shards of 100 records, which stay in
-the page cache. With one lane every process reads all records and keeps its own. Prints a JSON line for each number of
-lanes.
+Writes the prepared JPEGs of TFDS's imagenet2012 into 64 shards of 100 records, which stay in the page cache. With one
+lane, every process reads all records and keeps its own. Prints one JSON line per number of lanes, with the ratio of its
+images per second / those of the first number of lanes.
 """
 
 import argparse
@@ -26,7 +26,7 @@ BATCH, READ, WARM_UP, MEASURED = 256, 32, 4, 60
 
 
 def main():
-    """Times all numbers of lanes in each repeat."""
+    """Measures each number of lanes in each repeat."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data-dir', required=True, help="TFDS's directory with imagenet2012")
     parser.add_argument('--processes', type=int, default=8)
@@ -50,7 +50,7 @@ def main():
 
 
 def write_shards(directory, files):
-    """Paths of the shards."""
+    """Writes the shards and returns their paths."""
     random = np.random.default_rng(0)
     paths = [str(directory / f'{number:03}') for number in range(SHARDS)]
     for path in paths:
@@ -61,7 +61,7 @@ def write_shards(directory, files):
 
 
 def images_per_second(paths, lanes, processes):
-    """Of the first process."""
+    """Measures images per second of the first process."""
 
     def read(shard):
         return tf.data.TFRecordDataset(tf.gather(paths, shard)).enumerate(shard * RECORDS)

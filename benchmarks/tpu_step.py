@@ -1,10 +1,10 @@
-"""The whole training step of ImageNet's configuration compiled for TPUs, with this package's ResNet and with Flax's.
+"""Compiles the training step of ImageNet's configuration for TPUs, with this package's ResNet and with Flax's layers.
 
 python benchmarks/tpu_step.py [--topology=v5e:4x8] [--batch-size=4096]
 
-Prints a JSON line: the sums of the compiler's estimated cycles, main memory's traffic and temporaries of a chip, and
-this package's over Flax's. No TPU is needed, but libtpu, which is installed in a directory of its own; two cores take
-three to four minutes for each.
+Prints one JSON line with the compiler's estimated cycles, the main memory's traffic and the temporaries per chip, and
+the ratios of Flax's / ours. No TPU is needed. libtpu is installed in its own directory. Two cores take three to four
+minutes for each network.
 """
 
 import argparse
@@ -13,14 +13,15 @@ import pathlib
 import subprocess
 import sys
 
+import jax.numpy as jnp
 from flax_resnet import FlaxResNet
 from jax.experimental import topologies
 
+from simclr_jax import build
 from simclr_jax.config import load_config
 from simclr_jax.planning import libtpu
 from simclr_jax.planning.compiling import compile_step
 from simclr_jax.planning.topology import parse_topology
-from simclr_jax.tasks import simclr
 
 CONFIG = str(pathlib.Path(__file__).resolve().parent.parent / 'configs' / 'imagenet.py')
 IMAGES, CLASSES = 1_281_167, 1000
@@ -28,11 +29,13 @@ NETWORKS = ('simclr_jax', 'flax')
 
 
 def main():
-    """Compiles both, each in a process that has libtpu."""
+    """Compiles both networks, each in a process that has libtpu."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--topology', default='v5e:4x8')
     parser.add_argument('--batch-size', type=int, default=4096)
-    parser.add_argument('--network', choices=NETWORKS, help='compile it here, with libtpu in this environment')
+    parser.add_argument(
+        '--network', choices=NETWORKS, help='compile only this one, with the libtpu of this environment'
+    )
     options = parser.parse_args()
     if options.network:
         print(json.dumps(compile_network(options.network, options.topology, options.batch_size)))
@@ -44,17 +47,17 @@ def main():
         printed = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
         figures[network] = json.loads(printed.strip().splitlines()[-1])
     ours, flax = (figures[network] for network in NETWORKS)
-    ratios = {f'{name}_over_flax': round(ours[name] / flax[name], 3) for name in ours if name != 'compile_seconds'}
+    ratios = {f'flax_over_our_{name}': round(flax[name] / ours[name], 3) for name in ours if name != 'compile_seconds'}
     print(json.dumps({'topology': options.topology, 'batch_size': options.batch_size, **figures, **ratios}))
 
 
 def compile_network(network, topology, batch_size):
-    """What the compiler says of the step with one of the networks."""
+    """Compiles the step with one of the networks and returns the compiler's figures."""
     if network == 'flax':
-        simclr.ResNet = lambda dtype, **_: FlaxResNet(dtype)
+        build.make_encoder = lambda config: FlaxResNet(jnp.dtype(config.model.dtype))
     topology = parse_topology(topology)
     described = topologies.get_topology_desc(str(topology), 'tpu', **topology.compiler_options)
-    # Views as floats from the host: the network and the loss alone.
+    # With views as floats from the host, the step is the network and the loss alone.
     config = load_config(CONFIG, [('data.feed', 'host'), ('batch_size', str(batch_size))])
     compiled = compile_step(config, CLASSES, IMAGES, list(described.devices))
     return {

@@ -1,7 +1,7 @@
-"""Seconds of one training step on images that are ready, as one JSON line: the median of several.
+"""Measures the median seconds of a training step on ready images, as one JSON line.
 
-With --feed=hybrid they are crops as bytes, and the step makes the views of them on the device. Where the device's peak
-is known, the line says what share of it the network's operations are.
+With --feed=hybrid the images are crops as bytes, and the step makes their views on the device. Where the device's peak
+is known, the line has the share of it that the network's operations reach.
 
 python benchmarks/train_step.py --config=configs/cifar10.py:cpu
 python benchmarks/train_step.py --config=configs/cifar10.py:r18 --batch-size=128 --steps=3 --repeats=5 \
@@ -10,7 +10,8 @@ python benchmarks/train_step.py --config=configs/cifar10.py:r18 --batch-size=128
 python benchmarks/train_step.py --config=configs/imagenet.py --batch-size=256 --feed=hybrid --steps=30 --repeats=5 \
   --peer='PYTHON peer_step.py --arch resnet50 --image-size 224 --batch 256 --steps 30 --compile'       # on a GPU
 
-Each repeat of the last two is a few steps here and then the peer, which prints a JSON line with seconds_per_step.
+With --peer, each repeat runs a few steps and then the peer, which prints a JSON line with seconds_per_step. The ratios
+are the peer's seconds / ours, so that above 1 ours is faster.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from simclr_jax import sharding
 from simclr_jax.build import make_task
 from simclr_jax.chips import peak_flops
 from simclr_jax.config import load_config
-from simclr_jax.data.feed import make_views, training_policy
+from simclr_jax.data.feed import plan_feed
 from simclr_jax.planning.flops import step_flops
 from simclr_jax.training import optim
 from simclr_jax.training.step import init_state, make_train_step
@@ -36,24 +37,29 @@ def main():
     """Times the step of a configuration."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', required=True)
-    parser.add_argument('--batch-size', type=int, help='images; by default the configuration says')
-    parser.add_argument('--feed', choices=['host', 'hybrid'], default='host', help='who augments')
-    parser.add_argument('--classes', type=int, default=10, help='of the probe')
-    parser.add_argument('--steps', type=int, default=7, help='in each repeat')
+    parser.add_argument('--batch-size', type=int, help='images per batch, by default that of the configuration')
+    parser.add_argument(
+        '--feed',
+        choices=['host', 'hybrid'],
+        default='host',
+        help='side that augments: the host or, after the crop, the device',
+    )
+    parser.add_argument('--classes', type=int, default=10, help='classes of the probe')
+    parser.add_argument('--steps', type=int, default=7, help='steps per repeat')
     parser.add_argument('--repeats', type=int, default=1)
-    parser.add_argument('--peer', help='a command to compare with in each repeat')
+    parser.add_argument('--peer', help='command of the peer, which runs in each repeat')
     options = parser.parse_args()
-    batch_size = [('batch_size', str(options.batch_size))] if options.batch_size else []
-    config = load_config(options.config, batch_size)
+    overrides = [('batch_size', str(options.batch_size))] if options.batch_size else []
+    config = load_config(options.config, [*overrides, ('data.feed', options.feed)])
     images, size = config.batch_size, config.data.image_size
 
     mesh = sharding.make_mesh()
-    policy = training_policy(config)
-    task = make_task(config, options.classes, mesh, make_views(options.feed, policy))
+    feed = plan_feed(config, mesh)
+    task = make_task(config, options.classes, mesh, feed.make_views)
     tx = optim.make_optimizer(config.optimizer.name, lambda step: 0.1, weight_decay=config.optimizer.weight_decay)
     state, key = init_state(task, tx, jax.random.key(0), mesh), jax.random.key(1)
     random = np.random.default_rng(0)
-    views = random.integers(256, size=(images, len(policy.views), size, size, 3)).astype(np.uint8)
+    views = random.integers(256, size=feed.batch['views'].shape).astype(np.uint8)
     batch = {
         'views': views if options.feed == 'hybrid' else views.astype(np.float32) / 255,
         'label': random.integers(options.classes, size=images).astype(np.int32),
@@ -96,7 +102,7 @@ def main():
 
 
 def _seconds_of_peer(command: str) -> float:
-    """What the last line that it prints says of a step."""
+    """Runs the peer and returns seconds_per_step of the last line that it prints."""
     printed = subprocess.run(shlex.split(command), check=True, capture_output=True, text=True).stdout
     return json.loads(printed.strip().splitlines()[-1])['seconds_per_step']
 
