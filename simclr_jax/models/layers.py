@@ -32,10 +32,11 @@ def conv_bn(
     shortcut: jax.Array | None = None,
     activation: Callable[[jax.Array], jax.Array] | None = relu,
 ) -> jax.Array:
-    """Convolution, batch norm, max pooling, shortcut and activation, in the cheapest of the equivalent forms.
+    """Applies convolution, batch norm, max pooling, shortcut and activation, in the cheapest of the equivalent forms.
 
-    Computes `activation(max_pool(norm(conv(x))) + shortcut)`. Max pooling and ReLU commute: the pooling of an
-    activated map is the same value. Call it in a compact method: the two layers become children of that module.
+    Computes `activation(max_pool(norm(conv(x))) + shortcut)`. A rising activation such as ReLU commutes with max
+    pooling, so that their order does not matter. Call this function in a compact method: the convolution and the norm
+    become children of that module.
 
     Args:
         x: Images [N, H, W, C].
@@ -43,7 +44,8 @@ def conv_bn(
         kernel_size: Rows and columns of the kernel.
         strides: Stride of rows and columns.
         names: Names of the convolution and of the norm, under which their parameters lie.
-        train: Normalise with the statistics of the batch and update the moving ones. Otherwise use the moving ones.
+        train: Whether to normalise with the statistics of the batch and update the moving ones. Otherwise the moving
+            ones are used.
         dtype: Precision of the computation.
         norm: Makes the batch norm from `zero_scale` and `name`.
         zero_scale: Whether the norm starts with scale 0.
@@ -73,15 +75,16 @@ def conv_bn(
 
 
 def dense_bn(x: jax.Array, features: int, *, names: tuple[str, str], train: bool, dtype: Any) -> jax.Array:
-    """Dense layer without bias, batch norm and ReLU, in the cheapest of the equivalent forms.
+    """Applies a dense layer without bias, batch norm and ReLU, in the cheapest of the equivalent forms.
 
-    Call it in a compact method, like `conv_bn`.
+    Call this function in a compact method, like `conv_bn`.
 
     Args:
         x: Rows [N, C].
         features: Output width D.
         names: Names of the dense layer and of the norm, under which their parameters lie.
-        train: Normalise with the statistics of the batch and update the moving ones. Otherwise use the moving ones.
+        train: Whether to normalise with the statistics of the batch and update the moving ones. Otherwise the moving
+            ones are used.
         dtype: Precision of the computation.
 
     Returns:

@@ -1,8 +1,10 @@
 """Similarities of all views of a global batch with each other, and the sums over the mesh that losses need.
 
 Inside `jax.shard_map`, `axis_name` names the mesh axis that splits the batch. Each member of that axis holds B images.
-It gathers the rows of the other members. `N` below is the number of images of the global batch, `V` the number of
-views of an image, and `A = B * V` the number of a member's anchors.
+It gathers the rows of the other members.
+
+Below, `N` is the number of images of the global batch. `V` is the number of views of an image. `A = B * V` is the
+number of a member's anchors.
 
 All products here have full precision. A temperature of 0.1 multiplies the error of a similarity by ten.
 """
@@ -194,8 +196,8 @@ def contrast_metrics(logits: jax.Array, similarities: Similarities) -> dict[str,
         similarities: Result of `compare`.
 
     Returns:
-        'contrast_accuracy' [B], 1 for a view that finds its image and 0 otherwise, and 'contrast_entropy' [B], the
-        entropy of the softmax over the second views in nats.
+        'contrast_accuracy' [B], 1 for a view that finds its image and 0 otherwise. 'contrast_entropy' [B], the entropy
+        of the softmax over the second views in nats.
     """
     views = similarities.views
     return _among_second_views(logits[::views, 1::views], similarities.image[::views])
@@ -266,8 +268,8 @@ def _in_blocks_backward(axis_name, block_size, residuals, gradients):
     def pull(anchor):
         row, image, negatives, weight = anchor
         logits = _without_own(precise_matmul(row, candidates.T), image, images)
-        # The logit of (i, k) equals that of (k, i). The gradient that the sum of anchor k passes to row i therefore
-        # needs no second product, and members need not add up their gradients of each other's rows.
+        # The logit of (i, k) equals that of (k, i). So the gradient that the sum of anchor k passes to row i needs no
+        # second product. Members need not add up their gradients of each other's rows either.
         share = weight * jnp.exp(logits - negatives) + all_weights * jnp.exp(logits - all_negatives)
         return precise_matmul(share, candidates)
 

@@ -61,7 +61,7 @@ def drawn(shape, seed=0):
 
 
 def random_variables(channels, features):
-    """Of a Conv and the BatchNorm behind it: scales of both signs, one of them 0."""
+    """Variables of a Conv and the BatchNorm behind it. The scales have both signs, and one of them is 0."""
     rng = np.random.default_rng(1)
     scale = rng.standard_normal(features)
     scale[0] = 0
@@ -73,12 +73,12 @@ def random_variables(channels, features):
 
 
 def rectified(shape):
-    """What 1x1 convolutions see: positive numbers, whose mean is above their deviation."""
+    """Inputs like those of 1x1 convolutions: positive numbers, whose mean is above their deviation."""
     return jnp.maximum(1 + drawn(shape), 0)
 
 
 class Folded(nn.Module):
-    """A 1x1 convolution and its batch norm, in one or one after the other."""
+    """A 1x1 convolution and its batch norm, fused or one after the other."""
 
     features: int
     strides: int
@@ -93,7 +93,7 @@ class Folded(nn.Module):
 
 
 class PooledStem(nn.Module):
-    """The maxima of a batch norm, or the batch norm of the extremes."""
+    """A batch norm of the maxima only, or the maxima of a batch norm of all values."""
 
     only_maxima: bool
 
@@ -105,7 +105,7 @@ class PooledStem(nn.Module):
 
 
 class Rectified(nn.Module):
-    """A batch norm and the rectifier behind it, in one or one after the other, with half of x as the shortcut."""
+    """A batch norm and the ReLU behind it, fused or one after the other, with half of x as the shortcut."""
 
     fused: bool
     shortcut: bool
@@ -121,7 +121,7 @@ class Rectified(nn.Module):
 
 
 def outcome(model, variables, x, train):
-    """(outputs, moved statistics), gradients by all parameters and by x."""
+    """Outputs, moved statistics, and the gradients of all parameters and of x."""
 
     def loss(params, x):
         outputs, moved = model.apply(variables | {'params': params}, x, train, mutable=['batch_stats'])
@@ -135,7 +135,7 @@ def outcome(model, variables, x, train):
 
 
 def assert_close(found, expected, tolerance):
-    """To so much of the largest entry of each array."""
+    """Compares trees of arrays. The tolerance is relative to the largest entry of each array."""
 
     def compare(a, b):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1e-3))
@@ -144,7 +144,7 @@ def assert_close(found, expected, tolerance):
 
 
 def relative_errors(found, exact):
-    """Euclidean, of each array."""
+    """Relative Euclidean error of each array."""
 
     def relative(a, b):
         difference = (a.astype(b.dtype) - b).ravel()
@@ -170,14 +170,14 @@ def test_folded_in_float32():
 
 
 def test_folded_in_bfloat16_is_as_exact_as_apart():
-    # As in ResNet-50: with fewer channels the roundings of few weights decide.
+    # The widths of ResNet-50. With fewer channels the roundings of few weights decide.
     x, variables = rectified((64, 7, 7, 64)), random_variables(64, 256)
     exact = outcome(Folded(256, 1, False), variables, x, True)
     folded, apart = (
         relative_errors(outcome(Folded(256, 1, fold, jnp.bfloat16), variables, x, True), exact)
         for fold in (True, False)
     )
-    # Everything is rounded to 8 bits a few times; of the outputs, once or twice.
+    # All values are rounded to 8 bits a few times. The outputs are rounded once or twice.
     assert max(jax.tree.leaves(folded)) < 2**-6
     assert folded['outputs'] < 1.2 * apart['outputs'] < 2**-7
 
@@ -204,7 +204,7 @@ def test_folding_a_constant_is_finite():
 def test_only_the_maxima_are_normalised(train):
     x = drawn((4, 9, 8, 16))
     pooled, whole = (outcome(PooledStem(only), norm_variables(16), x, train) for only in (True, False))
-    # A channel of scale 0 is constant before the pool: which of the equal values is the largest is not defined.
+    # A channel of scale 0 is constant before the pool. It is not defined which of the equal values is the largest.
     for found in (pooled, whole):
         found['gradients'][0]['norm']['scale'] = found['gradients'][0]['norm']['scale'][1:]
     assert_close(pooled, whole, 1e-6)
@@ -217,7 +217,7 @@ def norm_variables(channels):
 
 @pytest.mark.parametrize('train', [True, False])
 @pytest.mark.parametrize('shortcut', [True, False])
-# The last one is between convolutions that have another order inside.
+# The last shape is that between convolutions that use another order of axes inside.
 @pytest.mark.parametrize('shape', [(32, 5), (8, 5, 6, 4), (4, 5, 6, 64)])
 def test_rectified(shape, shortcut, train):
     x, variables = 1 + drawn(shape), norm_variables(shape[-1])
@@ -272,7 +272,7 @@ def test_rectifier_and_its_gradient():
 
 
 def test_the_count_of_operations_is_that_of_the_network():
-    # The convolution, and for its gradients twice that; the statistics are not counted.
+    # The convolution counts once, and twice more for its gradients. The statistics are not counted.
     def count(fold):
         run = functools.partial(outcome, Folded(16, 1, fold), train=True)
         return count_flops(jax.make_jaxpr(run)(random_variables(4, 16), x=rectified((2, 3, 3, 4))).jaxpr)

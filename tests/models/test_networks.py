@@ -24,7 +24,7 @@ def parameter_count(model):
 
 @pytest.fixture(scope='module')
 def small():
-    """A narrow model with all its parts, away from its initial values, and images for it."""
+    """A narrow model with all its parts, variables that differ from its initial ones, and images for it."""
     model = SimCLR(ResNet(18, width=0.125), ProjectionHead(layers=2, out_dim=8), num_classes=5)
     images = jax.random.uniform(jax.random.key(1), (4, 16, 16, 3))
     rng = np.random.default_rng(0)
@@ -38,9 +38,9 @@ def small():
     return model, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), variables), images
 
 
-# torchvision's counts without the classifier. Its basic networks keep the identity as the first stage's
-# shortcut where SimCLR has a 1x1 convolution and its batch norm; it has no ResNet-200, which is a ResNet-152
-# with 16 more blocks in the second stage.
+# The counts are torchvision's without the classifier. In its basic networks the first stage's shortcut is the identity.
+# SimCLR has a 1x1 convolution and a batch norm there. torchvision has no ResNet-200, which is a ResNet-152 with 16 more
+# blocks in the second stage.
 FIRST_SHORTCUT = 64 * 64 + 2 * 64
 SECOND_STAGE_BLOCK = 512 * 128 + 3 * 3 * 128 * 128 + 128 * 512 + 2 * (128 + 128 + 512)
 
@@ -184,7 +184,7 @@ def test_encode_needs_only_the_encoder(small):
     encoder_only = {name: {'encoder': collection['encoder']} for name, collection in variables.items()}
     h, maps = jax.jit(lambda v: model.apply(v, images, intermediates=True, method='encode'))(encoder_only)
     outputs = jax.jit(lambda v: model.apply(v, images, train=False))(variables)
-    # Two programs, whose sums may be ordered differently.
+    # The two programs may order their sums differently.
     np.testing.assert_allclose(h, outputs['representation'], rtol=1e-5)
     np.testing.assert_allclose(maps['stage4'].mean((1, 2)), h, rtol=1e-5)
 
@@ -243,7 +243,7 @@ def test_initial_kernels():
     layer = Conv(128, 3, name='conv', dtype=jnp.float32)
     params = layer.init(jax.random.key(0), jnp.zeros((1, 4, 4, 64)))['params']
     assert np.std(params['kernel']) == pytest.approx(1 / np.sqrt(3 * 3 * 64), rel=0.02)
-    # Truncated at two standard deviations of the untruncated distribution.
+    # The cut is at two standard deviations of the distribution before the cut.
     assert np.abs(params['kernel']).max() < 2.28 * np.std(params['kernel'])
 
     layer = dense(256, use_bias=True, dtype=jnp.float32)

@@ -1,4 +1,4 @@
-"""Convolutions: any formulation against XLA's own in float64; programs for accelerators are XLA's own."""
+"""Convolutions agree with those of XLA in float64, in every formulation. Accelerators run those of XLA."""
 
 import re
 
@@ -11,8 +11,9 @@ from simclr_jax.ops import winograd
 from simclr_jax.ops.convolution import convolve
 from simclr_jax.ops.rectifier import normalize_and_rectify
 
-# [N, H, C, D, kernel size, stride]: Winograd's tiles full, cut and larger than the image, in the kernel's gradient
-# alone, not at all; strided; 1x1; a stem.
+# [N, H, C, D, kernel size, stride]. The first five are 3x3 convolutions of stride 1. In the first three, the tiles of
+# Winograd are full, cut, and larger than the image. The fourth uses them only for the kernel's gradient. The fifth does
+# not use them. Two strided 3x3 convolutions, two 1x1 convolutions and a stem follow.
 SHAPES = [
     (4, 16, 64, 96, 3, 1),
     (2, 7, 80, 64, 3, 1),
@@ -48,7 +49,7 @@ def _drawn(shape):
 
 
 def _with_gradients(function, x, kernel, dy, shape):
-    """The images, and the gradients in images and kernel."""
+    """The result, and the gradients of images and kernel."""
 
     @jax.jit
     def run(x, kernel, dy):
@@ -111,7 +112,7 @@ def test_accelerators_run_the_same_convolutions(shape, platform, wants_images):
 
 @pytest.mark.parametrize(('shape', 'left'), [(WIDE, 0), (POINTWISE, 0), (STRIDED, 1), (NARROW, 1)])
 def test_cpus_run_products(shape, left):
-    """Both gradients of wide and of 1x1 ones; of others that in the images stays a convolution."""
+    """Both gradients of wide and 1x1 convolutions are products. Others keep a convolution for the images' gradient."""
     text = _lowered(convolve, shape, 'cpu', wants_images=True)
     assert 'dot_general' in text
     assert len(_convolutions(text)) == left
@@ -138,7 +139,7 @@ def test_on_cpus_a_norm_between_wide_convolutions_has_their_order():
 
     x, kernel, _ = (jnp.asarray(array, jnp.float32) for array in _drawn((16, 8, 64, 64, 3, 1)))
     text = jax.jit(block).lower(x, kernel).compile().as_text()
-    # Of the images where they come in, and where they go out.
+    # One transpose of the images where they come in, and one where they go out.
     orders = re.findall(r' transpose\(.*?dimensions={(.*?)}', text)
     assert sorted(order for order in orders if order.endswith(',3')) == ['1,2,0,3', '2,0,1,3']
 
@@ -151,7 +152,7 @@ def test_on_cpus_patches_are_made_in_the_backward_pass():
 
     x, kernel, _ = (jnp.asarray(array, jnp.float32) for array in _drawn((8, 16, 16, 16, 3, 2)))
     text = jax.jit(jax.grad(loss)).lower(kernel, x).compile().as_text()
-    # In the order in which they run; of the convolutions the first two are the forward pass.
+    # Operations in the order in which they run. The first two convolutions are the forward pass.
     order = re.findall(r' (convolution|concatenate)\(', text[text.index('ENTRY') :])
     assert order[:2] == ['convolution', 'convolution']
     assert order.count('concatenate') == 2
