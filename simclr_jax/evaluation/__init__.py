@@ -1,1 +1,1 @@
-"""`simclr evaluate`: from a work directory, data sets and protocols to one table of results."""
+"""`simclr evaluate`: measures the encoder of a work directory on data sets by protocols, and writes one table."""

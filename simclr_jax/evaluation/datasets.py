@@ -1,4 +1,4 @@
-"""The data sets that an encoder is measured on: what to learn from, what to choose on, what to report."""
+"""The data sets that an encoder is measured on: splits to learn from, to choose settings on, and to test on."""
 
 import dataclasses
 
@@ -18,14 +18,14 @@ class Dataset:
     """A data set with its splits.
 
     Attributes:
-        name: as in the results.
-        data: how its images are found; the group `data` of a configuration.
-        train: to learn from; without `validation`.
-        validation: to choose settings on, where the data set has such a split; the final classifier learns from
-            it as well.
-        test: to report on.
+        name: Name in the results.
+        data: Group `data` of a configuration, which says where the images are.
+        train: Split to learn from. It does not contain `validation`.
+        validation: Split to choose settings on. The final classifier learns from it too. None if the data set has no
+            such split.
+        test: Split to test on.
         metric: 'top1', 'mean_per_class' or 'map_11_point'.
-        remark: on how it differs from the one in the paper; '' where it does not.
+        remark: Differences from the data set of the paper. '' if there are none.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """K; 0 without labels."""
+        """Number of classes K, or 0 without labels."""
         return self.train.num_classes
 
     @property
@@ -49,7 +49,7 @@ class Dataset:
         return f'{sources} -> {self.test.name} ({self.test.size:,})'
 
     def published(self, labels: Labels) -> 'Dataset | None':
-        """This data set with the published subset of so many labels in place of `train`; None without one."""
+        """This data set with a published subset in place of `train`. None if no subset has this label budget."""
         name = published_subset(self.data.name, labels) if self.data.source == 'tfds' else None
         if name is None:
             return None
@@ -58,7 +58,12 @@ class Dataset:
         return dataclasses.replace(self, data=data, train=align_classes(load_examples(data, 'train'), self.train))
 
     def learnt_with(self, labels: Labels, seed: int) -> Examples:
-        """All images whose labels may be learnt from, those of a validation split included."""
+        """The images to learn from within a label budget, including those of a validation split.
+
+        Args:
+            labels: Label budget.
+            seed: Seed of the draw of the labels, where no published subset has this budget.
+        """
         published = self.published(labels)
         if published is not None:
             return published.train
@@ -66,22 +71,32 @@ class Dataset:
         return labelled_part(everything, labels, seed)
 
     def divided(self, labels: Labels, share: float, seed: int) -> tuple[Examples, Examples]:
-        """The same images as two splits: to learn from, and to choose settings on."""
+        """The images of `learnt_with` as two splits: one to learn from, and one to choose settings on.
+
+        With all labels, these are `train` and `validation` where the data set has both.
+
+        Args:
+            labels: Label budget.
+            share: Share of the images that becomes the second split, in (0, 1).
+            seed: Seed of the draw of the labels and of the division.
+        """
         if self.validation is not None and labels == Labels():
             return self.train, self.validation
         learnt = self.learnt_with(labels, seed)
-        return tuple(select(learnt, indices) for indices in hold_out(learnt.labels, share, seed))
+        assert learnt.labels is not None, 'only streamed splits have unread labels'
+        kept, held_out = hold_out(learnt.labels, share, seed)
+        return select(learnt, kept), select(learnt, held_out)
 
 
 def open_dataset(text: str, home: ConfigDict) -> Dataset:
     """Opens a data set by name.
 
     Args:
-        text: see suite.resolve_dataset; '': the data of the pretraining.
-        home: the group `data` of the pretraining's configuration.
+        text: Name of the data set, see `suite.resolve_dataset`. '' means the data of the pretraining.
+        home: Group `data` of the pretraining's configuration.
 
     Raises:
-        DataError: no such data set, not prepared, no split to test on.
+        DataError: The data set does not exist, is not prepared, or has no split to test on.
     """
     data = home.copy_and_resolve_references()
     spec = None
@@ -90,7 +105,7 @@ def open_dataset(text: str, home: ConfigDict) -> Dataset:
         with data.unlocked():
             data.update(spec.data_fields())
     if not data.eval_split:
-        raise DataError("data.eval_split='': the pretraining had no split to evaluate on; name one by --dataset")
+        raise DataError("data.eval_split='': the pretraining had no split to evaluate on; choose a --dataset")
     train = load_examples(data, data.split)
     validation = None
     if spec is not None and spec.validation_split:
@@ -105,12 +120,23 @@ def open_dataset(text: str, home: ConfigDict) -> Dataset:
 
 
 def dataset_name(text: str, home: ConfigDict) -> str:
-    """What a data set is called in results; '' is that of the pretraining."""
+    """Name of a data set in the results. The arguments are those of `open_dataset`."""
     return text or {'tfds': home.name, 'folder': home.path, 'arrays': home.path}.get(home.source, home.source)
 
 
 def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices to learn from and to choose settings on: stratified, or at random where images have several labels."""
+    """Divides labelled images into a part to learn from and a part to choose settings on.
+
+    The division is stratified by class. Where images have several labels, it is random.
+
+    Args:
+        labels: Labels of the images, int [N] or [N, K].
+        share: Share of the second part, in (0, 1).
+        seed: Seed of the division.
+
+    Returns:
+        Indices of the first and of the second part, in ascending order.
+    """
     if labels.ndim == 1:
         return train_validation_split(labels, share, seed)
     order = np.random.default_rng(seed).permutation(len(labels))

@@ -1,4 +1,4 @@
-"""Features of any images by a pretrained encoder, as a file for other programs."""
+"""Features of any images from a pretrained encoder, as a file for other programs."""
 
 import os
 import pathlib
@@ -20,17 +20,19 @@ ENDINGS = ('.npz', '.parquet')
 
 
 def open_split(home: ConfigDict, dataset: str, split: str) -> Examples:
-    """The images to embed.
+    """Opens the images to embed.
 
     Args:
-        home: the group `data` of the pretraining's configuration.
-        dataset: '': the data of the pretraining; 'folder:PATH' or the path of a directory, whose images need
-            neither labels nor splits; 'PATH.npz', with or without '{split}' in it; or a name of the transfer
-            experiments or of TensorFlow Datasets, see `suite.resolve_dataset`.
-        split: '': the one for testing or, of a folder or an .npz without splits, everything.
+        home: Group `data` of the pretraining's configuration.
+        dataset: One of these:
+            '' for the data of the pretraining,
+            'folder:PATH' or the path of a directory, whose images need neither labels nor splits,
+            'PATH.npz', with or without '{split}' in it,
+            a name of the transfer experiments or of TensorFlow Datasets, see `suite.resolve_dataset`.
+        split: Name of the split. '' means the test split, or all images of a folder or an .npz without splits.
 
     Raises:
-        DataError: there is no such data set or split, or no image in it.
+        DataError: The data set or split does not exist, or has no image.
     """
     if not dataset:
         return load_examples(home, split or home.eval_split or home.split)
@@ -42,7 +44,7 @@ def open_split(home: ConfigDict, dataset: str, split: str) -> Examples:
 
 
 def _find(dataset: str, split: str, data_dir: str) -> tuple[dict[str, str], str]:
-    """The configuration's fields of a data set, and the split."""
+    """The fields of the group `data` for a data set, and the name of the split."""
     if dataset.endswith('.npz'):
         if '{split}' in dataset:
             split = split or _split_to_test(dataset, pathlib.Path.is_file) or 'test'
@@ -56,7 +58,7 @@ def _find(dataset: str, split: str, data_dir: str) -> tuple[dict[str, str], str]
     except DataError:
         if not split:
             raise
-        # It may have this split, and none to test on.
+        # The data set may have this split, but no test split.
         return {'source': 'tfds', 'name': dataset, 'path': data_dir}, split
     return {'source': spec.source, 'name': spec.name, 'path': spec.path}, split or spec.eval_split
 
@@ -67,7 +69,7 @@ def _is_folder(dataset: str) -> bool:
 
 
 def _split_to_test(pattern: str, is_there: Callable[[pathlib.Path], bool]) -> str:
-    """The one among files or directories; '' where there is none."""
+    """The name of the test split, read off the files or directories. '' if there is none."""
     return next((name for name in TEST_NAMES if is_there(pathlib.Path(pattern.replace('{split}', name)))), '')
 
 
@@ -77,23 +79,25 @@ def embed(
     layer: str = 'h',
     progress: Callable[[int], None] = lambda count: None,
 ) -> Features:
-    """Features of every readable image, made anew: unlike a data set's, a user's own images may have changed.
+    """Computes the features of every readable image.
+
+    The features are always recomputed, because the user's own images may have changed.
 
     Args:
-        encoder: makes them.
-        examples: the images.
-        layer: see `Encoder.features`.
-        progress: called with the number of images each time that some have been encoded.
+        encoder: Encoder, for example from `extractor.open_extractor`.
+        examples: Images to encode.
+        layer: Layer of the features, see `FeatureExtractor.features`.
+        progress: Function that receives the number of images after each batch.
 
     Raises:
-        DataError: no image can be read.
+        DataError: No image can be read.
     """
     devices = encoder.mesh.size
     found = features_of(
         encoder.function(layer),
         examples,
         image_size=encoder.image_size,
-        # A few images do not fill a batch, and the rest of it would be computed in vain.
+        # A few images do not fill a batch. The devices would compute the rest of it for nothing.
         batch_size=min(encoder.batch_size, -(-examples.size // devices) * devices),
         mesh=encoder.mesh,
         progress=progress,
@@ -104,16 +108,20 @@ def embed(
 
 
 def unreadable(found: Features, examples: Examples) -> list[str]:
-    """The files that turned out to be no images."""
+    """The ids of the images that could not be read, and therefore have no features."""
     return np.delete(np.array(examples.ids()), found.index).tolist()
 
 
 def classes_shown(labels: np.ndarray, class_names: tuple[str, ...]) -> list[list[str]]:
-    """Names of the classes of each image: none without a label, one, or several.
+    """Names of the classes of each image. An image without a label has none.
 
     Args:
-        labels: int [N], or [N, K] of several labels an image; see spec.Examples.
-        class_names: of the labels 0..K-1.
+        labels: Labels int [N], or [N, K] where an image may have several, see `spec.Examples`.
+        class_names: Names of the labels 0..K-1.
+
+    Example:
+        >>> classes_shown(np.array([1, -1]), ('cat', 'dog'))
+        [['dog'], []]
     """
     if labels.ndim == 2:
         return [[class_names[label] for label in np.flatnonzero(row == 1)] for row in labels]
@@ -121,19 +129,19 @@ def classes_shown(labels: np.ndarray, class_names: tuple[str, ...]) -> list[list
 
 
 def write(path: epath.Path, found: Features, examples: Examples) -> None:
-    """Writes features with their images' ids and labels, whole or not at all.
+    """Writes features with the ids and labels of their images, completely or not at all.
 
-    An .npz has the arrays features float32 [N, F], labels int32 [N] or [N, K], ids str [N], and index int32 [N] (which
-    image of the split). A .parquet file has the columns id, label, class_name (null where there is none; lists
-    where an image has several) and features, lists of F float32.
+    An .npz has these arrays: features float32 [N, F], labels int32 [N] or [N, K], ids str [N], and index int32 [N],
+    the positions of the images in the split. A .parquet file has the columns id, label, class_name and features, which
+    are lists of F float32. A class_name is null where there is none, and a list where an image may have several.
 
     Args:
-        path: ends in one of ENDINGS.
-        found: the features.
-        examples: whose they are.
+        path: File to write. It ends in one of ENDINGS.
+        found: Features to write.
+        examples: Images of the features.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: The file cannot be written.
     """
     try:
         (write_features if path.suffix == '.npz' else _write_parquet)(path, found, examples)

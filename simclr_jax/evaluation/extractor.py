@@ -1,4 +1,4 @@
-"""The encoders that are measured, and their features: extracted once for each data set, kept in the work directory."""
+"""The encoders that are measured. Their features are computed once per data set and kept in the work directory."""
 
 import dataclasses
 import functools
@@ -23,18 +23,18 @@ from simclr_jax.training.checkpoints import Checkpoints, checksum
 
 @dataclasses.dataclass(frozen=True)
 class FeatureExtractor:
-    """Something that makes features of images.
+    """Computes features of images, with an encoder or as raw pixels.
 
     Attributes:
         name: 'simclr', 'untrained' or 'pixels'.
-        variables: of the pretraining's model; None for pixels.
-        config: of the pretraining.
-        image_size: of the images it is given, pixels.
-        crop_share: share of an image's shorter side that the central crop keeps.
-        batch_size: images encoded at a time, a multiple of the devices.
-        mesh: the devices.
-        identity: of the parameters: another checkpoint has another one.
-        cache: directory of its features; None: they are not kept.
+        variables: Variables of the pretraining's model. None for raw pixels.
+        config: Configuration of the pretraining.
+        image_size: Side of the images that are encoded, pixels.
+        crop_share: Share of an image's shorter side that the central crop keeps, in (0, 1].
+        batch_size: Images per batch, a multiple of the number of devices.
+        mesh: Devices that encode.
+        identity: Text that identifies the parameters. It differs between checkpoints.
+        cache: Directory of the features. None means that they are not kept.
     """
 
     name: str
@@ -48,14 +48,15 @@ class FeatureExtractor:
     cache: epath.Path | None
 
     def features(self, examples: Examples, layer: str = 'h') -> Features:
-        """Features of every readable image of a split.
+        """Features of every readable image of a split, from the cache if they are there.
 
         Args:
-            examples: the split.
-            layer: 'h', or 'feature1' (stem) to 'feature5' (last stage): the map, pooled to about 9,000 values.
+            examples: Split to encode.
+            layer: 'h' for the representation, or 'feature1' (stem) to 'feature5' (last stage) for a feature map, which
+                is pooled to about 9,000 values.
 
         Raises:
-            DataError: too many unreadable images.
+            DataError: Too many images are unreadable.
         """
         path = None
         if self.cache is not None:
@@ -63,6 +64,7 @@ class FeatureExtractor:
             path = self.cache / f'{name}.{self.image_size}px.{self.crop_share:g}.{layer}.npz'
             kept = read_features(path, examples)
             if distributed.all_agree(kept is not None):
+                assert kept is not None
                 return kept
         found = self.encode(examples, self.function(layer))
         if path is not None and distributed.is_first():
@@ -70,7 +72,18 @@ class FeatureExtractor:
         return found
 
     def encode(self, examples: Examples, function) -> Features:
-        """What a jitted function of images [B, H, W, 3] makes of every readable image of a split."""
+        """Applies a function to every readable image of a split.
+
+        Args:
+            examples: Split to encode.
+            function: Jitted function of images [B, H, W, 3] in [0, 1], whose rows are divided among the devices.
+
+        Returns:
+            Its results, in place of features.
+
+        Raises:
+            DataError: Too many images are unreadable.
+        """
         found = features_of(
             function,
             examples,
@@ -82,20 +95,20 @@ class FeatureExtractor:
         unreadable = examples.size - len(found.values)
         if unreadable > self.config.data.max_unreadable * examples.size:
             raise DataError(
-                f'{unreadable} of {examples.size} files of {examples.name} are no readable images, more than '
+                f'{unreadable} of {examples.size} files of {examples.name} are not readable images, more than '
                 f'data.max_unreadable={self.config.data.max_unreadable} of the pretraining allows; remove them'
             )
         return found
 
     def function(self, layer: str) -> Callable[[jax.Array], jax.Array]:
-        """What makes features [B, F] of images [B, H, W, 3] in [0, 1]; for `layer` see `features`."""
+        """The function from images [B, H, W, 3] in [0, 1] to features [B, F]. `features` explains `layer`."""
         if self.name == 'pixels':
             return lambda images: images.reshape(images.shape[0], -1)
         task = make_task(self.config, 0, self.mesh)
 
         def pooled_map(variables, images):
-            _, maps = task.model.apply(variables, images, method='encode', intermediates=True, unpooled_stem=True)
-            values = pool_to(maps[PARTS[int(layer[-1]) - 1]])
+            encoded: Any = task.model.apply(variables, images, method='encode', intermediates=True, unpooled_stem=True)
+            values = pool_to(encoded[1][PARTS[int(layer[-1]) - 1]])
             return values.reshape(len(images), -1)
 
         return functools.partial(jax.jit(task.encode if layer == 'h' else pooled_map), self.variables)
@@ -109,17 +122,21 @@ def open_extractor(
     batch_size: int = 0,
     say: Callable[[str], None] = print,
 ) -> tuple[FeatureExtractor, int]:
-    """The encoder of a work directory's newest checkpoint, and the checkpoint's step.
+    """Opens the encoder of a work directory's newest checkpoint.
 
     Args:
-        directory: the work directory; a `config.json` and a checkpoint's `model` are all that is needed.
-        image_size: pixels; 0: that of the pretraining.
-        crop_share: share of an image's shorter side that the central crop keeps.
-        batch_size: images encoded at a time; 0: that of the pretraining.
-        say: called with lines for the user.
+        directory: Work directory, local or gs://. Its config.json and the `model` of its newest checkpoint are needed.
+        image_size: Side of the images that are encoded, pixels. 0 means that of the pretraining.
+        crop_share: Share of an image's shorter side that the central crop keeps, in (0, 1].
+        batch_size: Images per batch, rounded down to a multiple of the devices. 0 means that of the pretraining.
+        say: Function that receives lines for the user.
+
+    Returns:
+        The encoder, and the step of the checkpoint.
 
     Raises:
-        ConfigError, CheckpointError: there is no such run, or no checkpoint in it.
+        ConfigError: The directory holds no run.
+        CheckpointError: The run has no undamaged checkpoint.
     """
     config = workdir.read_config(directory)
     mesh = sharding.make_mesh()
@@ -142,13 +159,17 @@ def open_extractor(
 
 
 def make_baseline(encoder: FeatureExtractor, name: str) -> FeatureExtractor:
-    """What an encoder is measured beside: 'pixels', or 'untrained', the parameters that its run started from."""
+    """Makes a baseline to compare an encoder with.
+
+    Args:
+        encoder: Encoder to compare.
+        name: 'pixels' for raw pixels, or 'untrained' for the parameters from which its run started.
+    """
     if name == 'pixels':
         return dataclasses.replace(encoder, name=name, variables=None, identity=name, cache=None)
-    # The first key of the run's own, as pretraining.pretrain splits it.
+    # This is the key with which pretraining.pretrain made the first parameters.
     key = jax.random.split(jax.random.key(encoder.config.seed))[0]
     variables = jax.jit(make_task(encoder.config, 0, encoder.mesh).init)(key)
     identity = f'{name}-{checksum(variables):08x}'
-    return dataclasses.replace(
-        encoder, name=name, variables=variables, identity=identity, cache=encoder.cache.parent / identity
-    )
+    cache = None if encoder.cache is None else encoder.cache.parent / identity
+    return dataclasses.replace(encoder, name=name, variables=variables, identity=identity, cache=cache)

@@ -1,4 +1,4 @@
-"""Features of a data set: images in batches, on all devices, to arrays on the host."""
+"""Features of a data set: all devices encode its images in batches, and the host receives the arrays."""
 
 import collections
 import dataclasses
@@ -18,17 +18,18 @@ from simclr_jax.augment.policy import CENTER_CROP_PROPORTION
 from simclr_jax.data.spec import Batch, Decoded, Encoded, Examples, Files, Share
 from simclr_jax.training.workdir import write_whole
 
-# Batches that the devices have been given and whose features are not fetched yet: they need not wait for the host.
+# Batches whose features the host has not fetched yet. With several, the devices need not wait for the host.
 IN_FLIGHT = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What an encoder makes of a data set.
+    """Features of images, with their labels.
 
     Attributes:
-        values: float32 [N, F].
-        labels: int32 [N], or [N, K] where an image has several; -1: none.
+        values: Features, float32 [N, F].
+        labels: Labels int32 [N] (-1: none), or [N, K] where an image may have several (1: present, 0: absent,
+            -1: ignored).
         index: Positions of the images in the split, int32 [N].
     """
 
@@ -43,7 +44,7 @@ class Features:
     def labelled(self) -> 'Features':
         """The images with a label."""
         known = self.labels >= 0
-        return self.rows(known if known.ndim == 1 else known.any(axis=1))
+        return self.rows(np.flatnonzero(known if known.ndim == 1 else known.any(axis=1)))
 
 
 def features_of(
@@ -57,13 +58,20 @@ def features_of(
     limit: int | None = None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Features:
-    """Features of the readable images of a split, read by all processes together.
+    """Computes the features of the readable images of a split. Each process of a job reads its share of the images.
 
     Args:
-        encode, mesh, progress: see `extract`.
-        examples: the split.
-        image_size, kept, limit: see `data.pipeline.eval_batches`.
-        batch_size: images at a time, a multiple of the devices.
+        encode: Encoder, see `extract`.
+        examples: Split to encode.
+        image_size: Side of the images that are encoded, pixels.
+        batch_size: Images per batch, a multiple of the number of devices.
+        mesh: Devices that encode.
+        kept: Share of an image's shorter side that the central crop keeps, in (0, 1].
+        limit: Number of images, the first of the split. None means all.
+        progress: Function that receives the number of images after each batch.
+
+    Returns:
+        The features of all processes' images, in each process.
     """
     from simclr_jax.data.pipeline import eval_batches
 
@@ -84,13 +92,13 @@ def extract(
     mesh: Mesh,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Features:
-    """Encodes every image once; rows of mask 0 are left out.
+    """Encodes every image once. Rows of mask 0 are left out.
 
     Args:
-        encode: jitted, images [B, H, W, 3] -> features [B, F], rows divided among the mesh's devices.
-        batches: of one view, see data/spec.py; one at least.
-        mesh: the devices.
-        progress: called with the number of images each time that some have been encoded.
+        encode: Jitted function, images [B, H, W, 3] -> features [B, F]. The rows are divided among the devices.
+        batches: Batches of one view, see data/spec.py. There is at least one.
+        mesh: Devices that encode.
+        progress: Function that receives the number of images after each batch.
     """
     waiting: collections.deque[tuple[jax.Array, Batch]] = collections.deque()
     parts: list[Features] = []
@@ -115,7 +123,7 @@ def extract(
 
 
 def _on_host(features: jax.Array, batch: Batch) -> Features:
-    """The features of a batch's images, of all processes."""
+    """The features of a batch's images, gathered from all processes."""
     rows = (batch['label'], batch['index'], batch['mask'])
     if jax.process_count() > 1:
         rows = multihost_utils.process_allgather(rows, tiled=True)
@@ -125,21 +133,32 @@ def _on_host(features: jax.Array, batch: Batch) -> Features:
 
 
 def read_features(path: epath.Path, examples: Examples) -> Features | None:
-    """Features written for just these images and labels; None if there are none."""
+    """Reads features from a file. None if it is missing, damaged, or of other images or labels.
+
+    Args:
+        path: File from `write_features`.
+        examples: Images and labels that the features must belong to.
+    """
     if not path.exists():
         return None
     try:
         with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
             if str(arrays['digest']) != digest_of(examples):
                 return None
-            # Files of earlier versions hold int64.
+            # Earlier versions wrote int64.
             return Features(arrays['features'], arrays['labels'], arrays['index'].astype(np.int32))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
 def write_features(path: epath.Path, found: Features, examples: Examples) -> None:
-    """Writes features, labels, index and ids of a split's images to an .npz, whole or not at all."""
+    """Writes features, labels, index and ids of images to an .npz, completely or not at all.
+
+    Args:
+        path: File to write. Its directory is made where it does not exist.
+        found: Features to write.
+        examples: Images of the features.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {
         'features': found.values,
@@ -152,15 +171,15 @@ def write_features(path: epath.Path, found: Features, examples: Examples) -> Non
 
 
 def ids_of(examples: Examples, index: np.ndarray) -> np.ndarray:
-    """Identification of images by their index in the split, as an array of strings."""
+    """Ids of images by their positions in the split, as an array of strings."""
     return np.array(examples.ids())[index]
 
 
 def digest_of(examples: Examples) -> str:
-    """Changes with the images, of files with their sizes and times, and with their labels and order.
+    """Text that changes with the images, their order and their labels.
 
-    Of a streamed split only name and size are known; TensorFlow Datasets has its version in the name of a data set
-    that was changed.
+    An image file counts as changed if its path, size or time changes. Of a streamed split only name and size count.
+    TensorFlow Datasets gives a changed data set another version in its name.
     """
     digest = hashlib.blake2b(f'{examples.name} {examples.size}'.encode(), digest_size=16)
     content = examples.content

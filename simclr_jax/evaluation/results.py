@@ -1,4 +1,4 @@
-"""What evaluations find: scores with their intervals, in result.json and as a table."""
+"""Scores of evaluations with their intervals, in result.json and as text."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from simclr_jax.metrics import classification
 from simclr_jax.training import workdir
 
 ENCODERS = {'pixels': 'raw pixels', 'untrained': 'untrained encoder', 'simclr': 'SimCLR'}
-# Metrics that are shares, shown in percent.
+# These metrics are shares from 0 to 1. Tables show them in percent.
 SHARES = ('top1', 'mean_per_class', 'map', 'map_11_point', 'agreement')
 
 
@@ -24,16 +24,18 @@ class Score:
     """One number of an evaluation.
 
     Attributes:
-        dataset: name of the data set.
-        protocol: of config.evaluation.PROTOCOLS.
-        detail: of the protocol, as 'k=20' or 'feature3'; '' if there is but one.
-        labels: that were learnt from, 'all', '10' (a class) or '1%'; '' for measures without labels.
+        dataset: Name of the data set.
+        protocol: Name of the protocol, one of `config.evaluation.PROTOCOLS`.
+        detail: Variant within the protocol, such as 'k=20' or 'feature3'. '' if there is only one.
+        labels: Label budget: 'all', a number per class such as '10', or a share such as '1%'. '' for measures
+            without labels.
         metric: 'top1', 'mean_per_class', 'map', 'map_11_point', 'alignment', 'uniformity', 'effective_rank' or
             'agreement'.
         encoder: 'simclr', 'untrained' or 'pixels'.
-        value: mean over draws of the labels; shares from 0 to 1.
-        low, high: 95 % interval, by the bootstrap over test images; None: not known.
-        deviation: over draws of the labels; None: one draw.
+        value: Mean over draws of the labels. Metrics in SHARES are from 0 to 1.
+        low: Lower end of the 95 % interval, from the bootstrap over test images. None means that it is not known.
+        high: Upper end of the same interval.
+        deviation: Standard deviation over draws of the labels. None means a single draw.
     """
 
     dataset: str
@@ -49,7 +51,7 @@ class Score:
 
     @property
     def row(self) -> tuple[str, str, str, str, str]:
-        """What is measured, whoever the encoder is."""
+        """Identity of the measurement without the encoder: (dataset, protocol, detail, labels, metric)."""
         return self.dataset, self.protocol, self.detail, self.labels, self.metric
 
 
@@ -58,9 +60,9 @@ class Results:
     """All scores of a work directory's checkpoint.
 
     Attributes:
-        step: of the checkpoint.
-        scores: each row and encoder once.
-        datasets: name -> what was learnt from and tested on, with their sizes.
+        step: Step of the checkpoint.
+        scores: Scores, at most one for each row and encoder.
+        datasets: Name of a data set to its description: the splits for learning and for testing, with their sizes.
     """
 
     step: int
@@ -68,7 +70,7 @@ class Results:
     datasets: dict[str, str]
 
     def joined_to(self, earlier: 'Results | None') -> 'Results':
-        """These scores, and those of an earlier evaluation of the same checkpoint that were not measured again."""
+        """Adds the scores of an earlier evaluation of the same checkpoint that were not measured again."""
         if earlier is None or earlier.step != self.step:
             return self
         measured = {(score.row, score.encoder) for score in self.scores}
@@ -80,10 +82,10 @@ def write_results(directory: str, results: Results, home: str) -> None:
     """Writes result.json.
 
     Args:
-        directory: the work directory.
-        results: all of its scores.
-        home: name of the data set of the pretraining; its scores with all labels are also on the top level, as
-            'knn_top1'.
+        directory: Work directory, local or gs://.
+        results: All scores of its checkpoint.
+        home: Name of the data set of the pretraining. Its scores with all labels are also on the top level of the
+            file, under names such as 'knn_top1'.
     """
     headlines = {}
     for score in results.scores:
@@ -101,10 +103,10 @@ def write_results(directory: str, results: Results, home: str) -> None:
 
 
 def read_results(directory: str) -> Results | None:
-    """The scores in a work directory's result.json; None if there is none.
+    """Reads the scores in the result.json of a work directory. None if there is no such file.
 
     Raises:
-        ConfigError: it is damaged or of another version of this program.
+        ConfigError: The file is damaged, or was written by another version of this program.
     """
     path = epath.Path(directory) / 'result.json'
     if not path.exists():
@@ -115,12 +117,19 @@ def read_results(directory: str) -> Results | None:
         return Results(content['step'], scores, content['datasets'])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ConfigError(
-            [f'{path} is damaged, or of another version of this program ({error}); move it away and evaluate again']
+            [
+                f'{path} is damaged, or was written by another version of this program ({error}); move it away and '
+                'evaluate again'
+            ]
         ) from error
 
 
 def headings(rows: Iterable[tuple[str, str, str, str, str]]) -> dict[tuple, str]:
-    """Short titles of rows of scores."""
+    """Short titles of rows of scores, such as 'cifar10, knn k=20, all labels'.
+
+    Args:
+        rows: Rows, see `Score.row`.
+    """
     titles = {}
     for row in rows:
         dataset, protocol, detail, labels, metric = row
@@ -134,12 +143,12 @@ def headings(rows: Iterable[tuple[str, str, str, str, str]]) -> dict[tuple, str]
 
 
 def amount(labels: str) -> str:
-    """How many labels, in words."""
+    """A label budget in words. Budgets of a number per class read as '10 a class' in tables."""
     return f'{labels} a class' if labels.isdecimal() else f'{labels} labels'
 
 
 def cell(score: Score | None) -> str:
-    """A score as text: its value with its interval or deviation, shares in percent."""
+    """A score as text: its value with its interval or deviation. Shares are in percent."""
     if score is None:
         return ''
     if score.metric not in SHARES:
@@ -147,20 +156,22 @@ def cell(score: Score | None) -> str:
     text = f'{100 * score.value:.1f}'
     if score.deviation is not None:
         return f'{text} ± {100 * score.deviation:.1f}'
-    return text if score.low is None else f'{text} [{100 * score.low:.1f}, {100 * score.high:.1f}]'
+    if score.low is None or score.high is None:
+        return text
+    return f'{text} [{100 * score.low:.1f}, {100 * score.high:.1f}]'
 
 
 def grade(metric: str, draws: list[np.ndarray], labels: np.ndarray, config: ConfigDict | None) -> dict[str, float]:
-    """A metric's mean over draws of the labels, its 95 % interval and its deviation over the draws.
+    """Computes a metric's mean over draws of the labels, its 95 % interval and its standard deviation.
 
     Args:
         metric: 'top1', 'mean_per_class', 'map' or 'map_11_point'.
-        draws: for each draw predicted classes [Q] or scores [Q, K].
-        labels: of the test images, [Q] or [Q, K].
-        config: of the evaluation, for the bootstrap; None: no interval.
+        draws: Predicted classes [Q] or scores [Q, K] for each draw.
+        labels: Labels of the test images, [Q] or [Q, K].
+        config: Checked configuration of the evaluation, for the bootstrap. None leaves the interval out.
 
     Returns:
-        'value', 'low' and 'high', and with several draws 'deviation': the fields of a Score.
+        Fields of a Score: 'value', with a configuration 'low' and 'high', and with several draws 'deviation'.
     """
     statistics = [_statistic(metric, found, labels) for found in draws]
     values = [statistic(np.ones(len(labels))) for statistic in statistics]

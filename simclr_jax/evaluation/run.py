@@ -1,4 +1,4 @@
-"""What a trained encoder is worth: its work directory, data sets and protocols to a table of scores."""
+"""The story of `simclr evaluate`: each encoder, data set, protocol and label budget gives scores."""
 
 from collections.abc import Callable, Iterator
 
@@ -39,7 +39,7 @@ def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = pr
         raise ConfigError(problems)
     protocols = [protocol for name in config.protocols for protocol in PROTOCOLS if protocol.name == name]
     home = workdir.read_config(directory).data
-    results = read_results(directory)
+    earlier = read_results(directory)
     datasets = _open_all(config.datasets, home)
     for dataset in datasets:
         _check(dataset, protocols)
@@ -50,7 +50,7 @@ def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = pr
         batch_size=config.batch_size,
         say=say,
     )
-    is_measured = False
+    results = None
     for name in (*config.baselines, 'simclr'):
         extractor = trained if name == 'simclr' else make_baseline(trained, name)
         for protocol, measurement in _measurements(extractor, datasets, protocols, config, directory, say):
@@ -58,18 +58,20 @@ def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = pr
             budget = f', {amount(str(measurement.labels))}' if protocol.by_budget else ''
             say(f'{ENCODERS[name]}, {dataset.description}: {protocol.name}{budget}')
             found = _measure(protocol, measurement)
-            # Written at once: a later protocol may fail, or take days.
-            results = Results(step, tuple(found), {dataset.name: dataset.description}).joined_to(results)
-            is_measured = True
+            # The scores are written at once, because a later protocol may fail, or take days.
+            results = Results(step, tuple(found), {dataset.name: dataset.description}).joined_to(results or earlier)
             if distributed.is_first():
                 write_results(directory, results, dataset_name('', home))
-    if not is_measured:
-        raise DataError(f'nothing to measure: {", ".join(config.protocols)} do not apply to what was asked')
+    if results is None:
+        raise DataError(
+            f'nothing to measure: {", ".join(config.protocols)} cannot be applied to these data sets, encoders and '
+            'label budgets; choose other --protocols'
+        )
     return results
 
 
 def _open_all(names: tuple[str, ...], home: ConfigDict) -> list[Dataset]:
-    """All data sets, or all that is wrong with them."""
+    """Opens all data sets. The error names all that cannot be opened."""
     datasets, problems = [], []
     for text in names:
         try:
@@ -123,23 +125,23 @@ def _measure(protocol: Protocol, measurement: Measurement) -> list[Score]:
     except DataError:
         raise
     except ValueError as error:
-        # The probes' own checks: too few examples of a class, one class only, ...
+        # The probes check their input: they need enough examples per class and more than one class, for example.
         raise DataError(f'{protocol.name} on {measurement.dataset.name}: {error}') from error
 
 
 def _check(dataset: Dataset, protocols: list[Protocol]) -> None:
-    """Raises DataError unless the data set has the labels that the protocols need, of two classes at least."""
+    """Raises DataError unless the data set has the labels that the protocols need, of at least two classes."""
     supervised = [protocol.name for protocol in protocols if protocol.needs_labels]
     if not supervised:
         return
     for part in (dataset.train, dataset.test):
         if not part.num_classes or (part.labels is not None and not (part.labels >= 0).any()):
             raise DataError(
-                f'{part.name} has no labels, and {", ".join(supervised)} need them; without labels there is '
-                '--protocols=measures'
+                f'{part.name} has no labels, and {", ".join(supervised)} need them; only --protocols=measures works '
+                'without labels'
             )
     if dataset.num_classes < 2:
         raise DataError(
-            f'{dataset.train.name} has one class only, {dataset.train.class_names[0]}: there is nothing to tell '
-            'apart; take a data set with two or more'
+            f'{dataset.train.name} has only one class, {dataset.train.class_names[0]}; choose a data set with at '
+            'least two'
         )

@@ -44,7 +44,7 @@ class Finetune:
 
     @property
     def details(self) -> tuple[str, ...]:
-        """Names of the predictions: there is one, called ''."""
+        """Names of the predictions in results. There is one, called ''."""
         return ('',)
 
     def init(self, key: jax.Array) -> Mapping[str, Any]:

@@ -315,7 +315,7 @@ class TestMistakes:
             (['--dataset=/nowhere/x_{split}.npz'], 'must have the splits train and test'),
             (['--dataset=folder:/nowhere,aircraft'], 'aircraft cannot be prepared by TensorFlow Datasets'),
             (['--protocols=finetune', '--config.finetune.head_layer=9'], 'the pretraining has a head of 2 layers'),
-            (['--protocols=low_shot', '--config.svm.positives=500'], 'a class has but'),
+            (['--protocols=low_shot', '--config.svm.positives=500'], 'the smallest class has only'),
             (['--config.finetune.grid_learning_rates=0.1'], 'set both or neither'),
             (['--labels=500'], 'ask at most'),
         ],
@@ -326,7 +326,7 @@ class TestMistakes:
 
     @pytest.mark.parametrize(
         'labels, message',
-        [(None, 'has no labels, and knn, linear need them'), (np.zeros(20, int), 'has one class only')],
+        [(None, 'has no labels, and knn, linear need them'), (np.zeros(20, int), 'has only one class')],
     )
     def test_data_without_what_is_needed(self, untouched, tmp_path, capsys, labels, message):
         images = np.random.default_rng(0).integers(0, 255, (20, 8, 8), dtype=np.uint8)

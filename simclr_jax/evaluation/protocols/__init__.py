@@ -1,4 +1,4 @@
-"""Protocols: what an encoder is worth. One tuple names them all, one file holds each kind."""
+"""Protocols: ways to measure an encoder. PROTOCOLS names them all, and each kind has its own file."""
 
 import dataclasses
 from collections.abc import Callable

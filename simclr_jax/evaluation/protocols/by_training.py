@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from etils import epath
 from ml_collections import ConfigDict
@@ -46,7 +45,7 @@ from simclr_jax.training.state import TrainState
 from simclr_jax.training.step import make_train_step
 from simclr_jax.training.task import Step, Task
 
-# SimCLR's augmentation in all supervised training (2002.05709, appendix B.5 to B.8).
+# SimCLR's augmentation in all supervised training (arXiv 2002.05709, appendix B.5 to B.8).
 VIEW = 'crop flip'
 CHECKPOINTS_PER_TRAINING = 10
 
@@ -58,7 +57,8 @@ class SupervisedTask(Task, Protocol):
         details: Names of its predictions in the results. A single prediction is called ''.
     """
 
-    details: tuple[str, ...]
+    @property
+    def details(self) -> tuple[str, ...]: ...  # noqa: D102
 
     def is_frozen(self, path: tuple[str, ...]) -> bool: ...  # noqa: D102
 
@@ -135,7 +135,7 @@ def _best_of_grid(trainer: Trainer, name: str) -> ConfigDict:
     learnt, held_out = dataset.divided(measurement.labels, config.validation_share, config.seed)
     programs = _compile(trainer, learnt)
     grid = config[trainer.protocol]
-    best, best_score = None, -np.inf
+    tried = []
     for rate in grid.grid_learning_rates:
         for decay in grid.grid_weight_decays:
             settings = grid.copy_and_resolve_references()
@@ -143,9 +143,8 @@ def _best_of_grid(trainer: Trainer, name: str) -> ConfigDict:
                 settings.update(learning_rate=rate, weight_decay=decay / rate)
             logits = _trained_logits(trainer, settings, programs, held_out, f'{name} grid', keep=False)
             score = grade(dataset.metric, [logits.values[:, 0]], logits.labels, None)['value']
-            if score > best_score:
-                best, best_score = settings, score
-    return best
+            tried.append((score, settings))
+    return max(tried, key=lambda scored: scored[0])[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +174,7 @@ def _compile(trainer: Trainer, learnt: Examples) -> Programs:
     task = trainer.make_task(extractor, settings, learnt, batch_size)
     make_rate = _learning_rate(settings, learnt.size, batch_size)
 
-    # Both as part of the optimiser's state: as constants each pair would be a program of its own.
+    # Both are part of the optimiser's state. As constants, each pair of values would be compiled separately.
     @optax.inject_hyperparams
     def make_optimizer(peak, weight_decay):
         return optim.make_optimizer(
@@ -251,7 +250,7 @@ def _check_head_layer(head_layer: int, head: ProjectionHead) -> None:
     layers = {'none': 0, 'linear': 1}.get(head.kind, head.layers)
     if head_layer > layers:
         raise DataError(
-            f'finetune.head_layer={head_layer}: the pretraining has a head of {layers} layers; at most that'
+            f'finetune.head_layer={head_layer}: the pretraining has a head of {layers} layers; choose at most that'
         )
 
 
@@ -263,7 +262,7 @@ def _batch_size(settings: ConfigDict, learnt: Examples, extractor: FeatureExtrac
 def _learning_rate(
     settings: ConfigDict, num_examples: int, batch_size: int
 ) -> Callable[[float | jax.Array], optax.Schedule]:
-    """The function from the peak to the schedule: steps at `milestones` where there are some, otherwise a cosine."""
+    """The function from the peak to the schedule: step decay if the settings have `milestones`, otherwise a cosine."""
     if 'milestones' in settings:
         milestones = [steps_of_epochs(epoch, num_examples, batch_size) for epoch in settings.milestones]
         return functools.partial(step_decay, milestones=milestones)
@@ -277,7 +276,7 @@ def _total_steps(settings: ConfigDict, num_examples: int, batch_size: int) -> in
 
 
 def _claim(trainer: Trainer, settings: ConfigDict, programs: Programs, name: str) -> epath.Path:
-    """The directory of just this training. Another encoder, data set or setting has another one."""
+    """Makes the directory of this training. Another encoder, data set or setting has another directory."""
     measurement = trainer.measurement
     identity = {
         'protocol': trainer.protocol,
@@ -300,7 +299,7 @@ def _claim(trainer: Trainer, settings: ConfigDict, programs: Programs, name: str
 
 
 def _train(trainer: Trainer, settings: ConfigDict, programs: Programs, directory: epath.Path) -> dict[str, Any]:
-    """The model's variables after training, or after the rest of it."""
+    """The model's variables after training. An interrupted training resumes."""
     extractor, seed = trainer.measurement.extractor, trainer.measurement.config.seed
     learnt, batch_size = programs.learnt, programs.batch_size
     peak = peak_learning_rate(settings.learning_rate, batch_size, settings.scaling)

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import Any
 
 import jax
 import numpy as np
@@ -72,7 +73,7 @@ def _outputs_of_views(
     @jax.jit
     def outputs(variables, batch, key):
         views = feed.make_views(batch, key)
-        found = model.apply(variables, views.reshape(-1, *views.shape[2:]), train=False)
+        found: Any = model.apply(variables, views.reshape(-1, *views.shape[2:]), train=False)
         rows = {'h': found['representation'], 'z': found['projection']}
         return jax.tree.map(lambda values: values.reshape(*views.shape[:2], -1), rows)
 

@@ -1,4 +1,4 @@
-"""What every protocol is given."""
+"""The input of every protocol."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ class Measurement:
     Attributes:
         extractor: Encoder to measure.
         dataset: Data set with its splits.
-        labels: Label budget. Protocols with a budget of their own, or none, do not read it.
+        labels: Label budget. Protocols that have their own budget, or none, do not read it.
         config: Checked configuration of the evaluation.
         directory: Work directory of the encoder, local or gs://. Protocols that train keep their runs there.
     """

@@ -1,4 +1,4 @@
-"""Protocols that classify frozen features: kNN, logistic regression, support vector machines."""
+"""Protocols that classify frozen features: kNN, logistic regression and support vector machines."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from simclr_jax.probes.knn import knn_predict
 from simclr_jax.probes.linear_model import predict_logits
 from simclr_jax.probes.svm import fit_cross_validated, fit_low_shot
 
-# Classes with fewer labels have none to spare for choosing the penalty, and get this one.
+# With fewer labels per class than this, none are held out to choose the penalty. It is then L2_OF_FEW.
 LABELS_TO_VALIDATE = 20
 L2_OF_FEW = 1.0
 
@@ -31,7 +31,7 @@ class Material:
         bank: Features whose labels are known.
         held_out: Further labelled features to choose settings on. None means that they are cut from the bank.
         queries: Features to classify.
-        num_classes: K.
+        num_classes: Number of classes K.
         config: Checked configuration of the evaluation.
         score: Function (scores [N, K], labels) -> the data set's metric.
     """
@@ -114,7 +114,7 @@ def classify_by_svm(material: Material, labels: Labels) -> dict[str, np.ndarray]
 def classify_by_knn(material: Material, labels: Labels) -> dict[str, np.ndarray]:
     """Predicted classes [Q] for each k."""
     bank = _joined(material.bank, material.held_out)
-    # With few labels a class, more neighbours than these are of other classes for certain.
+    # With n labels per class, at most n neighbours can be of the right class. A larger k only adds wrong ones.
     most = min(len(bank.labels), labels.per_class or len(bank.labels))
     sizes = sorted({min(k, most) for k in material.config.knn.k})
     predicted = knn_predict(
@@ -167,7 +167,10 @@ def _low_shot(measurement: Measurement, layer: str) -> list[Score]:
     fewest = (targets == 1).sum(axis=0).min()
     sizes = [positives for positives in config.svm.positives if positives <= fewest]
     if not sizes:
-        raise ValueError(f'svm.positives={config.svm.positives}: a class has but {fewest} images to draw from')
+        raise ValueError(
+            f'svm.positives={config.svm.positives}: the smallest class has only {fewest} images to draw from; '
+            'choose at most that'
+        )
     scores = []
     for positives in sizes:
         found = []
@@ -194,7 +197,7 @@ def _material(extractor: FeatureExtractor, dataset: Dataset, layer: str, config:
 
 
 def _drawn(material: Material, labels: Labels, draw: int) -> Material:
-    """The material with so few labels; they are drawn from training and validation images alike."""
+    """The material with a draw of the label budget, from training and validation images together."""
     if labels == Labels():
         return material
     bank = _joined(material.bank, material.held_out)
@@ -203,12 +206,12 @@ def _drawn(material: Material, labels: Labels, draw: int) -> Material:
 
 
 def as_targets(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Labels [N] or [N, K] as [N, K] of 1: present, 0: absent, -1: ignored."""
+    """Converts labels [N] or [N, K] to targets [N, K], 1: present, 0: absent, -1: ignored."""
     return labels if labels.ndim == 2 else (labels[:, None] == np.arange(num_classes)).astype(np.int32)
 
 
 def _learnable(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Classes with something to learn from."""
+    """Classes with examples to learn from. Multi-label classes need a positive and a negative one."""
     if labels.ndim == 1:
         return np.unique(labels)
     return np.flatnonzero((labels == 1).any(axis=0) & (labels == 0).any(axis=0))
@@ -219,7 +222,7 @@ def _renumbered(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def _fewest(labels: np.ndarray) -> int:
-    """Labels of the class that has the fewest, of those that have any."""
+    """Number of labels of the smallest class that has any."""
     counts = np.unique(labels, return_counts=True)[1] if labels.ndim == 1 else (labels == 1).sum(axis=0)
     return counts[counts > 0].min(initial=len(labels))
 
