@@ -276,8 +276,8 @@ class TestMistakes:
         assert 'holds no image files' in mistake(f'--dataset={tmp_path}/empty')
         (tmp_path / 'empty' / 'a.jpg').write_text('no image')
         assert f'none of 1 files of {tmp_path}/empty is a readable image' in mistake(f'--dataset={tmp_path}/empty')
-        assert 'cut.png: no readable image' in mistake(f'--neighbours={photos}/cut.png')
-        assert 'cut.png: no readable image' in mistake(f'--dataset={photos}', f'--neighbours={photos}/cut.png')
+        assert 'cut.png: cannot be read as an image' in mistake(f'--neighbours={photos}/cut.png')
+        assert 'cut.png: cannot be read as an image' in mistake(f'--dataset={photos}', f'--neighbours={photos}/cut.png')
 
     def test_no_run_and_no_checkpoint(self, run, tmp_path, capsys):
         for words in ('holds no config.json', 'there is no checkpoint in'):
