@@ -317,7 +317,7 @@ class TestMistakes:
             (['--protocols=finetune', '--config.finetune.head_layer=9'], 'the pretraining has a head of 2 layers'),
             (['--protocols=low_shot', '--config.svm.positives=500'], 'the smallest class has only'),
             (['--config.finetune.grid_learning_rates=0.1'], 'set both or neither'),
-            (['--labels=500'], 'ask at most'),
+            (['--labels=500'], 'ask for at most'),
         ],
     )
     def test_what_is_asked(self, untouched, capsys, arguments, message):
