@@ -1,1 +1,1 @@
-"""Classifiers of frozen features: functions of features [N, F] and labels [N] that run on the devices."""
+"""Classifiers of frozen features. They are functions of features [N, F] and labels [N], and run on the devices."""

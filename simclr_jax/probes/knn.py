@@ -1,7 +1,7 @@
 """Nearest neighbours of frozen features by cosine similarity, and the weighted vote of their labels.
 
-The matrix of similarities is never whole in memory: blocks of the bank pass one after the other, and every
-query keeps its nearest neighbours among those seen so far.
+The full matrix of similarities is never in memory. The search goes through the bank block by block. Every query keeps
+its nearest neighbours among the blocks seen so far.
 """
 
 import functools
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from simclr_jax.ops.precision import precise_matmul
 from simclr_jax.probes.checks import check_features, check_labels
 
 
@@ -25,25 +26,25 @@ def nearest_neighbours(
     query_block: int = 256,
     bank_block: int = 65536,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k members of the bank most similar to each query, nearest first.
+    """Finds the k members of the bank most similar to each query, nearest first.
 
-    Of equal similarities the one that comes first in the bank is nearer. A feature of zeros has similarity 0
-    with everything.
+    Among equal similarities, the member that comes first in the bank counts as nearer. A feature of zeros has
+    similarity 0 with everything.
 
     Args:
-        bank: [N, F] finite features; they need not be normalised.
+        bank: [N, F] finite features. They need not be normalised.
         queries: [Q, F] finite features.
-        k: number of neighbours, in 1..N, or in 1..N - 1 with `exclude_self`.
-        exclude_self: the queries are the bank, and no row is its own neighbour.
-        query_block: queries compared at a time; with bank_block it bounds the similarities held in memory.
-        bank_block: members of the bank on the device at a time.
+        k: Number of neighbours, in 1..N, or in 1..N - 1 with `exclude_self`.
+        exclude_self: Whether a row is never its own neighbour. The queries must then be the bank.
+        query_block: Queries per block. Together with `bank_block` it bounds the similarities held in memory.
+        bank_block: Members of the bank per block, held on the device together.
 
     Returns:
         similarity: [Q, k] float32, cosines.
         index: [Q, k] int64, rows of the bank.
 
     Raises:
-        ValueError: shapes or settings break a rule above; the message names the cure.
+        ValueError: Shapes or settings break a rule above. The message names the cure.
     """
     bank, queries = _check_pair(bank, queries)
     _check_neighbours(k, len(bank), exclude_self)
@@ -68,27 +69,27 @@ def knn_predict(
     query_block: int = 256,
     bank_block: int = 65536,
 ) -> dict[int, np.ndarray]:
-    """Labels voted by the k most similar members of the bank, each with weight exp(similarity / temperature).
+    """Predicts labels by a vote of the k nearest members of the bank, with weights exp(similarity / temperature).
 
-    Ties are settled the same way in every run: between equal similarities the one that comes first in the
-    bank is nearer, between classes with equal votes the lower label wins. A feature of zeros has similarity 0
-    with everything.
+    Ties are resolved the same way in every run. Among equal similarities, the member that comes first in the bank
+    counts as nearer. Among classes with equal votes, the lower label wins. A feature of zeros has similarity 0 with
+    everything.
 
     Args:
-        bank: [N, F] finite features whose labels are known; they need not be normalised.
+        bank: [N, F] finite features with known labels. They need not be normalised.
         bank_labels: [N] integers in 0..num_classes - 1.
         queries: [Q, F] finite features to classify.
-        k: numbers of neighbours, each in 1..N; all are answered from one search.
-        num_classes: number of classes.
-        temperature: positive; the smaller, the more the nearest neighbours count.
-        query_block: queries compared at a time; with bank_block it bounds the similarities held in memory.
-        bank_block: members of the bank on the device at a time.
+        k: Numbers of neighbours, each in 1..N. One search serves all of them.
+        num_classes: Number of classes.
+        temperature: Positive temperature of the weights. The smaller it is, the more the nearest neighbours count.
+        query_block: Queries per block. Together with `bank_block` it bounds the similarities held in memory.
+        bank_block: Members of the bank per block, held on the device together.
 
     Returns:
-        For every k, the predicted labels [Q], int32.
+        The predicted labels [Q], int32, for each k.
 
     Raises:
-        ValueError: shapes, labels or settings break a rule above; the message names the cure.
+        ValueError: Shapes, labels or settings break a rule above. The message names the cure.
 
     Source: the protocol of Wu et al., arXiv 1805.01978, section 3.4.
     """
@@ -108,21 +109,21 @@ def knn_predict(
 
 
 def knn_accuracy(bank, bank_labels, queries, query_labels, *, num_classes, **settings) -> dict[int, float]:
-    """Fraction of the queries whose label `knn_predict` finds, for every k.
+    """Computes the fraction of the queries whose label `knn_predict` predicts, for each k.
 
     Args:
-        bank: [N, F] features, see `knn_predict`.
+        bank: [N, F] finite features with known labels, see `knn_predict`.
         bank_labels: [N] integers in 0..num_classes - 1.
-        queries: [Q, F] features.
-        query_labels: [Q] integers in 0..num_classes - 1; classes may be absent.
-        num_classes: number of classes.
-        **settings: the other arguments of `knn_predict`.
+        queries: [Q, F] finite features to classify.
+        query_labels: [Q] integers in 0..num_classes - 1. Classes may be absent.
+        num_classes: Number of classes.
+        **settings: Further arguments of `knn_predict`.
 
     Returns:
-        For every k, a fraction in 0..1.
+        A fraction in 0..1 for each k.
 
     Raises:
-        ValueError: see `knn_predict`.
+        ValueError: An argument breaks a rule of `knn_predict`.
     """
     query_labels = check_labels('query_labels', query_labels, len(queries), num_classes)
     predicted = knn_predict(bank, bank_labels, queries, num_classes=num_classes, **settings)
@@ -130,12 +131,12 @@ def knn_accuracy(bank, bank_labels, queries, query_labels, *, num_classes, **set
 
 
 def _search(bank, queries, k, query_block, bank_block, exclude_self=False):
-    """Similarity and index of the k nearest members, nearest first: each [Q, k]."""
+    """Finds similarity and index of the k nearest members, nearest first, each [Q, k]."""
     num_queries = len(queries)
     query_block = min(query_block, num_queries)
     queries = _pad_rows(queries, query_block).reshape(-1, query_block, queries.shape[1])
     bank_block = min(bank_block, len(bank))
-    # About sqrt(block / k) members a group balance the two searches of `_merge`.
+    # About sqrt(block / k) members per group balance the cost of the two searches of `_merge`.
     group = math.isqrt(max(bank_block // k, 1))
     bank_block = math.ceil(bank_block / group) * group
     queries = _normalize(jnp.asarray(queries))
@@ -159,41 +160,41 @@ def _search(bank, queries, k, query_block, bank_block, exclude_self=False):
 
 @functools.partial(jax.jit, static_argnames=('group', 'exclude_self'), donate_argnums=0)
 def _merge(nearest, queries, members, first, num_valid, *, group, exclude_self):
-    """Brings a block of the bank into the nearest neighbours found so far.
+    """Merges a block of the bank into the nearest neighbours found so far.
 
-    A full search over long rows is what costs the time, so it is done in two: whoever is among the k nearest
-    lies in one of the k groups with the largest maxima, and only those groups are searched.
+    A full search over long rows would take most of the time. The search therefore has two stages. Each of the k
+    nearest members lies in one of the k groups with the largest maxima. Only those groups are searched.
 
     Args:
-        nearest: (similarity, index), each [blocks, query_block, k].
-        queries: [blocks, query_block, F], of unit length.
-        members: [bank_block, F]; bank_block is a multiple of `group`.
-        first: index in the bank of the first member.
-        num_valid: how many members are not padding.
-        group: consecutive members a group.
-        exclude_self: whether a query is not compared with the member of its own index.
+        nearest: Pair (similarity, index), each [blocks, query_block, k].
+        queries: [blocks, query_block, F] features of unit length.
+        members: [bank_block, F] features. `bank_block` is a multiple of `group`.
+        first: Index of the first member in the bank.
+        num_valid: Number of members that are not padding.
+        group: Consecutive members per group.
+        exclude_self: Whether to skip the comparison of a query with the member of the same index.
 
     Returns:
-        (similarity, index) like `nearest`.
+        Pair (similarity, index) like `nearest`.
     """
     num_groups = len(members) // group
     index = jnp.arange(len(members), dtype=jnp.int32).reshape(num_groups, group)
     padding = index >= num_valid
     index = index + first
-    # Members of a group stand a whole row apart, [group, num_groups]: the maxima are then vector operations.
+    # In the order [group, num_groups] the members of a group lie one row apart, so the maxima are vector operations.
     members = _normalize(members).reshape(num_groups, group, -1).swapaxes(0, 1).reshape(members.shape)
 
     def merge_queries(block):
         (known_similarity, known_index), block_queries, own = block
         k = known_index.shape[1]
-        similarity = jnp.einsum('qf,bf->qb', block_queries, members, precision=jax.lax.Precision.HIGHEST)
+        similarity = precise_matmul(block_queries, members.T)
         similarity = similarity.reshape(-1, group, num_groups)
         left_out = padding.T
         if exclude_self:
             left_out = left_out | (own[:, None, None] == index.T)
         similarity = jnp.where(left_out, -jnp.inf, similarity)
         _, best_groups = jax.lax.top_k(similarity.max(axis=1), min(k, num_groups))
-        # In the bank's order, so that top_k, which prefers the first among equals, settles ties by it.
+        # top_k prefers the first among equals. In the bank's order it resolves ties by the bank's order.
         best_groups = jnp.sort(best_groups, axis=1)
         found = jnp.take_along_axis(similarity, best_groups[:, None, :], axis=2).swapaxes(1, 2)
         candidates = jnp.concatenate([known_similarity, found.reshape(len(found), -1)], axis=1)
@@ -207,8 +208,8 @@ def _merge(nearest, queries, members, first, num_valid, *, group, exclude_self):
 
 @functools.partial(jax.jit, static_argnames=('k', 'num_classes'))
 def _vote(similarity, labels, temperature, k, num_classes):
-    """Predicted labels [...] for every size in the ascending tuple k, from neighbours [..., max(k)]."""
-    # Relative to the nearest neighbour: the vote is the same and no temperature overflows.
+    """Predicts labels [...] for each size in the ascending tuple k, from neighbours [..., max(k)]."""
+    # Similarities relative to the nearest neighbour give the same vote, and no temperature overflows.
     weights = jnp.exp((similarity - similarity[..., :1]) / temperature)
     weights, labels = jnp.moveaxis(weights, -1, 0), jnp.moveaxis(labels, -1, 0)
 
@@ -225,26 +226,26 @@ def _vote(similarity, labels, temperature, k, num_classes):
 
 
 def _normalize(features):
-    """Unit length along the last axis; zeros stay zeros."""
-    # Dividing by the largest value first keeps the squares in range.
+    """Scales features to unit length along the last axis. Zeros stay zeros."""
+    # Division by the largest value first keeps the squares in range.
     tiny = jnp.finfo(features.dtype).tiny
     features = features / jnp.maximum(jnp.abs(features).max(axis=-1, keepdims=True), tiny)
     return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), tiny)
 
 
 def _pad_rows(array, multiple):
-    """Appends zeros until the number of rows is a multiple."""
+    """Appends rows of zeros until the number of rows is divisible by `multiple`."""
     missing = -len(array) % multiple
     return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing else array
 
 
 def _check_pair(bank, queries):
-    """Both as float32 matrices of the same width."""
+    """Checks that both are matrices of the same width, and converts them to float32."""
     bank, queries = check_features('bank', bank), check_features('queries', queries)
     if bank.shape[1] != queries.shape[1]:
         raise ValueError(
             f'bank has {bank.shape[1]} features and queries {queries.shape[1]}: '
-            'they must be equal, take both from the same layer of the same encoder'
+            'they must be equal: take both from the same layer of the same encoder'
         )
     return bank, queries
 
@@ -252,9 +253,11 @@ def _check_pair(bank, queries):
 def _check_neighbours(k, bank_size, exclude_self=False):
     most = bank_size - exclude_self
     if k < 1:
-        raise ValueError(f'k={k} must be at least 1: it is a number of neighbours')
+        raise ValueError(f'k={k} must be at least 1: k is a number of neighbours')
     if k > most:
-        raise ValueError(f'k={k} neighbours asked of a bank of {bank_size}: use k of at most {most} or a larger bank')
+        raise ValueError(
+            f'k={k} neighbours requested from a bank of {bank_size}: use k of at most {most} or a larger bank'
+        )
 
 
 def _check_blocks(query_block, bank_block):
@@ -263,25 +266,25 @@ def _check_blocks(query_block, bank_block):
 
 
 def neighbourhood_agreement(first, second, k: int = 10) -> float:
-    """Mean share of the k nearest neighbours that an image has in common in two sets of features.
+    """Computes the mean share of its k nearest neighbours that an image has in both of two sets of features.
 
-    Neighbours are those of `nearest_neighbours` within each set, an image not being its own. The features may
-    be those of two views of every image, of two layers or of two encoders.
+    The neighbours in each set are those of `nearest_neighbours`. An image is never its own neighbour. The two sets
+    may belong to two views of every image, to two layers or to two encoders.
 
     Args:
         first: [N, F] finite features.
         second: [N, G] finite features of the same images in the same order.
-        k: number of neighbours, in 1..N - 1.
+        k: Number of neighbours, in 1..N - 1.
 
     Returns:
-        From 0 to 1; k / (N - 1) is to be expected of unrelated features.
+        A share from 0 to 1. Unrelated features have an expected share of k / (N - 1).
 
     Raises:
-        ValueError: shapes or k break a rule above; the message names the cure.
+        ValueError: Shapes or k break a rule above. The message names the cure.
     """
     if len(first) != len(second):
-        raise ValueError(f'{len(first)} features and {len(second)}: pass one of each image, in the same order')
+        raise ValueError(f'{len(first)} features and {len(second)}: pass one per image in both, in the same order')
     neighbours = [nearest_neighbours(features, features, k=k, exclude_self=True)[1] for features in (first, second)]
-    # No neighbour occurs twice in one set, so whoever does in both is common to them.
+    # No neighbour occurs twice in one set. One that occurs twice in both together is common to them.
     both = np.sort(np.concatenate(neighbours, axis=1), axis=1)
     return float(np.count_nonzero(both[:, 1:] == both[:, :-1]) / neighbours[0].size)

@@ -1,4 +1,4 @@
-"""l2-regularised logistic regression by L-BFGS: linear evaluation without a learning rate."""
+"""Linear evaluation by l2-regularised logistic regression. L-BFGS finds the optimum and needs no learning rate."""
 
 import dataclasses
 import warnings
@@ -12,21 +12,21 @@ from simclr_jax.probes import linear_model
 from simclr_jax.probes.checks import check_features, check_labels, check_targets
 from simclr_jax.probes.linear_model import Axes, Loss, Weights, predict_logits, principal_axes
 
-# SimCLR, appendix B.8: 45 values log-spaced in [1e-6, 1e5], here from the strongest to the weakest.
+# SimCLR, appendix B.8: 45 values spaced logarithmically in [1e-6, 1e5], from the strongest to the weakest.
 LAMBDAS = tuple(float(value) for value in np.logspace(5, -6, 45))
 
 
 @dataclasses.dataclass(frozen=True)
 class Path:
-    """What `fit_path` found.
+    """Result of `fit_path`.
 
     Attributes:
-        weights: the classifier refitted on training and validation examples.
-        l2: the strength of regularisation chosen.
-        lambdas: strengths tried, descending.
-        validation_score: on the validation examples, for each.
-        iterations: L-BFGS iterations spent on each.
-        unfinished: strengths at which max_iterations was too small.
+        weights: Classifier refitted on training and validation examples.
+        l2: Chosen strength of regularisation.
+        lambdas: All strengths, descending.
+        validation_score: Score on the validation examples for each strength.
+        iterations: L-BFGS iterations for each strength.
+        unfinished: Strengths for which max_iterations was too small.
     """
 
     weights: Weights
@@ -48,29 +48,30 @@ def fit(
     max_iterations: int = 2000,
     tolerance: float = 1e-7,
 ) -> Weights:
-    """Minimises the sum over examples of the cross-entropy + l2 / 2 |kernel|^2; the bias is free.
+    """Minimises the sum over examples of the cross-entropy + l2 / 2 |kernel|^2. The bias has no penalty.
 
-    With one label an example, the cross-entropy is that of the softmax, and the optimum that of scikit-learn's
-    LogisticRegression with C = 1 / l2. With any number of labels an example, every class is told from all
-    others by a sigmoid of its own.
+    With one label per example, the cross-entropy is that of the softmax. The optimum is then that of scikit-learn's
+    LogisticRegression with C = 1 / l2. With any number of labels per example, each class has its own sigmoid, which
+    separates the class from all others.
 
     Args:
         features: [N, F], finite, on any scale.
-        labels: [N] integers in 0..num_classes - 1, every class present; or [N, num_classes] of 1: present,
-            0: absent, -1: ignored, every class somewhere present and somewhere absent.
-        num_classes: K, at least 2.
-        l2: positive strength of regularisation.
-        initial: where to start; zeros if None.
-        weights: [N] non-negative weights of the examples; ones if None.
-        max_iterations: most L-BFGS iterations.
-        tolerance: stop where the squared gradient, in units of the curvature, is this fraction of the
-            objective; the objective is then usually within about ten times this fraction of its minimum.
+        labels: [N] integers in 0..num_classes - 1, with every class present. Or [N, num_classes] of 1 (present),
+            0 (absent) and -1 (ignored), with every class present in one example and absent in another.
+        num_classes: Number of classes K, at least 2.
+        l2: Positive strength of regularisation.
+        initial: Classifier at which the search starts, zeros if None.
+        weights: [N] non-negative weights of the examples, ones if None.
+        max_iterations: Most L-BFGS iterations.
+        tolerance: Fraction of the objective. The search stops once the squared gradient, in units of the curvature,
+            is at most this fraction. The objective is then usually within about ten times this fraction of its
+            minimum.
 
     Returns:
-        The minimiser.
+        The weights at the minimum.
 
     Raises:
-        ValueError: shapes, labels or settings break a rule above; the message names the cure.
+        ValueError: Shapes, labels or settings break a rule above. The message names the cure.
 
     Warns:
         RuntimeWarning: max_iterations was too small.
@@ -108,27 +109,27 @@ def fit_path(
     max_iterations: int = 1000,
     tolerance: float = 1e-6,
 ) -> Path:
-    """Chooses the strength of regularisation on validation examples, then refits on all.
+    """Chooses the strength of regularisation on validation examples, then refits on all examples.
 
-    Strengths go from the strongest to the weakest, each from the solution of the one before; of equal
-    validation scores the strongest regularisation wins.
+    The fits go from the strongest to the weakest regularisation. Each starts at the solution before it. Among equal
+    validation scores, the strongest regularisation wins.
 
     Args:
         train_features: [N, F], finite.
         train_labels: [N] or [N, K], see `fit`.
         validation_features: [M, F], finite.
-        validation_labels: [M] or [M, K].
-        num_classes: K, at least 2.
-        lambdas: positive strengths, in any order.
-        score: (logits [M, K], validation labels) -> the larger the better; accuracy if None.
-        max_iterations: see `fit`; for each strength.
-        tolerance: see `fit`.
+        validation_labels: [M] or [M, K], see `fit`.
+        num_classes: Number of classes K, at least 2.
+        lambdas: Positive strengths, in any order.
+        score: Function (logits [M, K], validation labels) -> score, larger is better. Accuracy if None.
+        max_iterations: Most L-BFGS iterations for each strength.
+        tolerance: Fraction of the objective at which each fit stops, see `fit`.
 
     Returns:
-        The refitted classifier and the path that led to it.
+        The refitted classifier and the path of fits before it.
 
     Raises:
-        ValueError: see `fit`.
+        ValueError: An argument breaks a rule above or a rule of `fit`.
 
     Source: SimCLR, arXiv 2002.05709, appendix B.8.
     """
@@ -138,7 +139,7 @@ def fit_path(
     _check_strengths(lambdas)
     lambdas = tuple(sorted(map(float, lambdas), reverse=True))
     score = score or _accuracy
-    # Validation examples take part with weight 0, then 1: choosing and refitting are one compiled program.
+    # Validation examples have weight 0 in the choice and 1 in the refit, so that both are one compiled program.
     features, labels = np.concatenate([train_features, held_features]), np.concatenate([train_labels, held_labels])
     everyone = _as_weights(None, labels, num_classes)
     training = _as_weights(np.arange(len(labels)) < len(train_labels), labels, num_classes)
@@ -159,7 +160,7 @@ def fit_path(
 
 
 class _Problem:
-    """Examples on the devices, seen along their principal axes."""
+    """Examples on the devices, in coordinates along their principal axes."""
 
     def __init__(self, features, labels, axes: Axes, max_iterations: int, tolerance: float):
         self.axes = axes
@@ -169,35 +170,35 @@ class _Problem:
         self._limits = {'max_iterations': max_iterations, 'tolerance': tolerance}
 
     def solve(self, weights: np.ndarray, l2: float, start: Weights) -> tuple[Weights, int, bool]:
-        """The optimum in these coordinates for weights [N] or [N, K], see `linear_model.minimize`."""
-        (weights,) = linear_model.on_devices(weights)
-        return linear_model.minimize(self._loss, (*self._examples, weights), l2, start, **self._limits)
+        """Finds the optimum in these coordinates for weights [N] or [N, K], see `linear_model.minimize`."""
+        weighted = (*self._examples, *linear_model.on_devices(weights))
+        return linear_model.minimize(self._loss, weighted, l2, start, **self._limits)
 
     def inward(self, classifier: Weights) -> Weights:
-        """A classifier of features as one of their coordinates."""
+        """Converts a classifier of features into one of their coordinates."""
         kernel = np.asarray(classifier.kernel)
         return Weights(
             jnp.asarray(self.axes.directions.T @ kernel), jnp.asarray(self.axes.origin @ kernel + classifier.bias)
         )
 
     def outward(self, classifier: Weights) -> Weights:
-        """A classifier of coordinates as one of the features."""
+        """Converts a classifier of coordinates into one of the features."""
         kernel = self.axes.directions @ np.asarray(classifier.kernel)
         return Weights(jnp.asarray(kernel), classifier.bias - jnp.asarray(self.axes.origin @ kernel))
 
 
 def predict(classifier: Weights, features) -> np.ndarray:
-    """Most likely labels [N], int32, of features [N, F]; of equal logits the lower label."""
+    """Predicts the most likely labels [N], int32, of features [N, F]. Among equal logits, the lower label wins."""
     return np.argmax(predict_logits(classifier, features), axis=1).astype(np.int32)
 
 
 def accuracy(classifier: Weights, features, labels) -> float:
-    """Fraction of the features [N, F] whose label [N] is predicted."""
+    """Computes the fraction of the features [N, F] whose label [N] is predicted."""
     return _accuracy(predict_logits(classifier, features), np.asarray(labels))
 
 
 def objective(classifier: Weights, features, labels, l2, weights=1.0) -> jax.Array:
-    """The sum that `fit` minimises, for features [N, F], labels [N] and weights [N] or scalar."""
+    """Computes the function that `fit` minimises, for features [N, F], labels [N], and weights [N] or a scalar."""
     weights = jnp.broadcast_to(jnp.asarray(weights, jnp.float32), len(labels))
     return linear_model.objective(SOFTMAX, classifier, (features, labels, weights), l2)
 
@@ -210,8 +211,8 @@ def _softmax_total(logits, labels, weights):
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     is_other = jnp.arange(logits.shape[1]) != labels[:, None]
     others = jax.nn.logsumexp(logits, axis=1, where=is_other)
-    # softplus(others - own) is the cross-entropy, exact to the last digits where the classes are separated
-    # and it tends to 0; with weak regularisation the whole objective lives there.
+    # softplus(others - own) is the cross-entropy. It is exact to the last digits where the classes are separated and
+    # the cross-entropy tends to 0. With weak regularisation, the whole objective consists of such values.
     return jnp.sum(weights * jax.nn.softplus(others - own))
 
 
@@ -237,14 +238,17 @@ SIGMOID = Loss(_sigmoid_total, _sigmoid_curvature)
 
 
 def _as_examples(name, features, labels, num_classes):
-    """Features as float32 [N, F] and labels as int32 [N] or [N, K], checked."""
+    """Checks examples and returns features as float32 [N, F] and labels as int32 [N] or [N, K]."""
     features = check_features(f'{name} features', features)
     check = check_targets if np.ndim(labels) == 2 else check_labels
     return features, check(f'{name} labels', labels, len(features), num_classes)
 
 
 def _as_weights(weights, labels, num_classes):
-    """Weights as float32 [N], or [N, K] where labels are; checked. A class with one kind of answer has no optimum."""
+    """Checks weights [N] and returns them as float32 [N], or as [N, K] for labels [N, K].
+
+    Without both positive and negative examples a class has no optimum, which raises ValueError.
+    """
     size = len(labels)
     weights = np.ones(size, np.float32) if weights is None else np.asarray(weights, np.float32)
     if weights.shape != (size,) or not (np.isfinite(weights) & (weights >= 0)).all():
@@ -252,10 +256,10 @@ def _as_weights(weights, labels, num_classes):
     counted = labels[weights > 0]
     if labels.ndim == 2:
         missing = [c for c in range(num_classes) if not {0, 1} <= set(counted[:, c].tolist())]
-        rule = 'are present, or absent, in no training example; each needs both: leave them out'
+        rule = 'are present, or absent, in no training example, but each needs both: leave them out'
     else:
         missing = sorted(set(range(num_classes)) - set(counted.tolist()))
-        rule = 'have no training example; there must be two or more classes and each needs one: '
+        rule = 'have no training example, but at least two classes with one example each are needed: '
         rule += 'renumber the labels from 0 without gaps'
     if missing or num_classes < 2:
         raise ValueError(f'classes {missing} of {num_classes} {rule}')
@@ -266,5 +270,5 @@ def _check_strengths(lambdas):
     if not len(lambdas) or not all(0 < l2 < np.inf for l2 in lambdas):
         raise ValueError(
             f'l2={list(lambdas)} must be positive and finite: '
-            'without regularisation separable classes have no minimum; 1e-6 is next to none'
+            'without regularisation, separable classes have no minimum. 1e-6 is almost none'
         )

@@ -1,7 +1,7 @@
-"""Linear support vector machines on frozen features, one a class: the VOC07 protocol, with all labels or few.
+"""Linear support vector machines on frozen features, one per class: the VOC07 protocol with all labels or few.
 
-Source: the protocol of VISSL and mmselfsup (Goyal et al., arXiv 1905.01235, section 6.1 and 6.2), apart from the cost
-with few labels: it is chosen on validation examples, never on the test set.
+Source: the protocol of VISSL and mmselfsup (Goyal et al., arXiv 1905.01235, sections 6.1 and 6.2). One thing differs:
+with few labels, the cost is chosen on validation examples, never on the test set.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ from simclr_jax.probes.linear_model import Loss, Weights, predict_logits, princi
 # Costs of the protocol, from the strongest regularisation to the weakest.
 COSTS = tuple(0.5**power for power in range(19, 3, -1)) + (1.0, 10.0, 100.0)
 FOLDS = 3
-# A positive example weighs as much as two negative ones.
+# Weight of a positive example. A negative example has weight 1.
 POSITIVE_WEIGHT = 2.0
-# With few labels, negative examples for each positive one.
+# Negative examples for each positive one in the protocol with few labels.
 NEGATIVES_A_POSITIVE = 19
 
 _LIMITS = {'max_iterations': 1000, 'tolerance': 1e-8}
@@ -29,12 +29,12 @@ _LIMITS = {'max_iterations': 1000, 'tolerance': 1e-8}
 
 @dataclasses.dataclass(frozen=True)
 class Machines:
-    """One machine a class.
+    """One machine per class.
 
     Attributes:
-        weights: scores are features @ kernel + bias.
-        costs: chosen for each class, float [K].
-        validation_precision: average precision on examples held out, for each cost and class, [costs, K].
+        weights: Kernel and bias. Scores are features @ kernel + bias.
+        costs: [K] float, the chosen cost of each class.
+        validation_precision: [costs, K], the average precision on held-out examples for each cost and class.
     """
 
     weights: Weights
@@ -45,23 +45,23 @@ class Machines:
 def fit(features, targets, cost, *, weights=None) -> Weights:
     """Minimises for each class (|w|^2 + b^2) / 2 + cost * sum of weight * max(0, 1 - y (w x + b))^2.
 
-    The optimum is that of scikit-learn's LinearSVC with class_weight {1: 2, -1: 1}; as there, the bias is
-    regularised like a weight of a feature that is always 1.
+    The optimum is that of scikit-learn's LinearSVC with class_weight {1: 2, -1: 1}. As in LinearSVC, the bias has the
+    penalty of a weight whose feature is always 1.
 
     Args:
         features: [N, F], finite.
-        targets: [N, K] of 1: present, 0: absent, -1: ignored.
-        cost: positive, one for all classes or [K].
-        weights: [N, K] non-negative weights of the examples in each class's sum; ones if None.
+        targets: [N, K] of 1 (present), 0 (absent) and -1 (ignored).
+        cost: Positive cost, a scalar for all classes or [K].
+        weights: [N, K] non-negative weights of the examples in each class's sum, ones if None.
 
     Returns:
-        The machines' weights.
+        The machines' kernel [F, K] and bias [K].
 
     Raises:
-        ValueError: shapes or values break a rule above; the message names the cure.
+        ValueError: Shapes or values break a rule above. The message names the cure.
 
     Warns:
-        RuntimeWarning: the minimum is too far; features of length 1 bring it nearer.
+        RuntimeWarning: The search ended before the minimum. Features of length 1 bring the minimum nearer.
     """
     features = check_features('features', features)
     targets = _as_targets(targets, len(features))
@@ -72,24 +72,24 @@ def fit(features, targets, cost, *, weights=None) -> Weights:
     return pool.outward(pool.solve_gradually(targets, _example_weights(targets, weights), cost))
 
 
-def fit_cross_validated(features, targets, *, costs: Sequence[float] = COSTS, seed: int = 0) -> Machines:
-    """Chooses the cost of each class by stratified 3-fold average precision, then fits to everything.
+def fit_cross_validated(features, targets, *, costs: Sequence[float] | np.ndarray = COSTS, seed: int = 0) -> Machines:
+    """Chooses the cost of each class by stratified 3-fold average precision, then fits to all examples.
 
     Args:
         features: [N, F], finite.
-        targets: [N, K] of 1: present, 0: absent, -1: ignored; of each class at least three present and three
-            absent.
-        costs: positive, in any order; of equal precisions the smallest cost wins.
-        seed: of the folds.
+        targets: [N, K] of 1 (present), 0 (absent) and -1 (ignored). Each class needs at least three examples where it
+            is present and three where it is absent.
+        costs: Positive costs, in any order. Among equal precisions, the smallest cost wins.
+        seed: Seed of the folds.
 
     Returns:
         The machines.
 
     Raises:
-        ValueError: shapes or values break a rule above; the message names the cure.
+        ValueError: Shapes or values break a rule above. The message names the cure.
 
     Warns:
-        RuntimeWarning: see `fit`.
+        RuntimeWarning: The last fit ended before its minimum, see `fit`.
     """
     features = check_features('features', features)
     targets = _as_targets(targets, len(features), least=FOLDS)
@@ -109,24 +109,26 @@ def fit_cross_validated(features, targets, *, costs: Sequence[float] = COSTS, se
 
 def fit_low_shot(
     features, targets, validation_features, validation_targets, *, positives: int, seed: int,
-    costs: Sequence[float] = COSTS,
+    costs: Sequence[float] | np.ndarray = COSTS,
 ) -> Machines:  # fmt: skip
-    """Fits to a few positive examples a class and 19 times as many negative ones.
+    """Fits to a few positive examples per class and 19 times as many negative ones.
+
+    The cost of each class is chosen by average precision on validation examples.
 
     Args:
-        features: [N, F], finite: the pool that examples are drawn from, see `draw_low_shot`.
-        targets: [N, K] of 1: present, 0: absent, -1: ignored.
-        validation_features: [M, F], finite: where the cost of each class is chosen by average precision.
-        validation_targets: [M, K].
-        positives: examples drawn of each class, at least 1.
-        seed: of the draw.
-        costs: see `fit_cross_validated`.
+        features: [N, F], finite. Training examples are drawn from them by `draw_low_shot`.
+        targets: [N, K] of 1 (present), 0 (absent) and -1 (ignored).
+        validation_features: [M, F], finite.
+        validation_targets: [M, K] of 1 (present), 0 (absent) and -1 (ignored).
+        positives: Positive examples drawn for each class, at least 1.
+        seed: Seed of the draw.
+        costs: Positive costs, in any order. Among equal precisions, the smallest cost wins.
 
     Returns:
         The machines.
 
     Raises:
-        ValueError: a class with fewer positive examples, or shapes or values that break a rule above.
+        ValueError: A class has fewer positive examples, or shapes or values break a rule above.
     """
     features = check_features('features', features)
     held_features = check_features('validation features', validation_features)
@@ -147,14 +149,18 @@ def fit_low_shot(
 
 
 def draw_low_shot(targets, *, positives: int, seed: int) -> np.ndarray:
-    """Which examples each class learns from: bool [N, K], `positives` present ones and 19 times as many absent.
+    """Draws the examples that each class learns from: positive ones and 19 times as many negative ones.
 
-    Where fewer are absent, all of them are drawn. A larger draw of the same seed contains the smaller one.
+    Where a class has fewer negative examples, all of them are drawn. A larger draw with the same seed contains the
+    smaller one.
 
     Args:
-        targets: [N, K] of 1: present, 0: absent, -1: ignored.
-        positives: of each class, at most as many as there are.
-        seed: of the draw; that of a class does not depend on the others.
+        targets: [N, K] of 1 (present), 0 (absent) and -1 (ignored).
+        positives: Positive examples per class, at most as many as each class has.
+        seed: Seed of the draw. The draw of a class does not depend on the other classes.
+
+    Returns:
+        [N, K] bool, true where the class learns from the example.
     """
     drawn = np.zeros(targets.shape, bool)
     for number, column in enumerate(np.asarray(targets).T):
@@ -166,24 +172,30 @@ def draw_low_shot(targets, *, positives: int, seed: int) -> np.ndarray:
 
 
 def _drawn_first(drawn: np.ndarray, positives: int) -> np.ndarray:
-    """The rows drawn by any class and more, up to a number that all draws share: they are one compiled program."""
+    """Returns the rows drawn by any class, and further rows up to a number that all draws of this size share.
+
+    All draws then have the same shape, so that one compiled program serves them.
+    """
     largest = drawn.shape[1] * (1 + NEGATIVES_A_POSITIVE) * positives
     return np.argsort(~drawn.any(axis=1), kind='stable')[:largest]
 
 
 def _of_each_class(found: list[Weights], best: np.ndarray) -> Weights:
-    """Class k's machine is the one of number best[k]."""
+    """Takes the machine of class k from found[best[k]], for each class."""
     classes = np.arange(len(best))
     kernels, biases = (np.stack([np.asarray(part) for part in parts]) for parts in zip(*found, strict=True))
     return Weights(jnp.asarray(kernels[best, :, classes].T), jnp.asarray(biases[best, classes]))
 
 
 def stratified_folds(targets, *, seed: int) -> np.ndarray:
-    """The fold 0, 1 or 2 of each example in each class's own division, int [N, K]; -1: ignored.
+    """Divides the examples into three folds, separately for each class, with equal shares of positive examples.
 
     Args:
-        targets: [N, K] of 1: present, 0: absent, -1: ignored.
-        seed: of the division; that of a class does not depend on the others.
+        targets: [N, K] of 1 (present), 0 (absent) and -1 (ignored).
+        seed: Seed of the division. The division of a class does not depend on the other classes.
+
+    Returns:
+        [N, K] int, the fold 0, 1 or 2 of each example, or -1 where it is ignored.
     """
     folds = np.full(targets.shape, -1)
     for number, column in enumerate(np.asarray(targets).T):
@@ -194,7 +206,7 @@ def stratified_folds(targets, *, seed: int) -> np.ndarray:
 
 
 class _Pool:
-    """Examples along their principal axes, with a feature that is always 1 in place of a bias."""
+    """Examples in coordinates along their principal axes. A feature that is always 1 replaces the bias."""
 
     def __init__(self, features: np.ndarray):
         ones = np.ones((len(features), 1), np.float32)
@@ -204,16 +216,16 @@ class _Pool:
         (self._rows,) = linear_model.on_devices(self._axes.of(features))
 
     def path(self, targets, weights, costs):
-        """Machines at each of the costs, which ascend: each from the ones before."""
+        """Yields the machines at each of the ascending costs. Each fit starts at the machines before it."""
         machines = linear_model.zeros(self._rows.shape[1], targets.shape[1])
         for cost in costs:
             machines, _, _ = self._solve(targets, weights, cost, machines)
             yield machines
 
     def solve_gradually(self, targets, weights, cost) -> Weights:
-        """Machines at a cost, scalar or [K], by way of the smaller ones of COSTS.
+        """Finds the machines at a cost, a scalar or [K], after a fit at each smaller cost of COSTS.
 
-        Examples that can be separated would take several times the iterations from zeros.
+        Separable examples would need several times as many iterations if the search started at zeros.
         """
         machines = linear_model.zeros(self._rows.shape[1], targets.shape[1])
         for smaller in (step for step in COSTS if step < np.max(cost)):
@@ -233,11 +245,11 @@ class _Pool:
         return linear_model.minimize(SQUARED_HINGE, examples, l2, start, has_bias=False, **_LIMITS)
 
     def scores(self, machines: Weights) -> np.ndarray:
-        """Of the examples themselves, [N, K]."""
+        """Computes the scores [N, K] of the pool's own examples."""
         return predict_logits(machines, self._rows)[: self._size]
 
     def outward(self, machines: Weights) -> Weights:
-        """Machines of the features themselves."""
+        """Converts machines of the coordinates into machines of the features."""
         kernel = self._axes.directions @ np.asarray(machines.kernel)
         return Weights(jnp.asarray(kernel[:-1]), jnp.asarray(kernel[-1]))
 

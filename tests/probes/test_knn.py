@@ -181,7 +181,7 @@ def test_agreement_of_unrelated_features_is_that_of_chance():
 @pytest.mark.parametrize(
     'change, message',
     [
-        ({'k': [1, 13]}, 'k=13 neighbours asked of a bank of 12: use k of at most 12'),
+        ({'k': [1, 13]}, 'k=13 neighbours requested from a bank of 12: use k of at most 12'),
         ({'k': [0]}, 'at least 1'),
         ({'temperature': 0.0}, 'temperature=0.0 must be positive'),
         ({'bank_block': 0}, 'bank_block=0'),
@@ -208,7 +208,7 @@ def test_mistakes_are_named(change, message):
 @pytest.mark.parametrize(
     'change, message',
     [
-        ({'k': 13}, 'k=13 neighbours asked of a bank of 12: use k of at most 12'),
+        ({'k': 13}, 'k=13 neighbours requested from a bank of 12: use k of at most 12'),
         ({'k': 12, 'exclude_self': True}, 'use k of at most 11'),
         ({'k': 0}, 'k=0 must be at least 1'),
         ({'queries': np.ones((3, 4)), 'exclude_self': True}, '3 queries and a bank of 12: pass the bank'),
@@ -222,5 +222,5 @@ def test_mistakes_in_a_search_are_named(change, message):
 
 
 def test_agreement_needs_the_same_images():
-    with pytest.raises(ValueError, match='12 features and 11: pass one of each image'):
+    with pytest.raises(ValueError, match='12 features and 11: pass one per image'):
         neighbourhood_agreement(np.ones((12, 4)), np.ones((11, 4)))

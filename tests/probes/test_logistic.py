@@ -322,7 +322,7 @@ GOOD = {'features': np.eye(4), 'labels': np.array([0, 1, 2, 1]), 'num_classes': 
 @pytest.mark.parametrize(
     'change, message',
     [
-        ({'labels': np.zeros(4, int), 'num_classes': 1}, 'two or more classes'),
+        ({'labels': np.zeros(4, int), 'num_classes': 1}, 'at least two classes with one example each'),
         ({'labels': np.zeros(4, int)}, r'classes \[1, 2\] of 3 have no training example'),
         ({'weights': np.array([1, 1, 0, 1])}, r'classes \[2\] of 3'),
         (
