@@ -1,1 +1,1 @@
-"""From images somewhere to batches of views: sources (what there is) and the pipeline (how it is read)."""
+"""From stored images to batches of views: sources open a split, the pipeline and the feeds read it."""

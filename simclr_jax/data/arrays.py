@@ -4,32 +4,37 @@ import itertools
 import pathlib
 import zipfile
 import zlib
+from typing import Any
 
 import numpy as np
 
 from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, three_channels
 
-# Digits come as one set: one in five, taken evenly through it, is for testing.
+# Digits come as one set. Every fifth image is for testing.
 DIGITS_TEST_EVERY = 5
 
 
 def load_npz(path: str, split: str) -> Examples:
-    """A split in one .npz file, without pickle.
+    """Opens a split in one .npz file, without pickle.
 
-    Either 'image' uint8 [N, H, W(, C)] (also named 'images' or 'x'), or 'jpeg' uint8 (all files end to end)
-    with 'offset' int64 [N + 1]; and optionally 'label' (also 'labels' or 'y') int [N], -1: none, or, where an
-    image may show several of K >= 2 classes, int [N, K], 1: present, 0: absent, -1: ignored.
+    The file holds the images in one of two forms:
+
+    * 'image' (also 'images' or 'x'): uint8 [N, H, W] or [N, H, W, C];
+    * 'jpeg': uint8, all files one after the other, with 'offset': int64 [N + 1].
+
+    It may hold 'label' (also 'labels' or 'y'). Single label: int [N], -1: none. Multi-label, for K >= 2 classes:
+    int [N, K], 1: present, 0: absent, -1: ignored.
 
     Args:
-        path: the file; '{split}' in it is replaced by the split's name.
-        split: name of the split.
+        path: Path of the file. '{split}' in it is replaced by the split's name.
+        split: Name of the split.
 
     Raises:
-        DataError: no such file, no such arrays, or lengths that do not fit.
+        DataError: There is no such file, it lacks the arrays, or their lengths do not fit together.
     """
     if '{split}' not in path and split not in ('', 'train'):
         raise DataError(
-            f"data.path={path} is one file, and holds no split '{split}'; write {{split}} where the files' "
+            f"data.path={path} is one file and holds no split '{split}'; write {{split}} where the files' "
             "names differ, as in data_{split}.npz, or set data.eval_split=''"
         )
     path = path.replace('{split}', split)
@@ -56,7 +61,8 @@ def _read_arrays(path: str) -> dict[str, np.ndarray]:
             return {name: file[name] for name in file.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
-            f'{path} is no .npz file of plain arrays: {error}; write one with numpy.savez(path, image=..., label=...)'
+            f'{path} is not an .npz file of plain arrays: {error}; write one with '
+            'numpy.savez(path, image=..., label=...)'
         ) from error
 
 
@@ -75,19 +81,19 @@ def _cut(jpeg: np.ndarray, offset: np.ndarray, path: str) -> list[bytes]:
 
 
 def load_digits(split: str) -> Examples:
-    """scikit-learn's digits (UCI optical recognition of handwritten digits), 8 x 8 pixels, 10 classes.
+    """Opens scikit-learn's digits (UCI optical recognition of handwritten digits), 8 x 8 pixels, 10 classes.
 
     Args:
-        split: 'train' (1,437 images) or 'test' (360, every fifth).
+        split: 'train' (1,437 images) or 'test' (360 images, every fifth of the set).
 
     Raises:
-        DataError: another split.
+        DataError: The split has another name.
     """
     from sklearn import datasets
 
     if split not in ('train', 'test'):
         raise DataError(f"data.split='{split}': the source digits has train and test")
-    digits = datasets.load_digits()
+    digits: Any = datasets.load_digits()
     is_test = np.arange(len(digits.target)) % DIGITS_TEST_EVERY == 0
     chosen = is_test if split == 'test' else ~is_test
     images = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
@@ -96,7 +102,13 @@ def load_digits(split: str) -> Examples:
 
 
 def make_fake(split: str, size: int, image_size: int) -> Examples:
-    """Noise of ten slightly different mean colours, in place of a data set."""
+    """Makes noise with ten slightly different mean colours, one per class, in place of a data set.
+
+    Args:
+        split: Name of the split. Splits of different names have different images.
+        size: Number of images.
+        image_size: Height and width of the images, in pixels.
+    """
     seed = sum(split.encode())
     random = np.random.default_rng(seed)
     labels = random.integers(10, size=size).astype(np.int32)
@@ -110,14 +122,14 @@ def _examples(name: str, size: int, content: Decoded | Encoded, labels: np.ndarr
         raise DataError(f'{name} holds no images')
     if labels is None:
         return Examples(name, size, content, np.full(size, -1, np.int32), ())
-    # One column is more likely class numbers that were not flattened.
+    # A single column most likely holds class numbers that were not flattened.
     is_multi_label = labels.ndim == 2 and labels.shape[1] > 1
     has_rows = labels.shape[:1] == (size,) and (labels.ndim == 1 or is_multi_label)
     is_integer = np.issubdtype(labels.dtype, np.integer)
     if not has_rows or not is_integer or labels.min() < -1 or (is_multi_label and labels.max() > 1):
         raise DataError(
             f"{name}: 'label' is {labels.dtype} {list(labels.shape)}; must be integers >= -1, one for each "
-            f'of {size} images, or [{size}, 2 or more classes] of 1 (present), 0 (absent) and -1 (ignored)'
+            f'of {size} images, or [{size}, 2 or more classes] with 1 (present), 0 (absent) and -1 (ignored)'
         )
     num_classes = labels.shape[1] if is_multi_label else labels.max() + 1
     return Examples(name, size, content, labels.astype(np.int32), tuple(map(str, range(num_classes))))

@@ -11,17 +11,17 @@ EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')
 
 
 def load_folder(path: str, split: str) -> Examples:
-    """The image files below a directory, in the order of their names.
+    """Opens the image files below a directory, in the order of their names.
 
-    Labels are the names of the sub-folders, if there are several and every image lies in one; otherwise there
-    are none.
+    The sub-folders are the classes if there are at least two and every image lies in one. Otherwise there are no
+    labels.
 
     Args:
-        path: the directory.
-        split: name of a sub-directory that holds the split; '': the directory itself.
+        path: Path of the directory.
+        split: Name of the sub-directory that holds the split. '' means the directory itself.
 
     Raises:
-        DataError: no such directory, or no image files in it.
+        DataError: There is no such directory, or it holds no image files.
     """
     root = pathlib.Path(path).expanduser()
     if not root.is_dir():

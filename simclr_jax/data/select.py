@@ -1,4 +1,4 @@
-"""Parts of a split: chosen images, and as many labelled ones as an experiment may use."""
+"""Parts of a split: chosen images, and the labelled images that an experiment may use."""
 
 import dataclasses
 
@@ -8,19 +8,19 @@ from simclr_jax.config.label_budget import Labels
 from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files, Streamed
 from simclr_jax.data.subsets import balanced_subset
 
-# The subsets of ImageNet that the papers publish, as TensorFlow Datasets names them.
+# Published subsets of ImageNet, by their names in TensorFlow Datasets.
 PUBLISHED_SUBSETS = {'1%': 'imagenet2012_subset/1pct', '10%': 'imagenet2012_subset/10pct'}
 
 
 def published_subset(name: str, labels: Labels) -> str | None:
-    """TFDS' name of the published subset with so many labels; None where there is none.
+    """Name in TFDS of the published subset with this label budget, or None where there is none.
 
-    Its split 'train' has the labels that all papers use for 1 % and 10 % of ImageNet, so that results compare;
-    for everything else `labelled_part` draws them.
+    Its split 'train' has the labels that all papers use for 1 % and 10 % of ImageNet, so that results are comparable.
+    For all other data sets and budgets, `labelled_part` draws the labels.
 
     Args:
-        name: of the whole data set in TFDS, 'imagenet2012' or 'imagenet2012:5.1.0'.
-        labels: how many.
+        name: Name of the whole data set in TFDS, for example 'imagenet2012' or 'imagenet2012:5.1.0'.
+        labels: Label budget.
 
     Source: SimCLR, arXiv 2002.05709, section 6.
     """
@@ -31,39 +31,40 @@ def labelled_part(examples: Examples, labels: Labels, seed: int) -> Examples:
     """The images whose labels may be used, as a split of their own.
 
     Args:
-        examples: a labelled split; streamed only if all of it is asked for.
-        labels: how many.
-        seed: see `labelled_indices`.
+        examples: Labelled split. It may be streamed only if the budget is all labels.
+        labels: Label budget.
+        seed: Seed of the draw, see `labelled_indices`.
 
     Raises:
-        DataError: it is streamed, unlabelled, or has too few labels of a class.
+        DataError: The split is streamed, unlabelled, or has too few labels of a class.
     """
     if examples.labels is None and labels == Labels():
         return examples
-    _check_in_memory(examples)
+    _, known = _in_memory(examples)
     try:
-        indices = labelled_indices(examples.labels, labels, seed)
+        indices = labelled_indices(known, labels, seed)
     except ValueError as error:
         raise DataError(f'{labels} labels of {examples.name}: {error}') from error
     return examples if len(indices) == examples.size else select(examples, indices)
 
 
 def labelled_indices(known: np.ndarray, labels: Labels, seed: int) -> np.ndarray:
-    """Which examples' labels may be used: equally many of each class, or of several an image simply so many.
+    """Draws the examples whose labels may be used.
 
-    Subsets of one seed are nested: a smaller one lies within every larger one.
+    Single-label data gives equally many examples per class. Multi-label data gives a plain random share. Subsets of one
+    seed are nested: a smaller one lies within every larger one.
 
     Args:
-        known: int [N], or [N, K] of several labels an image; see spec.Examples.
-        labels: how many of them.
-        seed: non-negative; of another seed the subset is another.
+        known: Labels, int [N], or multi-label int [N, K]. See `spec.Examples`.
+        labels: Label budget.
+        seed: Seed of the draw, non-negative. Another seed gives another subset.
 
     Returns:
-        Sorted int64 indices into `known`; never of an unlabelled example.
+        Sorted int64 indices into `known`, of labelled examples only.
 
     Raises:
-        ValueError: nothing is labelled, a class has too few labels, or so many a class are asked where an
-            image has several.
+        ValueError: Nothing is labelled, a class has too few labels, or multi-label data is asked for a number of labels
+            per class.
     """
     is_multi_label = known.ndim == 2
     labelled = np.flatnonzero((known >= 0).any(axis=1) if is_multi_label else known >= 0)
@@ -74,69 +75,76 @@ def labelled_indices(known: np.ndarray, labels: Labels, seed: int) -> np.ndarray
     if not is_multi_label:
         return balanced_subset(known, per_class=labels.per_class, fraction=labels.fraction, seed=seed)
     if labels.fraction is None:
-        raise ValueError(f"an image may have several, so that there is no {labels} a class; ask a share, as '10%'")
+        raise ValueError(f"an image may have several, so {labels} per class is not defined; ask for a share, as '10%'")
     size = max(1, round(labels.fraction * len(labelled)))
     return np.sort(np.random.default_rng(seed).permutation(labelled)[:size])
 
 
 def select(examples: Examples, indices: np.ndarray) -> Examples:
-    """The chosen images of a split in memory or of files, as a split of its own; they keep their ids.
+    """The chosen images of a split as a split of their own. They keep their ids.
 
     Args:
-        examples: the split, not streamed.
-        indices: int [M], M >= 1, in 0..N - 1.
+        examples: Split in memory or of files, not streamed.
+        indices: Indices of the images, int [M], M >= 1, in 0..N - 1.
 
     Raises:
-        DataError: the split is streamed.
-        ValueError: no indices, or outside of the split.
+        DataError: The split is streamed.
+        ValueError: There are no indices, or they lie outside of the split.
     """
-    _check_in_memory(examples)
+    content, labels = _in_memory(examples)
     indices = np.asarray(indices)
     if not indices.size or indices.min() < 0 or indices.max() >= examples.size:
         raise ValueError(f'indices={indices} must be one or more of 0..{examples.size - 1}, images of {examples.name}')
-    content = examples.content
     if isinstance(content, Decoded):
         content = Decoded(content.images[indices])
     elif isinstance(content, Encoded):
-        content = Encoded([content.files[index] for index in indices])
+        content = Encoded([content.files[int(index)] for index in indices])
     else:
-        content = Files([content.paths[index] for index in indices])
+        content = Files([content.paths[int(index)] for index in indices])
     positions = indices.astype(np.int64) if examples.positions is None else examples.positions[indices]
     return dataclasses.replace(
-        examples, size=len(indices), content=content, labels=examples.labels[indices], positions=positions
+        examples, size=len(indices), content=content, labels=labels[indices], positions=positions
     )
 
 
 def concatenate(first: Examples, second: Examples) -> Examples:
-    """Two splits of a data set as one; images are named after the split that they come from.
+    """Joins two splits of a data set. The name of the result names both.
 
     Args:
-        first, second: in memory or of files, stored alike, with the same classes.
+        first, second: Splits in memory or of files, stored in the same form, with the same classes.
 
     Raises:
-        DataError: one of them is streamed.
-        ValueError: they are not of one data set.
+        DataError: One of the splits is streamed.
+        ValueError: The splits differ in classes or storage, so they are not from one data set.
     """
-    for part in (first, second):
-        _check_in_memory(part)
-    if type(first.content) is not type(second.content) or first.class_names != second.class_names:
-        raise ValueError(f'{first.name} and {second.name} differ in classes or storage; join splits of one data set')
-    kind = type(first.content)
-    (field,) = (field.name for field in dataclasses.fields(kind))
-    parts = [getattr(part.content, field) for part in (first, second)]
-    content = kind(np.concatenate(parts) if kind is Decoded else [*parts[0], *parts[1]])
+    (first_content, first_labels), (second_content, second_labels) = _in_memory(first), _in_memory(second)
+    mismatch = f'{first.name} and {second.name} differ in classes or storage; join splits of one data set'
+    if first.class_names != second.class_names:
+        raise ValueError(mismatch)
+    match first_content, second_content:
+        case Decoded(images), Decoded(more_images):
+            content = Decoded(np.concatenate([images, more_images]))
+        case Encoded(files), Encoded(more_files):
+            content = Encoded([*files, *more_files])
+        case Files(paths), Files(more_paths):
+            content = Files([*paths, *more_paths])
+        case _:
+            raise ValueError(mismatch)
     return Examples(
         name=f'{first.name} + {second.name}',
         size=first.size + second.size,
         content=content,
-        labels=np.concatenate([first.labels, second.labels]),
+        labels=np.concatenate([first_labels, second_labels]),
         class_names=first.class_names,
     )
 
 
-def _check_in_memory(examples: Examples) -> None:
+def _in_memory(examples: Examples) -> tuple[Decoded | Encoded | Files, np.ndarray]:
+    """Images and labels of a split that is not streamed."""
     if isinstance(examples.content, Streamed):
         raise DataError(
-            f'{examples.name} is streamed, and no part of it can be chosen: raise data.memory_limit_gb, or take '
+            f'{examples.name} is streamed, so no part of it can be chosen: raise data.memory_limit_gb, or take '
             'a data set that is such a part, as imagenet2012_subset/1pct'
         )
+    assert examples.labels is not None, 'only streamed splits have unread labels'
+    return examples.content, examples.labels

@@ -1,8 +1,9 @@
-"""Splits too large to hold: read in lanes, of which a process opens only those that its own rows come from.
+"""Splits too large for the memory: read in lanes. A process opens only the lanes of its own rows.
 
-A lane is a part of the split, a run of its shards. Each row of the global batch has its lane, the same one in every
-step, so that what stands where follows from (seed, step) and the lanes alone, whatever the number of processes. Within
-a lane every image comes once in each of its epochs: the shards' order changes, and a buffer shuffles the records.
+A lane is a part of the split, a run of consecutive shards. Each row of the global batch belongs to one lane, the same
+in every step. So the order of the images follows from (seed, step) and the lanes alone, not from the number of
+processes. Within a lane every image comes once per epoch of the lane. The order of the shards changes with each epoch,
+and a buffer shuffles the records.
 """
 
 import dataclasses
@@ -13,20 +14,23 @@ import tensorflow as tf
 
 from simclr_jax.data.spec import Share, Streamed
 
-# A lane has so many shards at least: one that begins inside of a shard reads over what comes before.
+# TensorFlow's type stubs lack it.
+index_shuffle = tf.random.experimental.index_shuffle  # pyright: ignore[reportAttributeAccessIssue]
+
+# Smallest number of shards per lane. A lane that begins inside of a shard must read over the records before.
 _SHARDS_OF_A_LANE = 4
-# A lane that would begin so close to a shard's edge, as a part of the lane, begins there.
+# A lane that would begin this close to a shard's edge, as a share of the lane, begins at the edge.
 _SNAP = 0.005
 
 
 @dataclasses.dataclass(frozen=True)
 class _Lanes:
-    """L lanes of pieces of shards, all pieces in one row.
+    """L lanes, made of P pieces of shards. The pieces of all lanes lie in one row.
 
     Attributes:
-        starts: int64 [L + 1], where each lane's pieces begin.
-        sizes: int64 [L], records of each lane.
-        pieces: int64 [P, 3], of each piece the shard, the records of it to skip and to take.
+        starts: First piece of each lane, int64 [L + 1].
+        sizes: Records of each lane, int64 [L].
+        pieces: Shard, records to skip and records to take of each piece, int64 [P, 3].
     """
 
     starts: np.ndarray
@@ -35,27 +39,27 @@ class _Lanes:
 
     @property
     def count(self) -> int:
-        """L."""
+        """Number of lanes L."""
         return len(self.sizes)
 
 
 def stored_rows(content: Streamed) -> tf.data.Dataset:
-    """All (index, record) in the order in which they are stored."""
+    """All rows (index, record) of a split, in stored order."""
     return tf.data.Dataset.range(len(content.shard_sizes)).flat_map(content.read)
 
 
 def training_rows(
     content: Streamed, *, batch_size: int, seed: int, start_step: int, share: Share, parallel_calls: int
 ) -> tf.data.Dataset:
-    """This process's endless rows (epoch, index, record) from a step on; what comes before is read over.
+    """This process's endless rows (epoch, index, record), starting at a step. Earlier rows of its epoch are skipped.
 
     Args:
-        content: the split.
-        batch_size: B, images of the global batch.
-        seed: of the order.
-        start_step: the first rows are those of this step.
-        share: which rows are this process's.
-        parallel_calls: lanes that are read at the same time at most; -1 (tf.data.AUTOTUNE): tuned.
+        content: Split to read.
+        batch_size: Images per global batch B.
+        seed: Seed of the order.
+        start_step: Step of the first rows.
+        share: Rows of this process.
+        parallel_calls: Largest number of lanes that are read at the same time. -1 (tf.data.AUTOTUNE) means tuned.
     """
     lanes = _divide(content, batch_size)
     block = batch_size // lanes.count
@@ -69,20 +73,25 @@ def training_rows(
     rows = tf.data.Dataset.range(first, last + 1).interleave(
         open_lane, opened, block, num_parallel_calls=min(parallel_calls, opened), deterministic=True
     )
-    # The first and the last lane may be shared with the processes beside.
+    # The first and the last lane may be shared with the neighbouring processes.
     return places(rows, opened * block, range(own.start - first * block, own.stop - first * block))
 
 
 def places(rows: tf.data.Dataset, period: int, wanted: range) -> tf.data.Dataset:
-    """Of each `period` rows, one after the other, those whose places are wanted."""
+    """Keeps the rows at the wanted places of every `period` rows."""
     if len(wanted) == period:
         return rows
-    rows = rows.enumerate().filter(lambda n, _: (n % period - wanted.start) // len(wanted) == 0)
+
+    def is_wanted(n, _):
+        return (n % period - wanted.start) // len(wanted) == 0
+
+    # TensorFlow's type stubs know only predicates of a single component.
+    rows = rows.enumerate().filter(is_wanted)  # pyright: ignore[reportArgumentType]
     return rows.map(lambda _, row: row)
 
 
 def _lane_rows(content: Streamed, lanes: _Lanes, lane: tf.Tensor, seed: int, start: int) -> tf.data.Dataset:
-    """The endless (epoch, index, record) of a lane, from its row `start` on."""
+    """The endless rows (epoch, index, record) of a lane, starting at its row `start`."""
     first_piece = tf.gather(lanes.starts, lane)
     num_pieces = tf.gather(lanes.starts, lane + 1) - first_piece
     size = tf.gather(lanes.sizes, lane)
@@ -90,16 +99,14 @@ def _lane_rows(content: Streamed, lanes: _Lanes, lane: tf.Tensor, seed: int, sta
     buffer = -(-content.shuffle_buffer // lanes.count)
 
     def read_piece(number):
-        # Not by tf.unstack: TensorFlow's optimiser crashes where a count is the second output of an operation.
+        # tf.unstack would not do: TensorFlow's optimiser crashes where a count is the second output of an operation.
         piece = tf.gather(lanes.pieces, number)
         return content.read(piece[0]).skip(piece[1]).take(piece[2])
 
     def epoch_rows(epoch):
         turn = epoch * lanes.count + lane
         key = tf.stack([tf.constant(seed, tf.int64), turn])
-        pieces = tf.data.Dataset.range(num_pieces).map(
-            lambda n: first_piece + tf.random.experimental.index_shuffle(n, key, num_pieces - 1)
-        )
+        pieces = tf.data.Dataset.range(num_pieces).map(lambda n: first_piece + index_shuffle(n, key, num_pieces - 1))
         rows = pieces.flat_map(read_piece)
         rows = rows.shuffle(buffer, key[0] * 1_000_003 + turn, reshuffle_each_iteration=False)
         rows = rows.skip(tf.where(epoch == first_epoch, skipped, 0))
@@ -109,7 +116,7 @@ def _lane_rows(content: Streamed, lanes: _Lanes, lane: tf.Tensor, seed: int, sta
 
 
 def _divide(content: Streamed, batch_size: int) -> _Lanes:
-    """As many lanes of nearly one size as the split and the batch allow."""
+    """Divides a split into lanes of nearly equal size, as many as the split and the batch allow."""
     sizes = np.asarray(content.shard_sizes, np.int64)
     edges = np.concatenate([[0], np.cumsum(sizes)])
     most = min(content.lanes, max(1, len(sizes) // _SHARDS_OF_A_LANE))
@@ -126,7 +133,7 @@ def _divide(content: Streamed, batch_size: int) -> _Lanes:
 
 
 def _pieces(edges: np.ndarray, begin: int, end: int) -> np.ndarray:
-    """int64 [P, 3] of the records [begin, end): (shard, skip, take)."""
+    """Pieces (shard, skip, take) of the records [begin, end), int64 [P, 3]."""
     starts, ends = np.maximum(edges[:-1], begin), np.minimum(edges[1:], end)
     (shards,) = np.nonzero(starts < ends)
     return np.stack([shards, (starts - edges[:-1])[shards], (ends - starts)[shards]], axis=1)

@@ -4,22 +4,22 @@ import numpy as np
 
 
 def balanced_subset(labels, *, per_class: int | None = None, fraction: float | None = None, seed: int):
-    """Indices of a random subset with equally many examples of every class.
+    """Draws a random subset with equally many examples of every class.
 
-    Subsets of one seed are nested: a smaller one lies within every larger one. What is drawn of one class
-    does not depend on the other classes.
+    Subsets of one seed are nested: a smaller one lies within every larger one. The draw within one class does not
+    depend on the other classes.
 
     Args:
-        labels: [N] integers; -1 marks unlabelled examples, never drawn.
-        per_class: examples a class. Give this or `fraction`.
-        fraction: share in (0, 1] of the labelled examples; rounded to equally many a class, at least one.
-        seed: non-negative.
+        labels: Integers [N]. -1 marks unlabelled examples, which are never drawn.
+        per_class: Examples per class. Give this or `fraction`.
+        fraction: Share of the labelled examples, in (0, 1]. Rounded to equally many per class, at least one.
+        seed: Seed of the draw, non-negative.
 
     Returns:
         Sorted int64 indices into `labels`.
 
     Raises:
-        ValueError: both or none of per_class and fraction, a value out of range, or a class too small.
+        ValueError: Both or none of per_class and fraction are given, a value is out of range, or a class is too small.
 
     Source: the 1 % and 10 % subsets of SimCLR, arXiv 2002.05709, section 6.
     """
@@ -30,33 +30,34 @@ def balanced_subset(labels, *, per_class: int | None = None, fraction: float | N
         if not 0 < fraction <= 1:
             raise ValueError(f'fraction={fraction} must be in (0, 1]; 0.01 is one percent')
         per_class = max(1, round(fraction * sum(map(len, classes.values())) / len(classes)))
+    assert per_class is not None, 'one of the two is given'
     if per_class < 1:
         raise ValueError(f'per_class={per_class} must be at least 1')
 
     smallest = min(classes, key=lambda label: len(classes[label]))
     if len(classes[smallest]) < per_class:
         raise ValueError(
-            f'class {smallest} has {len(classes[smallest])} examples, {per_class} a class are asked: '
-            f'ask at most {len(classes[smallest])} a class or leave the class out'
+            f'class {smallest} has {len(classes[smallest])} examples, but {per_class} per class are needed: '
+            f'ask for at most {len(classes[smallest])} per class, or leave the class out'
         )
     return np.sort(np.concatenate([_shuffled(classes, c, seed, 0)[:per_class] for c in classes]))
 
 
 def train_validation_split(labels, fraction: float, seed: int):
-    """Splits the labelled examples in two with the same share of every class.
+    """Splits the labelled examples into two parts with the same share of every class.
 
-    A class of two or more has at least one example on either side; a single example trains.
+    A class with at least two examples has at least one in each part. The only example of a class is for training.
 
     Args:
-        labels: [N] integers; -1 marks unlabelled examples, in neither part.
-        fraction: share in (0, 1) that goes to validation, rounded in every class.
-        seed: non-negative.
+        labels: Integers [N]. -1 marks unlabelled examples, which are in neither part.
+        fraction: Share for validation, in (0, 1), rounded within every class.
+        seed: Seed of the split, non-negative.
 
     Returns:
         (train, validation): sorted int64 indices into `labels`.
 
     Raises:
-        ValueError: fraction out of range, or nothing left to validate on.
+        ValueError: The fraction is out of range, or nothing is left for validation.
     """
     if not 0 < fraction < 1:
         raise ValueError(f'fraction={fraction} must be between 0 and 1; 0.1 validates on a tenth')
@@ -73,7 +74,7 @@ def train_validation_split(labels, fraction: float, seed: int):
 
 
 def _members(labels):
-    """Class -> ascending indices of its examples."""
+    """Maps each class to the ascending indices of its examples."""
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f'labels is {labels.dtype} {labels.shape}: pass integers [examples]')
@@ -84,5 +85,5 @@ def _members(labels):
 
 
 def _shuffled(classes, label, seed, purpose):
-    # A stream for every class and purpose: subsets stay nested, and a split is independent of a subset.
+    # Each class and purpose has its own random stream: subsets stay nested, and splits are independent of subsets.
     return np.random.default_rng((seed, label, purpose)).permutation(classes[label])

@@ -1,4 +1,4 @@
-"""Data sets by name: the twelve of SimCLR's transfer experiments, any other of TFDS, and the user's own."""
+"""Data sets by name: the twelve of SimCLR's transfer experiments, all others in TFDS, and the user's own."""
 
 import dataclasses
 import difflib
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from simclr_jax.data.spec import DataError, Examples
 
-# Names that folders, files and TensorFlow Datasets give to the splits; the first that is there counts.
+# Names of the splits in folders, files and TensorFlow Datasets. The first that exists is taken.
 VALIDATION_NAMES = ('validation', 'val')
 TEST_NAMES = ('test', *VALIDATION_NAMES)
 
@@ -18,17 +18,17 @@ class TransferSet:
     """A data set of the transfer experiments of SimCLR, arXiv 2002.05709, appendix B.8.
 
     Attributes:
-        name: as it is asked for.
-        tfds_name: as TensorFlow Datasets writes it, with the configuration of the standard splits.
-        validation_split: the one that its creators define, not in 'train'; the final classifier learns from
-            both. '': none, cut it from 'train' by a stratified split.
-        test_split: as TensorFlow Datasets writes it.
-        metric: 'top1', 'mean_per_class' (mean of the classes' accuracies) or 'map_11_point' (mean over the
-            classes of the average precision at 11 recalls).
-        train_size: images of train and validation together in the paper.
-        test_size: images of the test split in the paper.
-        is_in_tfds: whether TensorFlow Datasets can prepare it; if not, the user brings it.
-        train_split: as TensorFlow Datasets writes it.
+        name: Name on the command line.
+        tfds_name: Name in TensorFlow Datasets, with the builder configuration of the standard splits.
+        validation_split: Validation split of the data set's creators, not contained in 'train'. The final classifier
+            learns from both. '' means that there is none, and a stratified part of 'train' serves instead.
+        test_split: Name of the test split in TensorFlow Datasets.
+        metric: 'top1', 'mean_per_class' (mean of the classes' accuracies) or 'map_11_point' (mean over the classes of
+            the average precision at 11 recalls).
+        train_size: Images of train and validation together in the paper.
+        test_size: Images of the test split in the paper.
+        is_in_tfds: Whether TensorFlow Datasets can prepare it. If not, the user provides it.
+        train_split: Name of the training split in TensorFlow Datasets.
     """
 
     name: str
@@ -48,7 +48,7 @@ TRANSFER_SUITE = (
     TransferSet('cifar10', 'cifar10', '', 'test', 'top1', 50_000, 10_000),
     TransferSet('cifar100', 'cifar100', '', 'test', 'top1', 50_000, 10_000),
     TransferSet('birdsnap', 'birdsnap', '', 'test', 'top1', 47_386, 2_443, is_in_tfds=False),
-    # Without the configuration it would be TFDS' own, random division.
+    # Without this builder configuration it would be TFDS' own random division.
     TransferSet('sun397', 'sun397/standard-part1-120k', '', 'test', 'top1', 19_850, 19_850),
     TransferSet('cars', 'cars196', '', 'test', 'top1', 8_144, 8_041),
     TransferSet('aircraft', 'fgvc_aircraft', 'validation', 'test', 'mean_per_class', 6_667, 3_333, is_in_tfds=False),
@@ -62,12 +62,12 @@ TRANSFER_SUITE = (
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
-    """What to load, and how it is measured.
+    """A data set to load, with its splits and its metric.
 
     Attributes:
-        source, name, path, split, eval_split: as in the configuration's group `data`.
-        validation_split: to choose hyper-parameters on; '': cut it from `split`.
-        member: the data set of the transfer experiments that it is, if any.
+        source, name, path, split, eval_split: Fields of the configuration's group `data`.
+        validation_split: Split for the choice of hyper-parameters. '' means a part of `split`.
+        member: Data set of the transfer experiments, None for any other.
     """
 
     source: str
@@ -83,17 +83,20 @@ class DatasetSpec:
         return {name: getattr(self, name) for name in ('source', 'name', 'path', 'split', 'eval_split')}
 
     def metric(self, examples: Examples) -> str:
-        """The transfer experiments' metric, or the usual one for the examples' kind of labels; see TransferSet."""
+        """Metric of the transfer experiments, or the usual one for the examples' kind of labels. See TransferSet."""
         if self.member is not None:
             return self.member.metric
         return 'map_11_point' if examples.is_multi_label else 'top1'
 
     def size_difference(self, train_size: int, test_size: int) -> str:
-        """Says how the data set differs in size from the paper's; '': it does not, or is not the paper's.
+        """Describes how the data set differs in size from the paper's.
 
         Args:
-            train_size: images of the splits to learn from, validation included.
-            test_size: images of the split to report on.
+            train_size: Images of the splits to learn from, validation included.
+            test_size: Images of the split to report on.
+
+        Returns:
+            A message, or '' if the sizes agree or the paper has no such data set.
         """
         member = self.member
         if member is None or (train_size, test_size) == (member.train_size, member.test_size):
@@ -105,23 +108,24 @@ class DatasetSpec:
 
 
 def resolve_dataset(text: str, data_dir: str = '') -> DatasetSpec:
-    """What a data set's name means.
+    """Resolves the name of a data set.
 
-    * 'food101', ...: a name of TRANSFER_SUITE, or TFDS' name of the same;
-    * 'fashion_mnist', 'imagenet2012_subset/10pct', 'beans:1.0.0': a data set prepared by TensorFlow Datasets;
-    * 'folder:PATH', or a path to a directory: it has the sub-directories train and test (or val, validation),
-      and these one for each class. If it is called birdsnap or aircraft, which TFDS has not, it is that one;
+    * 'food101', ...: a name of TRANSFER_SUITE, or the name of such a data set in TFDS.
+    * 'fashion_mnist', 'imagenet2012_subset/10pct', 'beans:1.0.0': a data set prepared by TensorFlow Datasets.
+    * 'folder:PATH', or a path to a directory: it has the sub-directories train and test (or val, validation). Each of
+      these has one sub-directory per class. A directory called birdsnap or aircraft, which TFDS lacks, is that member
+      of the suite.
     * 'PATH.npz' with '{split}' in it, see `arrays.load_npz`.
 
-    What tests is the split 'test', and where there is none 'validation' or 'val'; where there are both, the
-    latter is the validation split.
+    The test split is 'test'. Where it is missing, 'validation' or 'val' takes its place. Where both exist, the latter
+    is the validation split.
 
     Args:
-        text: the name.
-        data_dir: where TensorFlow Datasets' data sets are; see `tfds.load_tfds`.
+        text: Name of the data set.
+        data_dir: Directory of TensorFlow Datasets' data sets, see `tfds.load_tfds`.
 
     Raises:
-        DataError: no such data set, not prepared, or it has not the splits to train and to test.
+        DataError: There is no such data set, it is not prepared, or it lacks a split for training or testing.
     """
     if text.startswith('folder:'):
         return _resolve_folder(text.removeprefix('folder:'))
@@ -152,9 +156,9 @@ def _check_brought(member: TransferSet, tfds_name: str, data_dir: str) -> None:
         open_builder(tfds_name, data_dir)
     except DataError as error:
         raise DataError(
-            f'{member.name} cannot be prepared by TensorFlow Datasets: bring it as a folder of that name with '
-            f'train/ and test/ (and val/), each with a sub-folder for every class, folder:PATH/{member.name}; '
-            f"or prepare a builder of your own, called '{member.tfds_name}'"
+            f'{member.name} cannot be prepared by TensorFlow Datasets: provide a folder of that name with '
+            f'train/ and test/ (and val/), each with one sub-folder per class, as folder:PATH/{member.name}; '
+            f"or prepare your own builder with the name '{member.tfds_name}'"
         ) from error
 
 
@@ -167,7 +171,7 @@ def _resolve_tfds(text: str, data_dir: str) -> DatasetSpec:
         names = [member.name for member in TRANSFER_SUITE]
         nearest = difflib.get_close_matches(text, names, 1) or names
         raise DataError(
-            f"data set '{text}': {error} (the transfer experiments have {', '.join(nearest)}; images of your own: "
+            f"data set '{text}': {error} (the transfer experiments have {', '.join(nearest)}; your own images: "
             'folder:PATH or PATH_{split}.npz)'
         ) from error
     return DatasetSpec('tfds', text, data_dir, *_choose_splits(text, splits.__contains__, ', '.join(splits)))
@@ -179,7 +183,7 @@ def _resolve_folder(path: str) -> DatasetSpec:
         raise DataError(f"data set 'folder:{path}': there is no such directory")
     there = ', '.join(sorted(entry.name for entry in root.iterdir() if entry.is_dir())[:20])
     splits = _choose_splits(path, lambda split: (root / split).is_dir(), there)
-    # The others come from TFDS: a folder called flowers is most likely other flowers.
+    # The other members come from TFDS. A folder called flowers most likely holds other flowers.
     member = _find_member(root.resolve().name)
     return DatasetSpec('folder', '', str(root), *splits, None if member is None or member.is_in_tfds else member)
 
@@ -196,7 +200,7 @@ def _resolve_npz(path: str) -> DatasetSpec:
 
 
 def _choose_splits(text: str, has: Callable[[str], bool], there: str) -> tuple[str, str, str]:
-    """The splits to train on, to test on and to validate on, '' if there is none of its own."""
+    """Names of the splits for training, testing and validation. The last is '' if it is missing."""
     test = next(filter(has, TEST_NAMES), None)
     if not has('train') or test is None:
         raise DataError(

@@ -1,6 +1,7 @@
 """Source: data sets prepared by TensorFlow Datasets. Behind the TensorFlow door: imported only when used."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -9,26 +10,26 @@ import tensorflow_datasets as tfds
 from simclr_jax.data.spec import DataError, Encoded, Examples, Streamed
 from simclr_jax.data.streams import stored_rows
 
-# Examples that are taken apart by one call.
+# Examples that are parsed by one call.
 _BLOCK = 1024
 
 
 def load_tfds(name: str, split: str, data_dir: str, *, memory_limit: int, shuffle_buffer: int, lanes: int) -> Examples:
-    """A split of a data set with the features 'image' and, optionally, 'label' or 'labels'.
+    """Opens a split of a data set with the features 'image' and, optionally, 'label' or 'labels'.
 
-    'label' is one class, 'labels' a sequence of them. Classes that are in 'labels' and not in
-    'labels_no_difficult', where a data set has both as VOC does, are to be ignored.
+    'label' is one class, 'labels' a sequence of classes. VOC has both 'labels' and 'labels_no_difficult'. Classes that
+    are only in the former are ignored.
 
     Args:
-        name: as TFDS writes it, 'cifar10' or 'imagenet2012_subset/10pct:5.*.*'.
-        split: as TFDS writes it, 'train' or 'train[:80%]'.
-        data_dir: where it is prepared; '': TFDS_DATA_DIR, or ~/tensorflow_datasets.
-        memory_limit: bytes; a split whose stored size is above is streamed.
-        shuffle_buffer, lanes: of a streamed split, see spec.Streamed.
+        name: Name in TFDS, for example 'cifar10' or 'imagenet2012_subset/10pct:5.*.*'.
+        split: Split in TFDS' notation, for example 'train' or 'train[:80%]'.
+        data_dir: Directory of prepared data sets. '' means TFDS_DATA_DIR, or ~/tensorflow_datasets.
+        memory_limit: Largest stored size, in bytes, of a split that is kept in memory. Larger splits are streamed.
+        shuffle_buffer, lanes: Reading of a streamed split, see `spec.Streamed`.
 
     Raises:
-        DataError: unknown name or split, not prepared, without images, in a format that cannot be read, or several
-            labels an image and larger than memory_limit.
+        DataError: The name or split is unknown, or the data set is not prepared, has no images or has a format that
+            cannot be read. Also for a multi-label split larger than memory_limit.
     """
     builder = open_builder(name, data_dir)
     try:
@@ -42,6 +43,7 @@ def load_tfds(name: str, split: str, data_dir: str, *, memory_limit: int, shuffl
     if size == 0:
         raise DataError(f"{name}, split '{split}' is empty")
     features = builder.info.features
+    assert isinstance(features, tfds.features.FeaturesDict), 'an example is a dictionary'
     if 'image' not in features:
         raise DataError(f"data.name={name} has the features {list(features)}, but no 'image'")
     labels_of = _find_labels(features)
@@ -50,12 +52,13 @@ def load_tfds(name: str, split: str, data_dir: str, *, memory_limit: int, shuffl
     if _stored_bytes(builder, size) > memory_limit:
         if labels_of.is_multi_label:
             raise DataError(
-                f'{full_name} has several labels an image, and such a split is not streamed; its '
+                f'{full_name} has several labels per image, and such a split is not streamed; its '
                 f'{_stored_bytes(builder, size) / 2**30:.2g} GiB must stay in memory: raise data.memory_limit_gb'
             )
         if not is_records:
+            file_format = builder.info.file_format
             raise DataError(
-                f'{builder.info.full_name} is stored as {builder.info.file_format.value}, and larger than '
+                f'{builder.info.full_name} is stored as {file_format and file_format.value}, and larger than '
                 'data.memory_limit_gb; prepare it with --file_format=tfrecord, or raise the limit'
             )
         content = _streamed(builder, info, labels_of, shuffle_buffer, lanes)
@@ -70,11 +73,11 @@ def load_tfds(name: str, split: str, data_dir: str, *, memory_limit: int, shuffl
 
 @dataclasses.dataclass(frozen=True)
 class _Labels:
-    """Where a data set's labels are.
+    """The place of a data set's labels among its features.
 
     Attributes:
-        features: names of the features that hold them; none: there are no labels.
-        class_names: of the labels 0..K-1.
+        features: Names of the features that hold the labels. Empty if there are no labels.
+        class_names: Names of the labels 0..K-1.
     """
 
     features: tuple[str, ...]
@@ -85,38 +88,38 @@ class _Labels:
         return 'labels' in self.features
 
     def __call__(self, examples) -> tf.Tensor:
-        """The label of one example, int32 [], or of a batch, [B] or, if multi-label, [B, K]; see spec.Examples."""
+        """Labels, int32: [] of one example, [B] of a batch, multi-label [B, K] of a batch. See `spec.Examples`."""
         if not self.features:
             return tf.fill(tf.shape(examples['image']), -1)
         if not self.is_multi_label:
             return tf.cast(examples['label'], tf.int32)
-        # Of two features the last one leaves out the difficult.
+        # Where there are two features, the last one omits the difficult objects.
         named, present = (self._is_among(examples[self.features[place]]) for place in (0, -1))
         return tf.where(present, 1, tf.where(named, -1, 0))
 
     def _is_among(self, labels: tf.RaggedTensor) -> tf.Tensor:
         classes = tf.range(len(self.class_names), dtype=labels.dtype)
-        return tf.reduce_any(labels.to_tensor(-1)[..., None] == classes, axis=1)
+        return tf.reduce_any(tf.expand_dims(labels.to_tensor(-1), -1) == classes, axis=1)
 
 
 def _find_labels(features) -> _Labels:
     if 'label' in features and isinstance(features['label'], tfds.features.ClassLabel):
         return _Labels(('label',), tuple(features['label'].names))
     several = tuple(name for name in ('labels', 'labels_no_difficult') if name in features)
-    # Of a sequence, `feature` is what it is a sequence of.
+    # The attribute `feature` of a sequence describes its elements.
     element = getattr(features['labels'], 'feature', None) if 'labels' in several else None
     return _Labels(several, tuple(element.names)) if isinstance(element, tfds.features.ClassLabel) else _Labels((), ())
 
 
 def open_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    """The prepared data set of that name.
+    """Opens a prepared data set.
 
     Args:
-        name: as TFDS writes it.
-        data_dir: see `load_tfds`.
+        name: Name in TFDS.
+        data_dir: Directory of prepared data sets, see `load_tfds`.
 
     Raises:
-        DataError: unknown or not prepared.
+        DataError: The data set is unknown or not prepared.
     """
     try:
         builder = tfds.builder(name, data_dir=data_dir or None)
@@ -133,13 +136,13 @@ def open_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
 
 
 def _stored_bytes(builder, size: int) -> float:
-    """Of `size` examples of mean length; TFDS reports 0 bytes for a part of a split."""
+    """Stored bytes of `size` examples of mean length. TFDS itself reports 0 bytes for a part of a split."""
     splits = builder.info.splits.values()
     return size * sum(split.num_bytes for split in splits) / sum(split.num_examples for split in splits)
 
 
 def _blocks_of_records(content: Streamed) -> tf.data.Dataset:
-    """(encoded images [B], labels [B]) in the order in which they are stored, many examples taken apart at once."""
+    """Batches (encoded images [B], labels [B]) in stored order. Many examples are parsed at once."""
 
     def parse(_, records):
         return tf.vectorized_map(content.parse, records, warn=False)
@@ -148,7 +151,7 @@ def _blocks_of_records(content: Streamed) -> tf.data.Dataset:
 
 
 def _blocks(builder, split: str, labels_of: _Labels) -> tf.data.Dataset:
-    """The same of whatever format, one example after the other; labels [B] or, if multi-label, [B, K]."""
+    """Batches (encoded images [B], labels [B], or multi-label [B, K]) of any format, parsed one by one."""
     try:
         dataset = builder.as_dataset(
             split=split,
@@ -165,7 +168,7 @@ def _blocks(builder, split: str, labels_of: _Labels) -> tf.data.Dataset:
 
 
 def _needed(labels_of: _Labels) -> tfds.decode.PartialDecoding:
-    """Labels, and images as they are stored."""
+    """Decoders that read the labels, and the images in their encoded form."""
     return tfds.decode.PartialDecoding(
         {'image': True} | dict.fromkeys(labels_of.features, True), decoders={'image': tfds.decode.SkipDecoding()}
     )
@@ -182,7 +185,7 @@ def _read_all(batches: tf.data.Dataset) -> tuple[list[bytes], np.ndarray]:
 def _streamed(builder, info, labels_of: _Labels, shuffle_buffer: int, lanes: int) -> Streamed:
     instructions = info.file_instructions
     needed = _needed(labels_of)
-    features = needed.extract_features(builder.info.features)
+    features: Any = needed.extract_features(builder.info.features)
     paths = np.array([str(instruction.filename) for instruction in instructions])
     skips = np.array([instruction.skip for instruction in instructions], np.int64)
     takes = np.array([instruction.take for instruction in instructions], np.int64)

@@ -110,7 +110,7 @@ def assert_contract(batch, rows, views, size):
         'views': np.float32,
         'label': np.int32,
         'mask': np.float32,
-        'index': np.int64,
+        'index': np.int32,
     }
     assert batch['views'].shape == (rows, views, size, size, 3)
     assert batch['label'].shape == batch['mask'].shape == batch['index'].shape == (rows,)
@@ -379,7 +379,7 @@ def test_more_unreadable_files_than_allowed_stop_the_run(damaged_folder):
 
 def test_a_folder_without_a_single_image_stops_the_run(tmp_path):
     examples = save_folder(tmp_path, {f'{n}.jpg': b'text' for n in range(5)})
-    with pytest.raises(DataError, match=r'of 5 files of .* no readable images'):
+    with pytest.raises(DataError, match=r'of 5 files of .* are not readable images'):
         next(TrainBatches(examples, **options(max_unreadable=1.0)))
 
 

@@ -102,10 +102,10 @@ def test_smaller_parts_lie_in_larger_ones_and_seeds_differ(known, texts):
 @pytest.mark.parametrize(
     'examples, text, message',
     [
-        (make_examples(), '9', '9 labels of data/train: class 2 has 8 examples, .* ask at most 8'),
+        (make_examples(), '9', '9 labels of data/train: class 2 has 8 examples, .* ask for at most 8'),
         (make_examples(), '90%', '90% labels of data/train: class 2 has 8 examples'),
         (make_examples(known=np.full(SIZE, -1, np.int32)), 'all', 'all labels of data/train: there are none'),
-        (make_examples(known=SEVERAL), '5', "5 labels of data/train: .* no 5 a class; ask a share, as '10%'"),
+        (make_examples(known=SEVERAL), '5', "5 labels of .* 5 per class is not defined; ask for a share, as '10%'"),
         (streamed(), '1%', 'large/train is streamed, .* raise data.memory_limit_gb, or .* imagenet2012_subset/1pct'),
     ],
     ids=['class too small', 'share too large', 'unlabelled', 'several labels', 'streamed'],

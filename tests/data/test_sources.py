@@ -159,7 +159,7 @@ WRONG_CONTENTS = {
     'no offset': ({'jpeg': JPEG, 'offset': np.zeros(0, int)}, r"'offset' .* must rise"),
     'float offset': ({'jpeg': JPEG, 'offset': np.array([0.0, 10.0])}, r"'offset' is float64 \[2\]; must be"),
     'wide jpeg': ({'jpeg': JPEG.astype(int), 'offset': np.array([0, 10])}, r"'jpeg' is int64 \[10\] "),
-    'pickled': ({'image': np.array([{}], object)}, 'no .npz file of plain arrays: .* numpy.savez'),
+    'pickled': ({'image': np.array([{}], object)}, 'not an .npz file of plain arrays: .* numpy.savez'),
 }
 
 
@@ -178,7 +178,7 @@ def test_npz_that_is_damaged_says_so(npz):
     np.save(single_array, COLOR)
     for damaged in (b'', b'text', whole[: len(whole) // 2], flipped, single_array.read_bytes()):
         path.write_bytes(damaged)
-        with pytest.raises(DataError, match=r'data.npz is no .npz file of plain arrays: .* numpy.savez'):
+        with pytest.raises(DataError, match=r'data.npz is not an .npz file of plain arrays: .* numpy.savez'):
             arrays.load_npz(str(path), 'train')
 
 

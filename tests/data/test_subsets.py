@@ -46,8 +46,8 @@ def test_fraction_counts_labelled_examples(fraction, per_class):
 @pytest.mark.parametrize(
     'settings, message',
     [
-        ({'per_class': 9}, 'class 2 has 8 examples, 9 a class are asked: ask at most 8'),
-        ({'fraction': 1.0}, 'class 2 has 8 examples, 24 a class are asked'),
+        ({'per_class': 9}, 'class 2 has 8 examples, but 9 per class are needed: ask for at most 8'),
+        ({'fraction': 1.0}, 'class 2 has 8 examples, but 24 per class are needed'),
         ({'per_class': 0}, 'per_class=0 must be at least 1'),
         ({'fraction': 1.5}, r'fraction=1.5 must be in \(0, 1\]'),
         ({}, 'exactly one'),
