@@ -1,6 +1,16 @@
 """SimCLR v1 and v2 in JAX and Flax: contrastive pretraining of image encoders and its evaluation."""
 
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simclr_jax.config import base_config, load_config, load_evaluation, with_values
+    from simclr_jax.evaluation.embed import embed, open_split
+    from simclr_jax.evaluation.extractor import open_extractor
+    from simclr_jax.evaluation.run import evaluate
+    from simclr_jax.losses.contrastive import nt_xent
+    from simclr_jax.planning.plan import make_plan
+    from simclr_jax.pretraining import pretrain
 
 __version__ = '0.1.0'
 
@@ -19,10 +29,23 @@ _PUBLIC = {
     'nt_xent': 'simclr_jax.losses.contrastive',
 }
 
-__all__ = ['__version__', *_PUBLIC]
+__all__ = [
+    '__version__',
+    'base_config',
+    'embed',
+    'evaluate',
+    'load_config',
+    'load_evaluation',
+    'make_plan',
+    'nt_xent',
+    'open_extractor',
+    'open_split',
+    'pretrain',
+    'with_values',
+]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f'simclr_jax has no {name!r}; choose from {", ".join(_PUBLIC)}')
     return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -50,13 +50,13 @@ def start() -> None:
     arguments = find_job(os.environ, has_tpu())
     if arguments is None:
         return
-    limits = {
-        'heartbeat_timeout_seconds': HEARTBEAT_TIMEOUT,
-        'shutdown_timeout_seconds': SHUTDOWN_TIMEOUT,
-        'initialization_timeout': START_TIMEOUT,
-    }
     try:
-        jax.distributed.initialize(**arguments, **limits)
+        jax.distributed.initialize(
+            **arguments,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+            shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
+            initialization_timeout=START_TIMEOUT,
+        )
     except ValueError as error:
         raise ConfigError([f'the environment describes this job incompletely: {error}; see launch/']) from error
     except RuntimeError as error:
@@ -172,14 +172,12 @@ def together(action: Callable[[], Result], mistakes: tuple[type[Exception], ...]
         mistakes: The function raised one of them in this process.
         FailedElsewhere: The function raised one of them in another process.
     """
-    result, mistake = None, None
     try:
         result = action()
-    except mistakes as error:
-        mistake = error
-    failed = np.flatnonzero(_of_all(mistake is not None))
-    if mistake is not None:
-        raise mistake
+    except mistakes:
+        _of_all(True)
+        raise
+    failed = np.flatnonzero(_of_all(False))
     if failed.size:
         raise FailedElsewhere(f'process {failed[0]} stopped, see its message')
     return result

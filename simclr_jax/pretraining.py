@@ -21,12 +21,13 @@ from simclr_jax.probes.knn import knn_accuracy
 from simclr_jax.tasks.simclr import Pretrain
 from simclr_jax.training import workdir
 from simclr_jax.training.checkpoints import CheckpointError, Checkpoints
+from simclr_jax.training.loop import Training
 from simclr_jax.training.profile import Profile
 from simclr_jax.training.run import Say, start_or_resume
 from simclr_jax.training.schedule import Schedule
 from simclr_jax.training.state import TrainState
 
-# Errors of the user that stop all processes of a job when one of them meets one.
+# Mistakes of the user. If one process of a job raises one of them, all processes stop with the same message.
 MISTAKES = (ConfigError, DataError, CheckpointError)
 
 
@@ -63,34 +64,38 @@ def pretrain(
         feed = open_feed(config, examples, mesh)
         schedule = make_schedule(config, examples.size)
         program = make_program(config, examples.num_classes, schedule, mesh, feed)
-        # Only now, when data and devices are found to fit, is anything written.
+        # The directory is written only now, after data and devices have been checked.
         changed = workdir.claim(directory, config, allow_change=allow_change) if distributed.is_first() else []
         return eval_examples, schedule, program, changed
 
     eval_examples, schedule, program, changed = distributed.together(prepare, MISTAKES)
     examples = program.feed.examples
+    assert examples is not None, 'only a planned feed has none'
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
 
     def introduce(say: Say) -> None:
         for line in changed:
             say(f'Configuration changed: {line}')
-        _introduce(config, program, eval_examples, schedule, say)
+        _introduce(config, program, examples, eval_examples, schedule, say)
 
-    return start_or_resume(
-        directory,
-        program.state,
-        functools.partial(_first_state, config, program, init_key),
-        program.step,
-        program.feed.batches,
+    training = Training(
+        step=program.step,
+        batches=program.feed.batches,
         schedule=schedule,
         mesh=mesh,
         key=step_key,
-        introduce=introduce,
-        checkpoints_kept=config.checkpoint_keep,
         evaluate=_online_knn(config, program.task, examples, eval_examples, mesh),
         make_views=program.feed.make_views,
         step_flops=step_flops(config, examples.num_classes, mesh),
         profile=Profile(profile_steps, str(epath.Path(directory) / 'profile')),
+    )
+    return start_or_resume(
+        directory,
+        program.state,
+        functools.partial(_first_state, config, program, init_key),
+        training,
+        introduce=introduce,
+        checkpoints_kept=config.checkpoint_keep,
     )
 
 
@@ -115,7 +120,12 @@ def _first_state(config: ConfigDict, program: Program, key: jax.Array, say: Say)
 
 
 def _initialised_from(directory: str, state: TrainState, mesh: Mesh, say: Say) -> TrainState:
-    """Takes encoder and heads from another run. A head of another shape stays fresh; another encoder is an error."""
+    """Takes encoder and heads from another run. A head of another shape stays fresh.
+
+    Raises:
+        ConfigError: The encoder of the other run has another shape, or the directory holds no run.
+        CheckpointError: The other run has no undamaged checkpoint.
+    """
     workdir.read_config(directory)
     source = Checkpoints(directory, say=say)
     loaded, step = source.restore_model(mesh)
@@ -130,7 +140,7 @@ def _initialised_from(directory: str, state: TrainState, mesh: Mesh, say: Say) -
             else:
                 fresh.add(part)
     if 'encoder' in fresh:
-        raise ConfigError([f'init_from={directory}: its encoder is of another shape; set the fields of model as there'])
+        raise ConfigError([f'init_from={directory}: its encoder has another shape; set the fields of model as there'])
     say(f'Initialised from step {step} of {directory}.' + (f' Fresh: {", ".join(sorted(fresh))}.' if fresh else ''))
     return state.replace(**variables)
 
@@ -163,10 +173,15 @@ def _online_knn(
 
 
 def _introduce(
-    config: ConfigDict, program: Program, eval_examples: Examples | None, schedule: Schedule, say: Say
+    config: ConfigDict,
+    program: Program,
+    examples: Examples,
+    eval_examples: Examples | None,
+    schedule: Schedule,
+    say: Say,
 ) -> None:
     """Writes to the log what the run is: data, model, length and devices."""
-    examples, devices = program.feed.examples, jax.devices()
+    devices = jax.devices()
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(program.state.params))
     labels = f'{examples.num_classes} classes' if examples.num_classes else 'no labels'
     evaluated = f', evaluated on {eval_examples.name} ({eval_examples.size:,})' if eval_examples else ''

@@ -2,12 +2,13 @@
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 # The only axis of the mesh. It divides the rows of the global batch.
 DATA_AXIS = 'data'
@@ -15,7 +16,7 @@ DATA_AXIS = 'data'
 DIVIDED_FROM = 4096
 
 
-def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:  # pyright: ignore[reportInvalidTypeForm]
     """Makes a mesh with the single axis DATA_AXIS. The compiler chooses the shardings inside of programs.
 
     Args:
@@ -25,7 +26,7 @@ def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Sharding that keeps the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -161,7 +162,7 @@ def check_batch_size(batch_size: int, num_devices: int, field: str = 'batch_size
     return [f'{field}={batch_size} does not divide by {num_devices} devices; nearest: {", ".join(map(str, nearest))}']
 
 
-def to_global(batch: dict[str, np.ndarray | jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
+def to_global(batch: Mapping[str, np.ndarray | jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
     """Makes global arrays from the rows of this process.
 
     Args:

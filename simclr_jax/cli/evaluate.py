@@ -91,8 +91,9 @@ def _compare(directories: list[str]) -> int:
     from simclr_jax.evaluation.results import read_results
     from simclr_jax.report import table
 
-    results = {directory: read_results(directory) for directory in directories}
-    missing = [directory for directory, found in results.items() if found is None]
+    found = {directory: read_results(directory) for directory in directories}
+    results = {directory: result for directory, result in found.items() if result is not None}
+    missing = [directory for directory in found if directory not in results]
     if missing:
         raise ConfigError(
             [f'{directory} has no result.json; run: simclr evaluate --workdir={directory}' for directory in missing]

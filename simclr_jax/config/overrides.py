@@ -5,6 +5,7 @@ import difflib
 import numbers
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -121,7 +122,7 @@ def _parse_tuple(text: str, current: tuple) -> tuple:
     return tuple(float(part) for part in value) if is_float else value
 
 
-def parse_argument(argument: str, defaults: dict[str, object]) -> dict[str, object]:
+def parse_argument(argument: str, defaults: dict[str, Any]) -> dict[str, Any]:
     """Reads the argument of a configuration file, 'key=value,key=value'.
 
     Args:

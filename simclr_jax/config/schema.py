@@ -91,7 +91,7 @@ def override(schema: Schema, config: ConfigDict, overrides: Iterable[tuple[str, 
 def _run_file(spec: str, path: str, argument: str) -> ConfigDict:
     """Returns the result of the file's get_config. An error in the file becomes a message with its line number."""
     module_spec = importlib.util.spec_from_file_location('simclr_config', path)
-    if module_spec is None:
+    if module_spec is None or module_spec.loader is None:
         raise ConfigError([f'--config={spec}: a configuration must be a Python file, *.py'])
     module = importlib.util.module_from_spec(module_spec)
     try:
@@ -195,7 +195,7 @@ def from_json(schema: Schema, text: str) -> ConfigDict:
         json.JSONDecodeError: The text is not JSON.
     """
 
-    def with_tuples(value):
+    def with_tuples(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: with_tuples(item) for key, item in value.items()}
         return tuple(value) if isinstance(value, list) else value

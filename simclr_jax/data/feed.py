@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from simclr_jax.augment.policy import OPERATIONS, Policy, make_policy
 from simclr_jax.augment.views import MakeViews, given_views, make_views_of
 from simclr_jax.data.resident import ResidentBatches
-from simclr_jax.data.spec import Batch, DataError, Decoded, Encoded, Examples, Reading, Share
+from simclr_jax.data.spec import Batch, DataError, Decoded, Encoded, Examples, FeedBatch, Reading, Share
 
 # Bytes on all devices together. A limit for each device would let the feed depend on their number.
 RESIDENT_BYTES = 2 * 2**30
@@ -49,7 +49,7 @@ class Feed:
     make_views: MakeViews
     batch: dict[str, jax.ShapeDtypeStruct]
     examples: Examples | None
-    batches: Callable[[int], Iterator[Batch]]
+    batches: Callable[[int], Iterator[FeedBatch]]
 
 
 def training_policy(config: ConfigDict) -> Policy:
@@ -170,11 +170,16 @@ def _hybrid(config: ConfigDict, examples: Examples | None, mesh: Mesh) -> Feed:
 def _resident(config: ConfigDict, examples: Examples | None, mesh: Mesh) -> Feed:
     size = config.data.image_size
     # Images that are not here are planned at the size of the views.
-    shape = (size, size, 3) if examples is None else examples.content.images.shape[1:]
+    content = None if examples is None else examples.content
+    assert content is None or isinstance(content, Decoded)
+    shape = (size, size, 3) if content is None else content.images.shape[1:]
 
-    def batches(start_step: int) -> Iterator[Batch]:
+    def batches(start_step: int) -> Iterator[FeedBatch]:
+        assert examples is not None, 'the feed is only planned'
+        assert content is not None
+        assert examples.labels is not None
         order = {'batch_size': config.batch_size, 'seed': config.seed, 'start_step': start_step}
-        return ResidentBatches(examples.content.images, examples.labels, mesh, **order)
+        return ResidentBatches(content.images, examples.labels, mesh, **order)
 
     batch = _batch(config, 'images', shape, np.uint8)
     return Feed('resident', make_views_of('images', training_policy(config)), batch, examples, batches)
@@ -188,6 +193,7 @@ def _made_by_host(config: ConfigDict, examples: Examples | None, policy: Policy,
     data = config.data
 
     def batches(start_step: int) -> Iterator[Batch]:
+        assert examples is not None, 'the feed is only planned'
         return host_batches(
             examples,
             policy,

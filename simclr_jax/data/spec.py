@@ -1,12 +1,13 @@
 """The contracts of the data: what describes a split and what a batch holds. No TensorFlow, no JAX at import."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    import jax
     from jax.sharding import Mesh
 
 # One batch: {
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 #   'index': int32 [B]                           Position of the image in the split. -1: padding.
 # }
 Batch = dict[str, np.ndarray]
+
+# A batch on its way into the training step: the rows of this process on the host, or global arrays on the devices.
+FeedBatch = Mapping[str, 'np.ndarray | jax.Array']
 
 
 class DataError(ValueError):

@@ -106,7 +106,7 @@ def _budgets(
 ) -> list[Labels]:
     """The label budgets that a protocol is measured with. There is none where it does not apply."""
     if extractor.name == 'pixels' and not protocol.on_pixels:
-        say(f'{protocol.name}: not for raw pixels, left out.')
+        say(f'{protocol.name}: cannot measure raw pixels; left out.')
         return []
     if dataset.train.is_multi_label and not protocol.several_labels:
         say(f'{protocol.name}: needs one label per image, {dataset.name} has several; left out.')

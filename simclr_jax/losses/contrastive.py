@@ -6,6 +6,8 @@ of the global batch is a candidate for every anchor. Gradients flow back through
 `(loss, metrics)`, scalars that are the same on all members. `N` below is the number of images of the global batch.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -73,7 +75,9 @@ def nt_xent(
         # Each factor of a logit carries the square root of 1 / T. So the gradient of T stays outside of the blocks.
         z = comparable(z, normalize) * temperature**-0.5
         positives = positives_of(z)
-        negatives, metrics = negatives_in_blocks(z, axis_name, block_size)
+        # The type of a function is lost between `partial` and `custom_vjp`.
+        found: Any = negatives_in_blocks(z, axis_name, block_size)
+        negatives, metrics = found
     # l = log(1 + sum over the others) keeps its digits even if the positive outweighs all others. The difference
     # of the log-sum-exp, which is about s / T, and s / T would be mostly rounding.
     loss = jnp.mean(jax.nn.softplus(_log_rivals(negatives, positives) - positives))
@@ -162,7 +166,7 @@ def margin_triplet(
             jnp.mean(jax.nn.relu(similarities.candidates - positive[:, None] + margin), where=negative)
             for positive in similarities.positives.T
         ]
-        loss = sum(hinges) / len(hinges)
+        loss = sum(hinges[1:], start=hinges[0]) / len(hinges)
     return _global_means(loss, contrast_metrics(similarities.candidates, similarities), axis_name)
 
 

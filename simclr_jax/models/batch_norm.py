@@ -85,6 +85,8 @@ class BatchNorm(nn.Module):
         if not train:
             y = self._apply(parameters, x, x, train)
             return relu(y if shortcut is None else y + shortcut)
+        assert parameters.scale is not None, 'this form needs use_scale'
+        assert parameters.bias is not None, 'this form needs use_bias'
         y, batch = normalize_and_rectify(x, parameters.scale, parameters.bias, BATCH_NORM_EPSILON, shortcut)
         self._move(parameters, batch)
         return y
@@ -104,6 +106,7 @@ class BatchNorm(nn.Module):
             Images [N, H', W', C], of the dtype of `x`.
         """
         parameters = self._parameters(x.shape[-1])
+        assert parameters.scale is not None, 'this form needs use_scale'
         # Placed before the pool, this product is fused with the convolution that makes x.
         sign = jnp.where(parameters.scale < 0, -1, 1).astype(x.dtype)
         x = x * sign

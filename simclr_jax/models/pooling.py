@@ -1,6 +1,7 @@
 """Average pooling of feature maps to about the same number of values at each depth, for classifiers of the stages."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -55,4 +56,5 @@ def pool_to(x: jax.Array, max_values: int = MAX_VALUES) -> jax.Array:
         window = stride = math.ceil(side / target)
         beyond = -side % window
     # Pixels beyond the image do not count. The benchmark's zeros do: they have become part of x.
-    return nn.avg_pool(x, (window, window), (stride, stride), [(0, beyond)] * 2, count_include_pad=False)
+    padding: Any = [(0, beyond)] * 2
+    return nn.avg_pool(x, (window, window), (stride, stride), padding, count_include_pad=False)

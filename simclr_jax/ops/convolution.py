@@ -138,7 +138,7 @@ def _on_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> _
     return dataclasses.replace(plain, kernel_gradient=functools.partial(_kernel_gradient_by_patches, stride, padding))
 
 
-def _is_within(limits: tuple[int, int], channels: int, sides: tuple[int, int]) -> bool:
+def _is_within(limits: tuple[int, int], channels: int, sides: tuple[int, ...]) -> bool:
     return channels >= limits[0] and max(sides) <= limits[1]
 
 

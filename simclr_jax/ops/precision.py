@@ -37,7 +37,7 @@ def precise_matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def to_compute_dtype(*arrays: jax.Array | None, dtype: Any, inexact: bool = True) -> list[jax.Array | None]:
+def to_compute_dtype(*arrays: jax.Array | None, dtype: Any = None, inexact: bool = True) -> list[Any]:
     """Casts all operands of a layer to one type. The signature is that of Flax's `promote_dtype`.
 
     Args:

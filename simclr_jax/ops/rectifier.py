@@ -1,6 +1,7 @@
 """ReLU, alone and behind a batch norm, with gradients that keep few values of the forward pass."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,9 @@ def normalize_and_rectify(
     Returns:
         The result, of the shape and dtype of x, and the statistics of x, at least float32.
     """
-    y, batch = _normalize_and_rectify(epsilon, x, scale, bias, shortcut)
+    # The type of a function is lost between `partial` and `custom_vjp`.
+    found: Any = _normalize_and_rectify(epsilon, x, scale, bias, shortcut)
+    y, batch = found
     return y, jax.lax.stop_gradient(batch)
 
 

@@ -86,7 +86,12 @@ class Compiled:
         return self.memory is not None and self.needed_bytes <= limit
 
 
-def compile_step(config: ConfigDict, num_classes: int, num_images: int, devices: list[jax.Device]) -> Compiled:
+def compile_step(
+    config: ConfigDict,
+    num_classes: int,
+    num_images: int,
+    devices: list[jax.Device],  # pyright: ignore[reportInvalidTypeForm]
+) -> Compiled:
     """Compiles the training step of `simclr train` and reads the facts of the compiled program.
 
     Args:
@@ -143,14 +148,17 @@ def out_of_memory(message: str) -> tuple[int, int]:
 
 
 def _read(compiled: jax.stages.Compiled) -> dict:
-    stats, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    stats, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    assert stats is not None, 'the compiler gives no memory analysis'
+    assert cost is not None, 'the compiler gives no cost analysis'
+    assert text is not None, 'the compiler gives no text'
     memory = Memory(
         arguments=stats.argument_size_in_bytes,
         temporaries=stats.temp_size_in_bytes,
         outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
         code=stats.generated_code_size_in_bytes,
     )
-    hlo = Hlo(compiled.as_text())
+    hlo = Hlo(text)
     fusions = hlo.fusions()
     return {
         'needed_bytes': memory.total,

@@ -53,7 +53,7 @@ def estimate(compiled: Compiled, topology: Topology) -> Estimate:
         **parts,
         cycles=cycles,
         step=step,
-        bound=max(parts, key=parts.get),
+        bound=max(parts, key=parts.__getitem__),
         utilization=parts['compute'] / step,
     )
 

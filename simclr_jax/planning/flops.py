@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
@@ -43,15 +44,17 @@ def count_flops(jaxpr: Jaxpr) -> int:
 
 def _equation_flops(equation: JaxprEqn) -> int:
     kind, parameters = equation.primitive.name, equation.params
+    operands: list[Any] = [variable.aval for variable in equation.invars]
+    results: list[Any] = [variable.aval for variable in equation.outvars]
     if kind == 'dot_general':
         contracted = parameters['dimension_numbers'][0][0]
-        lhs = equation.invars[0].aval.shape
-        return 2 * equation.outvars[0].aval.size * math.prod(lhs[axis] for axis in contracted)
+        lhs = operands[0].shape
+        return 2 * results[0].size * math.prod(lhs[axis] for axis in contracted)
     if kind == 'conv_general_dilated':
-        kernel = equation.invars[1].aval.shape
+        kernel = operands[1].shape
         layout = parameters['dimension_numbers'].rhs_spec
         products = math.prod(kernel[axis] for axis in layout[1:])
-        return 2 * equation.outvars[0].aval.size * products // math.prod(parameters['lhs_dilation'])
+        return 2 * results[0].size * products // math.prod(parameters['lhs_dilation'])
     inner = [count_flops(jaxpr) for jaxpr in _jaxprs(parameters)]
     if kind == 'cond':
         return max(inner)

@@ -202,6 +202,7 @@ class Hlo:
         if noted := _TRIPS.search(loop.attributes):
             return int(noted.group(1))
         condition = _CONDITION.search(loop.attributes)
+        assert condition is not None, f'a loop without a condition: {loop.attributes}'
         instructions = [execution.instruction for execution in self._executed(condition.group(1))]
         constants = {each.arguments for each in instructions if each.opcode == 'constant' and each.arguments.isdigit()}
         return int(constants.pop()) if len(constants) == 1 else 1

@@ -53,7 +53,7 @@ def install(say: Callable[[str], None]) -> pathlib.Path:
         ConfigError: pip cannot install libtpu, or the cache directory cannot be written.
     """
     installed = importlib.util.find_spec('libtpu')
-    if installed:
+    if installed and installed.origin:
         return pathlib.Path(installed.origin).parent.parent
     wanted = requirement()
     directory = cache.directory() / re.sub(r'[^\w.]+', '-', wanted).strip('-.')

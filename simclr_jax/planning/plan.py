@@ -55,6 +55,7 @@ class Plan:
     @property
     def images_per_second(self) -> float:
         """Estimated images per second over all devices."""
+        assert self.estimate is not None, 'this plan has no estimate'
         return self.compiled.batch_size / self.estimate.step
 
     @property
@@ -65,6 +66,7 @@ class Plan:
     @property
     def hours(self) -> float:
         """Estimated duration of all steps in hours, without evaluations and checkpoints."""
+        assert self.estimate is not None, 'this plan has no estimate'
         return self.total_steps * self.estimate.step / 3600
 
 
@@ -107,7 +109,7 @@ def make_plan(
         return compile_step(changed, num_classes, num_images, jax.devices())
 
     compiled = compile_batch(config.batch_size)
-    limit = compiled.limit_bytes or (topology.chip.memory_bytes if topology else _local_memory(jax.devices()[0]))
+    limit = compiled.limit_bytes or (topology.chip.memory_bytes if topology else _local_memory())
     granule = math.lcm(num_devices * ROWS, config.microbatch or 1)
     largest, tried = largest_batch(compiled, limit, granule, compile_batch) if search else (None, ())
     return Plan(
@@ -154,7 +156,7 @@ def training_data(config: ConfigDict, num_images: int) -> tuple[int, int]:
     return examples.size, examples.num_classes
 
 
-def _local_memory(device: jax.Device) -> int:
-    """Memory of a device in bytes. Virtual devices of a CPU share the memory of the machine."""
-    stats = device.memory_stats() or {}
+def _local_memory() -> int:
+    """Memory of the first device in bytes. Virtual devices of a CPU share the memory of the machine."""
+    stats = jax.devices()[0].memory_stats() or {}
     return stats.get('bytes_limit', psutil.virtual_memory().total // jax.local_device_count())

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from simclr_jax.planning.estimate import Estimate
 from simclr_jax.planning.plan import Plan
 
 GIB, MIB = 2**30, 2**20
@@ -27,7 +28,7 @@ def as_text(plan: Plan) -> str:
     if plan.compiled.memory:
         sections += [_work(plan), _collectives(plan), _fusions(plan)]
     if plan.estimate:
-        sections.append(_time(plan))
+        sections.append(_time(plan, plan.estimate))
     if plan.largest_batch is not None:
         sections.append(_largest(plan))
     return '\n\n'.join(filter(None, sections))
@@ -84,8 +85,7 @@ def _fusions(plan: Plan) -> str:
     return _table('Estimated cycles per step (by the compiler)', rows)
 
 
-def _time(plan: Plan) -> str:
-    seconds = plan.estimate
+def _time(plan: Plan, seconds: Estimate) -> str:
     rate, hosts = plan.images_per_second, plan.num_hosts
     rows = {
         'compute at the peak': f'{seconds.compute * 1e3:,.1f} ms',

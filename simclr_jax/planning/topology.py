@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 
 from simclr_jax.chips import PEAK_FLOPS
 from simclr_jax.config import ConfigError
@@ -36,7 +37,7 @@ class Chip:
     cores: int
     dimensions: int
     largest: int
-    compiler_options: dict[str, object] = dataclasses.field(default_factory=dict)
+    compiler_options: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
 # Sources of the table:

@@ -121,6 +121,7 @@ def _shares(results: Results) -> list[Score]:
 
 def _spread(score: Score) -> tuple[float, float]:
     """Length of the interval, or the deviation, below and above the value, in percent."""
-    if score.deviation is not None or score.low is None:
-        return (100 * (score.deviation or 0.0),) * 2
+    if score.deviation is not None or score.low is None or score.high is None:
+        deviation = 100 * (score.deviation or 0.0)
+        return deviation, deviation
     return 100 * (score.value - score.low), 100 * (score.high - score.value)

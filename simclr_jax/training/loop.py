@@ -1,5 +1,6 @@
 """The story of a training run: steps, logs, online evaluation, checkpoints. It does not depend on the model."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import jax
@@ -8,7 +9,7 @@ from jax.sharding import Mesh
 
 from simclr_jax import sharding
 from simclr_jax.augment.views import MakeViews, given_views
-from simclr_jax.data.spec import Batch
+from simclr_jax.data.spec import FeedBatch
 from simclr_jax.distributed import Preemption
 from simclr_jax.training.checkpoints import Checkpoints
 from simclr_jax.training.log import Log
@@ -26,36 +27,41 @@ class Preempted(Exception):
     """The run received SIGTERM and has saved its state. The message names the step."""
 
 
-def train(
-    state: TrainState,
-    train_step: Step,
-    batches_from: Callable[[int], Iterator[Batch]],
-    *,
-    schedule: Schedule,
-    mesh: Mesh,
-    key: jax.Array,
-    checkpoints: Checkpoints,
-    log: Log,
-    evaluate: Callable[[TrainState], dict[str, float]] | None = None,
-    make_views: MakeViews = given_views,
-    step_flops: float = 0.0,
-    profile: Profile | None = None,
-) -> TrainState:
-    """Trains from `state.step` to `schedule.total_steps`.
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """Everything that a run repeats.
 
-    Args:
-        state: First state. It is donated to the first step.
-        train_step: Function of (state, batch, key), see `step.make_train_step`.
-        batches_from: Function of a step that gives the batches from that step on.
+    Attributes:
+        step: Training step, see `step.make_train_step`.
+        batches: Function of a step that gives the batches from that step on.
         schedule: Lengths and intervals.
         mesh: Devices that train.
         key: Key of the steps' random numbers.
-        checkpoints: Checkpoints of the run.
-        log: Receiver of the metrics.
-        evaluate: Online evaluation, a function of the state that gives scalars.
+        evaluate: Online evaluation, a function of the state that gives scalars. None means no evaluation.
         make_views: The devices' part of the augmentation, for a picture of the first views.
         step_flops: Operations of a step on all devices together, for their utilisation. 0 means unknown.
-        profile: Steps to record. None records nothing.
+        profile: Steps to record.
+    """
+
+    step: Step
+    batches: Callable[[int], Iterator[FeedBatch]]
+    schedule: Schedule
+    mesh: Mesh
+    key: jax.Array
+    evaluate: Callable[[TrainState], dict[str, float]] | None = None
+    make_views: MakeViews = given_views
+    step_flops: float = 0.0
+    profile: Profile = dataclasses.field(default_factory=Profile)
+
+
+def train(state: TrainState, training: Training, checkpoints: Checkpoints, log: Log) -> TrainState:
+    """Trains from `state.step` to the end of the schedule.
+
+    Args:
+        state: First state. It is donated to the first step.
+        training: What is repeated.
+        checkpoints: Checkpoints of the run.
+        log: Receiver of the metrics.
 
     Returns:
         The last state, which is saved.
@@ -64,23 +70,25 @@ def train(
         NotFiniteError: The loss was not finite, at most meter.STEPS_IN_FLIGHT steps ago.
         Preempted: SIGTERM came. The state is saved.
     """
+    schedule, mesh = training.schedule, training.mesh
     step = int(state.step)
     if step >= schedule.total_steps:
         log.say(f'Step {step} of {schedule.total_steps} is reached already.')
         return state
-    batches = batches_from(step)
-    meter = Meter(schedule, checkpoints, step_flops)
-    with Preemption() as preemption, profile or Profile() as profile:
+    batches = training.batches(step)
+    key = jax.device_put(training.key, sharding.replicated(mesh))
+    meter = Meter(schedule, checkpoints, training.step_flops)
+    with Preemption() as preemption, training.profile as profile:
         while step < schedule.total_steps:
             profile.before(step + 1)
             with meter.waiting():
                 batch = sharding.to_global(next(batches), mesh)
             if step == 0:
-                log.images(0, {'views': _first_views(make_views, batch, key, mesh)})
+                log.images(0, {'views': _first_views(training.make_views, batch, key, mesh)})
             with jax.profiler.StepTraceAnnotation('train', step_num=step + 1), jax.transfer_guard('disallow'):
                 # The step is only dispatched: the devices work while the host reads the next batch. A value that
                 # travels between host and devices here would stop this, so that the guard refuses it.
-                state, metrics = train_step(state, batch, key)
+                state, metrics = training.step(state, batch, key)
             step += 1
             meter.add(step, metrics, images=batch['mask'].size)
 
@@ -102,9 +110,9 @@ def train(
                     f'stopped by SIGTERM: saved at step {step} of {schedule.total_steps}; '
                     'the same command resumes there'
                 )
-            if evaluate and schedule.is_due(schedule.evaluate_every, step):
+            if training.evaluate and schedule.is_due(schedule.evaluate_every, step):
                 with meter.paused():
-                    scalars = evaluate(state)
+                    scalars = training.evaluate(state)
                 log.evaluation(step, scalars)
         checkpoints.wait()
     return state
@@ -121,7 +129,7 @@ def _first_views(make_views: MakeViews, batch: dict[str, jax.Array], key: jax.Ar
     return sharding.to_host(jax.jit(first, out_shardings=sharding.replicated(mesh))(batch, key))
 
 
-def _report_unreadable(batches: Iterator[Batch], log: Log, meter: Meter) -> None:
+def _report_unreadable(batches: Iterator[FeedBatch], log: Log, meter: Meter) -> None:
     for path in getattr(batches, 'unreadable', []):
         if path not in meter.reported:
             log.say(f'Skipped, not a readable image: {path}')

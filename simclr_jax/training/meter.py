@@ -45,7 +45,7 @@ class Meter:
 
     def _begin_interval(self) -> None:
         self._metrics, self._images = [], 0
-        self._start, self._spent = time.perf_counter(), collections.Counter()
+        self._start, self._spent = time.perf_counter(), collections.defaultdict(float)
 
     def waiting(self) -> contextlib.AbstractContextManager[None]:
         """Counts the time of a block as waiting for data."""

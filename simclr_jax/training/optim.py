@@ -98,10 +98,10 @@ def _scale_by_adam(beta1: float, beta2: float, epsilon: float) -> optax.Gradient
         mu, nu = optax.tree.zeros_like(params), optax.tree.zeros_like(params)
         return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), mu, nu)
 
-    def update(gradients, state, params=None):
+    def update(updates, state, params=None):
         del params
-        mu = optax.tree.update_moment(gradients, state.mu, beta1, 1)
-        nu = optax.tree.update_moment(gradients, state.nu, beta2, 2)
+        mu = optax.tree.update_moment(updates, state.mu, beta1, 1)
+        nu = optax.tree.update_moment(updates, state.nu, beta2, 2)
         count = state.count + 1
         step = count.astype(jnp.float32)
         correction = jnp.sqrt(1 - beta2**step) / (1 - beta1**step)

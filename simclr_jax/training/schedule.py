@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -74,7 +75,7 @@ def steps_of_epochs(epochs: float, num_examples: int, batch_size: int) -> int:
     return max(1, round(epochs * num_examples / batch_size))
 
 
-def warmup_cosine(peak: float, total_steps: int, warmup_steps: int) -> optax.Schedule:
+def warmup_cosine(peak: float | jax.Array, total_steps: int, warmup_steps: int) -> optax.Schedule:
     """Linear warm-up from 0 to the peak, then half a cosine to 0 (SimCLR, arXiv 2002.05709, appendix B.1).
 
     Update 0 of a run with warm-up has learning rate 0. A run that is shorter than its warm-up climbs the same ramp.
@@ -101,7 +102,7 @@ def warmup_cosine(peak: float, total_steps: int, warmup_steps: int) -> optax.Sch
     return schedule
 
 
-def step_decay(peak: float, milestones: Sequence[int], factor: float = 0.1) -> optax.Schedule:
+def step_decay(peak: float | jax.Array, milestones: Sequence[int], factor: float = 0.1) -> optax.Schedule:
     """A constant rate that is multiplied by `factor` at each milestone.
 
     Args:

@@ -1,6 +1,6 @@
 """The contract between the training step and a task: what is learnt."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -26,7 +26,7 @@ class Task(Protocol):
     Network and loss are separate functions, so that the step can compute the outputs a few images at a time.
     """
 
-    def init(self, key: jax.Array) -> dict[str, Any]: ...  # noqa: D102
+    def init(self, key: jax.Array) -> Mapping[str, Any]: ...  # noqa: D102
 
     def outputs(self, params, batch_stats, batch: Batch, key: jax.Array) -> tuple[Any, Any]: ...  # noqa: D102
 

@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from simclr_jax.config import ConfigError
 from simclr_jax.config import pretraining as configuration
 
 
-def write_whole(path: epath.Path, content: str | Callable[[BinaryIO], None]) -> None:
+def write_whole(path: epath.Path, content: str | Callable[[IO[bytes]], None]) -> None:
     """Writes a file completely or not at all: a reader finds the old content or the new one, never a part of it.
 
     The content goes to `NAME.partial` in the same directory, which then takes the place of the file. If an error

@@ -31,6 +31,7 @@ from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.tasks.finetune import Finetune, init_from
 from simclr_jax.tasks.multihead import MultiHead
 from simclr_jax.training import optim, workdir
+from simclr_jax.training.loop import Training
 from simclr_jax.training.run import start_or_resume
 from simclr_jax.training.schedule import (
     Schedule,
@@ -70,17 +71,17 @@ MakeTask = Callable[[FeatureExtractor, ConfigDict, Examples, int], SupervisedTas
 
 
 def linear_sgd(measurement: Measurement) -> list[Score]:
-    """SimCLR's linear evaluation by SGD (2002.05709, appendix B.6)."""
+    """SimCLR's linear evaluation by SGD (arXiv 2002.05709, appendix B.6)."""
     return evaluate_by_training('linear_sgd', _linear_task, measurement)
 
 
 def finetune(measurement: Measurement) -> list[Score]:
-    """Fine-tuning of the whole network or of its upper part (2002.05709, appendix B.5; 2006.10029, section 2)."""
+    """Fine-tuning of the whole network or of its upper part (arXiv 2002.05709, B.5, and 2006.10029, section 2)."""
     return evaluate_by_training('finetune', _finetune_task, measurement)
 
 
 def multihead(measurement: Measurement) -> list[Score]:
-    """A linear classifier on each feature map (Goyal et al., 1905.01235)."""
+    """A linear classifier on each feature map (Goyal et al., arXiv 1905.01235)."""
     return evaluate_by_training('multihead', _multihead_task, measurement)
 
 
@@ -308,12 +309,9 @@ def _train(trainer: Trainer, settings: ConfigDict, programs: Programs, directory
     init_key, step_key = jax.random.split(jax.random.key(seed))
     start = init_key, extractor.variables, peak, settings.weight_decay
     policy = make_policy(extractor.image_size, views=(VIEW,), parameters=default_parameters())
-    state = start_or_resume(
-        str(directory),
-        sharding.placed(jax.eval_shape(programs.init, *start), sharding.replicated(extractor.mesh)),
-        lambda _: programs.init(*start),
-        programs.step,
-        lambda step: host_batches(
+    training = Training(
+        step=programs.step,
+        batches=lambda step: host_batches(
             learnt,
             policy,
             extractor.mesh,
@@ -332,8 +330,13 @@ def _train(trainer: Trainer, settings: ConfigDict, programs: Programs, directory
         ),
         mesh=extractor.mesh,
         key=step_key,
-        introduce=lambda say: say(
-            f'{trainer.protocol}: {learnt.name}, {learnt.size:,} images, {total:,} steps; {directory}'
-        ),
+    )
+    introduction = f'{trainer.protocol}: {learnt.name}, {learnt.size:,} images, {total:,} steps; {directory}'
+    state = start_or_resume(
+        str(directory),
+        sharding.placed(jax.eval_shape(programs.init, *start), sharding.replicated(extractor.mesh)),
+        lambda _: programs.init(*start),
+        training,
+        introduce=lambda say: say(introduction),
     )
     return {'params': state.params, 'batch_stats': state.batch_stats}

@@ -41,7 +41,7 @@ def measures(measurement: Measurement) -> list[Score]:
     if count <= neighbours + 1:
         raise DataError(
             f'measures need more than measures.neighbours={neighbours} test images, '
-            f'{dataset.test.name} has {dataset.test.size}'
+            f'{dataset.test.name} has {dataset.test.size}; choose fewer neighbours'
         )
     found = _outputs_of_views(extractor, dataset.test, config.seed, batch_size, count // batch_size)
     scores = []
