@@ -117,14 +117,13 @@ def host_batches(
     """
     from simclr_jax.data.pipeline import TrainBatches
 
-    processes = sorted({device.process_index for device in mesh.devices.flat})
     return TrainBatches(
         examples,
         policy,
         batch_size=batch_size,
         seed=seed,
         start_step=start_step,
-        share=Share(processes.index(jax.process_index()), len(processes)),
+        share=Share.of_this_process(mesh),
         max_unreadable=max_unreadable,
         as_bytes=as_bytes,
         reading=reading,
