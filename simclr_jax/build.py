@@ -33,10 +33,10 @@ from simclr_jax.training.state import TrainState
 from simclr_jax.training.step import abstract_state, init_state, make_train_step, state_shardings
 from simclr_jax.training.task import Step
 
-# The stem without stride is for images up to this size, pixels.
+# With stem 'auto', images up to this size (pixels) get the stem without stride.
 CIFAR_STEM_UP_TO = 32
 
-# config.loss.name -> function of the group config.loss that gives z [B, V, D] -> (loss [], metrics); see `make_loss`.
+# Loss by config.loss.name: a function of the group config.loss that gives a function z [B, V, D] -> (loss [], metrics).
 LOSSES: dict[str, Callable[[ConfigDict], Callable]] = {
     'nt_xent': lambda loss: functools.partial(
         nt_xent, temperature=loss.temperature, block_size=loss.block_size or None

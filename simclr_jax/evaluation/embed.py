@@ -25,10 +25,11 @@ def open_split(home: ConfigDict, dataset: str, split: str) -> Examples:
     Args:
         home: Group `data` of the pretraining's configuration.
         dataset: One of these:
-            '' for the data of the pretraining,
-            'folder:PATH' or the path of a directory, whose images need neither labels nor splits,
-            'PATH.npz', with or without '{split}' in it,
-            a name of the transfer experiments or of TensorFlow Datasets, see `suite.resolve_dataset`.
+
+            * '' for the data of the pretraining.
+            * 'folder:PATH' or the path of a directory. Its images need neither labels nor splits.
+            * 'PATH.npz', with or without '{split}' in it.
+            * A name of the transfer experiments or of TensorFlow Datasets, see `suite.resolve_dataset`.
         split: Name of the split. '' means the test split, or all images of a folder or an .npz without splits.
 
     Raises:

@@ -162,7 +162,7 @@ class TestInitFrom:
 
     def test_another_encoder_is_refused(self, finished, tmp_path, capsys):
         assert train(tmp_path / 'run', f'--config.init_from={finished}', '--config.model.width=0.25') == 2
-        assert 'its encoder is of another shape' in capsys.readouterr().err
+        assert 'its encoder has another shape' in capsys.readouterr().err
 
     def test_no_work_directory(self, tmp_path, capsys):
         assert train(tmp_path / 'run', f'--config.init_from={tmp_path}') == 2
