@@ -27,7 +27,7 @@ from simclr_jax.training.run import Say, start_or_resume
 from simclr_jax.training.schedule import Schedule
 from simclr_jax.training.state import TrainState
 
-# Mistakes of the user. If one process of a job raises one of them, all processes stop with the same message.
+# Mistakes of the user. A process that meets one of them stops all processes of the job.
 MISTAKES = (ConfigError, DataError, CheckpointError)
 
 
