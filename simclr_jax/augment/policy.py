@@ -88,9 +88,11 @@ def make_policy(
         ValueError: The description is wrong. The message lists everything that `check` finds, one problem per line.
 
     Example:
-        Only the second view is blurred, both have the same crop::
+        Only the second view is blurred, both have the same crop:
 
-            make_policy(32, shared='crop', views=('', 'blur'), parameters={'blur': {'p': 1.0}})
+        >>> policy = make_policy(32, shared='crop', views=('', 'blur'), parameters={'blur': {'p': 1.0}})
+        >>> policy.views
+        ((), (Blur(p=1.0, sigma=(0.1, 2.0)),))
     """
     parameters = parameters or {}
     problems = check(size, shared, views, parameters)

@@ -30,6 +30,7 @@ def make_views_of(pixels: str, policy: Policy) -> MakeViews:
     Returns:
         A function (batch, key) -> views [B, V, H, W, 3], float32 in [0, 1].
     """
+
     def views_of(batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
         keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(batch['index'])
         return device.augment(batch[pixels], keys, policy)

@@ -23,9 +23,11 @@ class SimCLR(nn.Module):
 
     Example:
         >>> model = SimCLR(ResNet(18), ProjectionHead(layers=2), num_classes=10)
-        >>> variables = model.init(jax.random.key(0), images, train=False)
-        >>> outputs, moved = model.apply(variables, images, train=True, mutable=['batch_stats'])
-        >>> h = model.apply(variables, images, method='encode')
+        >>> images = jnp.zeros((4, 32, 32, 3))
+        >>> variables = jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))
+        >>> h = jax.eval_shape(lambda variables: model.apply(variables, images, method='encode'), variables)
+        >>> h.shape
+        (4, 512)
     """
 
     encoder: ResNet

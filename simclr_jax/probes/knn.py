@@ -124,6 +124,11 @@ def knn_accuracy(bank, bank_labels, queries, query_labels, *, num_classes, **set
 
     Raises:
         ValueError: An argument breaks a rule of `knn_predict`.
+
+    Example:
+        >>> bank = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
+        >>> knn_accuracy(bank, [0, 1], bank, [0, 0], k=(1,), num_classes=2)
+        {1: 0.5}
     """
     query_labels = check_labels('query_labels', query_labels, len(queries), num_classes)
     predicted = knn_predict(bank, bank_labels, queries, num_classes=num_classes, **settings)

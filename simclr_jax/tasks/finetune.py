@@ -32,9 +32,12 @@ class Finetune:
         train_after_block: Last frozen part of the encoder, see `models.resnet.frozen_parts`. -1 freezes none.
 
     Example:
-        >>> tx = optim.freeze(tx, task.is_frozen)
-        >>> state = jax.jit(init_from, static_argnums=(1, 2), out_shardings=replicated(mesh))(pretrained, task, tx, key)
-        >>> state, metrics = make_train_step(task, tx, mesh)(state, batch, key)
+        A first step from a pretrained state::
+
+            tx = optim.freeze(tx, task.is_frozen)
+            init = jax.jit(init_from, static_argnums=(1, 2), out_shardings=replicated(mesh))
+            state = init(pretrained, task, tx, key)
+            state, metrics = make_train_step(task, tx, mesh)(state, batch, key)
     """
 
     model: Classifier

@@ -88,6 +88,11 @@ def warmup_cosine(peak: float | jax.Array, total_steps: int, warmup_steps: int) 
 
     Returns:
         A function of the step (integers of any shape, counted from 0) to float32 learning rates.
+
+    Example:
+        >>> rate = warmup_cosine(peak=4.0, total_steps=6, warmup_steps=2)
+        >>> [round(float(rate(step)), 2) for step in range(7)]
+        [0.0, 2.0, 4.0, 3.41, 2.0, 0.59, 0.0]
     """
     decay_steps = total_steps - warmup_steps
 
