@@ -79,11 +79,11 @@ def warmup_cosine(peak: float | jax.Array, total_steps: int, warmup_steps: int) 
     """Linear warm-up from 0 to the peak, then half a cosine to 0 (SimCLR, arXiv 2002.05709, appendix B.1).
 
     Update 0 of a run with warm-up has learning rate 0. A run that is shorter than its warm-up climbs the same ramp.
-    In both, the rate is 0 at the end.
+    Its rate is 0 from `warmup_steps` on, which it does not reach.
 
     Args:
         peak: Learning rate at step `warmup_steps`, >= 0.
-        total_steps: Updates of the run, >= 1. From this step on the rate is 0.
+        total_steps: Updates of the run, >= 1. From this step on the rate is 0, unless the warm-up is longer.
         warmup_steps: Updates of the ramp, >= 0.
 
     Returns:
