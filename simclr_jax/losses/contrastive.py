@@ -61,7 +61,7 @@ def nt_xent(
         The views of each image coincide, and the two images are orthogonal. The loss is log(1 + 2 exp(-1 / T)).
 
         >>> z = jnp.array([[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]])
-        >>> loss, metrics = nt_xent(z, temperature=0.5)
+        >>> loss, metrics = jax.jit(nt_xent)(z, temperature=0.5)
         >>> print(f'{loss:.4f} {metrics["contrast_accuracy"]:.0f}')
         0.2395 1
     """
