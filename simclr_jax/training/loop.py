@@ -29,7 +29,7 @@ class Preempted(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """Everything that a run repeats.
+    """The fixed parts of a run: everything except its state and its directory.
 
     Attributes:
         step: Training step, see `step.make_train_step`.
@@ -59,7 +59,7 @@ def train(state: TrainState, training: Training, checkpoints: Checkpoints, log: 
 
     Args:
         state: First state. It is donated to the first step.
-        training: What is repeated.
+        training: Step, batches, schedule and the other fixed parts of the run.
         checkpoints: Checkpoints of the run.
         log: Receiver of the metrics.
 

@@ -26,8 +26,8 @@ def start_or_resume(
     Args:
         directory: Work directory of the run, local or gs://. It receives metrics, events and checkpoints.
         like: Shapes and shardings of the state.
-        first_state: Makes the state at step 0 where there is no checkpoint. It may write lines to the log.
-        training: What is repeated.
+        first_state: Makes the state at step 0, if the directory has no checkpoint. It may write lines to the log.
+        training: Step, batches, schedule and the other fixed parts of the run.
         introduce: Writes what the run is to the log, before anything else.
         checkpoints_kept: Newest checkpoints that stay.
 
