@@ -1,6 +1,5 @@
 """Where images become views changes neither which images stand in a batch nor what becomes of them."""
 
-import functools
 import io
 import shutil
 
@@ -19,7 +18,7 @@ from simclr_jax.data.feed import open_feed, plan_feed
 from simclr_jax.data.resident import ResidentBatches
 from simclr_jax.data.sources import load_examples
 from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files
-from support.runs import DIGITS_HERE, assert_same_bits, model_of, rows_of
+from support.runs import DIGITS_HERE, assert_same_bits, mesh_of_two, model_of, rows_of
 
 FEEDS = ('host', 'hybrid', 'resident')
 SIZE, BATCH = 16, 64
@@ -181,7 +180,7 @@ def test_bytes_round_what_floats_say(config, examples):
 @pytest.mark.slow
 @pytest.mark.parametrize('feed', ['hybrid', 'resident'])
 def test_a_run_learns_and_resumes_to_the_same_bits(feed, tmp_path, monkeypatch):
-    monkeypatch.setattr(sharding, 'make_mesh', functools.partial(sharding.make_mesh, jax.devices()[:2]))
+    monkeypatch.setattr(sharding, 'make_mesh', mesh_of_two)
 
     def train(workdir, *more):
         options = [f'--config.data.feed={feed}', '--config.knn.every_epochs=0', f'--workdir={workdir}']

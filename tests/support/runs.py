@@ -29,6 +29,11 @@ DIGITS = [
 DIGITS_HERE = [*DIGITS, '--config.model.depth=6']
 
 
+def mesh_of_two(devices=None):
+    """The mesh of a machine with two devices, in the place of `sharding.make_mesh`."""
+    return make_mesh(jax.devices()[:2] if devices is None else devices)
+
+
 def rows_of(workdir):
     """The rows of metrics.jsonl."""
     return [json.loads(line) for line in (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines()]

@@ -5,25 +5,28 @@ import re
 import jax
 import pytest
 
+from simclr_jax import sharding
 from support.paths import REPOSITORY
+from support.runs import DIGITS_HERE, mesh_of_two
 
 README = (REPOSITORY / 'README.md').read_text()
 
 
 def test_python_in_ten_lines(tmp_path, monkeypatch, capsys):
-    """Only shorter and with a smaller network."""
+    """With the small run that other tests compile too."""
     pretraining, loss = re.findall(r'```python\n(.*?)```', README, flags=re.DOTALL)
     assert len(pretraining.splitlines()) <= 10
     (tmp_path / 'configs').symlink_to(REPOSITORY / 'configs')
     monkeypatch.chdir(tmp_path)
-    short = "{'train_steps': 2, 'model.depth': 6, 'data.image_size': 8, 'batch_size': 64, 'warmup_epochs': 0.0}"
+    monkeypatch.setattr(sharding, 'make_mesh', mesh_of_two)
+    overrides = [tuple(option.removeprefix('--config.').split('=', 1)) for option in DIGITS_HERE[1:]]
+    smaller = pretraining.replace("'configs/digits.py'", f"'configs/digits.py', {overrides}").replace('60', '12')
     names = {}
-    exec(pretraining.replace("{'train_steps': 60}", short), names)
+    exec(smaller, names)
     exec(loss, names)
     output = capsys.readouterr().out
     assert re.search(r"\{'knn': 0\.\d+, 'linear': 0\.\d+\}", output)
-    assert output.endswith('(360, 32)\n')
-    assert names['loss'].shape == ()
+    assert output.endswith(f'(360, {names["extractor"].features(names["images"]).values.shape[1]})\n')
     assert jax.numpy.isfinite(names['loss'])
 
 

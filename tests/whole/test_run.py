@@ -3,7 +3,6 @@
 On two devices. training/test_step.py runs the step on eight.
 """
 
-import functools
 import json
 import re
 
@@ -20,7 +19,7 @@ from simclr_jax.data import feed
 from simclr_jax.evaluation.extractor import make_baseline, open_extractor
 from simclr_jax.training import loop
 from support.paths import REPOSITORY, SHARED
-from support.runs import DIGITS_HERE, assert_same_bits, model_of, rows_of
+from support.runs import DIGITS_HERE, assert_same_bits, mesh_of_two, model_of, rows_of
 
 
 def train(workdir, *options, base=DIGITS_HERE):
@@ -30,7 +29,7 @@ def train(workdir, *options, base=DIGITS_HERE):
 @pytest.fixture(scope='module', autouse=True)
 def two_devices():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, 'make_mesh', functools.partial(sharding.make_mesh, jax.devices()[:2]))
+        patch.setattr(sharding, 'make_mesh', mesh_of_two)
         yield
 
 
