@@ -10,10 +10,11 @@ cd "$root"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 
-# The types are checked beside the tests, and reported after them. The variable keeps pyright from looking for updates.
+# The types are checked beside the tests, and reported after them. The variable keeps pyright from looking for updates, the
+# option from settings of directories above.
 types=$(mktemp)
 trap 'rm -f "$types"' EXIT
-PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/pyright >"$types" 2>&1 &
+PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/pyright --project pyproject.toml >"$types" 2>&1 &
 pyright=$!
 
 status=0
