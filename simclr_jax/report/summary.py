@@ -12,7 +12,7 @@ from simclr_jax.data.feed import open_feed
 from simclr_jax.data.sources import load_examples
 from simclr_jax.evaluation.results import ENCODERS, SHARES, Results, Score, headings
 from simclr_jax.training import workdir
-from simclr_jax.training.log import read_metrics
+from simclr_jax.training.metrics_file import read_metrics
 
 COLORS = {'pixels': '#b0b0b0', 'untrained': '#7f9fc8', 'simclr': '#d1495b'}
 IMAGES_SHOWN = 8

@@ -3,53 +3,15 @@
 import contextlib
 import datetime
 import errno
-import json
-import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 from etils import epath
 
 from simclr_jax import distributed
-from simclr_jax.training.workdir import write_whole
-
-
-class MetricsFile:
-    """The file `metrics.jsonl`: one JSON object per line, with 'step' and scalars. A step may have several rows.
-
-    Args:
-        workdir: Directory of the file, local or gs://.
-    """
-
-    def __init__(self, workdir: str):
-        self._path = epath.Path(workdir) / 'metrics.jsonl'
-
-    def forget_after(self, step: int) -> None:
-        """Drops the rows after a step and an incomplete last line. A resumed run writes these rows again."""
-        if not self._path.exists():
-            return
-        rows = [row for row in read_metrics(str(self._path)) if row['step'] <= step]
-        write_whole(self._path, ''.join(json.dumps(row) + '\n' for row in rows))
-
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Appends a row. Numbers that are not finite become null."""
-        row = {name: float(f'{value:.7g}') if math.isfinite(value) else None for name, value in scalars.items()}
-        with self._path.open('a') as file:
-            file.write(json.dumps({'step': step, **row}) + '\n')
-
-
-def read_metrics(path: str) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl. An incomplete last line is left out."""
-    rows = []
-    for line in epath.Path(path).read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+from simclr_jax.training.metrics_file import MetricsFile
 
 
 class Log:
@@ -81,7 +43,7 @@ class Log:
     def resume(self, step: int) -> None:
         """Continues the log of a run that resumes at this step."""
         if self._file:
-            self._file.forget_after(step)
+            self._file.forget_after(step, self.say)
         self._console.advance(step)
 
     def progress(self, step: int, scalars: Mapping[str, float], seconds_left: float) -> None:

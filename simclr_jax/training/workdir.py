@@ -1,6 +1,7 @@
 """The work directory's files: config.json and result.json, written whole or not at all."""
 
 import contextlib
+import itertools
 import json
 from collections.abc import Callable
 from typing import IO, Any
@@ -39,6 +40,21 @@ def write_whole(path: epath.Path, content: str | Callable[[IO[bytes]], None]) ->
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+def set_aside(path: epath.Path, suffix: str) -> epath.Path:
+    """Renames a file or directory that is in the way to `NAME.SUFFIX`, or `NAME.SUFFIX.1` and so on.
+
+    Args:
+        path: File or directory, local or gs://.
+        suffix: What it is now, for example 'damaged'.
+
+    Returns:
+        Its new path.
+    """
+    names = itertools.chain([f'{path.name}.{suffix}'], (f'{path.name}.{suffix}.{n}' for n in itertools.count(1)))
+    target = next(target for name in names if not (target := path.with_name(name)).exists())
+    return path.rename(target)
 
 
 def claim(workdir: str, config: ConfigDict, *, allow_change: bool) -> list[str]:

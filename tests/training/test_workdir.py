@@ -2,14 +2,13 @@
 
 import errno
 import json
-import math
 
 import pytest
 from etils import epath
 
 from simclr_jax.config import ConfigError, base_config, flatten
 from simclr_jax.training import workdir
-from simclr_jax.training.log import Log, MetricsFile, read_metrics
+from simclr_jax.training.log import Log
 
 
 def changed_config(**fields):
@@ -144,27 +143,6 @@ def test_a_failed_write_into_no_directory_tells_the_first_error(tmp_path):
             workdir.write_whole(epath.Path(tmp_path) / name / 'result.json', 'text')
 
 
-def test_a_resumed_run_forgets_rows_after_its_checkpoint(tmp_path):
-    metrics = MetricsFile(str(tmp_path))
-    metrics.forget_after(0)  # nothing is there yet
-    for step in (10, 20, 20, 30, 40):
-        metrics.write(step, {'loss': step / 2})
-    with (tmp_path / 'metrics.jsonl').open('a') as file:
-        file.write('{"step": 50, "lo')
-    log = Log(str(tmp_path), total_steps=100)
-    log.resume(20)
-    log.scalars(21, {'loss': 1.0})
-    log.close()
-    rows = read_metrics(str(tmp_path / 'metrics.jsonl'))
-    assert rows == [
-        {'step': 10, 'loss': 5.0},
-        {'step': 20, 'loss': 10.0},
-        {'step': 20, 'loss': 10.0},
-        {'step': 21, 'loss': 1.0},
-    ]
-    assert [file.name for file in tmp_path.iterdir()] == ['metrics.jsonl']
-
-
 class FullDisk:
     """TensorBoard's writer, for which no room is left."""
 
@@ -182,28 +160,6 @@ def test_a_disk_that_events_fill_is_an_error_of_the_system(tmp_path):
         log.scalars(1, {'loss': 1.0})
     assert error.value.errno == errno.ENOSPC
     log.close()
-
-
-def test_a_last_line_cut_short_is_dropped_though_no_row_is_too_new(tmp_path):
-    path = tmp_path / 'metrics.jsonl'
-    path.write_text('{"step": 10, "loss": 5.0}\n{"step": 1')
-    MetricsFile(str(tmp_path)).forget_after(1000)
-    assert path.read_text() == '{"step": 10, "loss": 5.0}\n'
-
-
-def test_numbers_that_are_not_finite_become_null(tmp_path):
-    MetricsFile(str(tmp_path)).write(3, {'loss': math.nan, 'rank': math.inf, 'std': 1 / 3})
-
-    def refuse(constant):
-        raise AssertionError(f'{constant} is not JSON')
-
-    text = (tmp_path / 'metrics.jsonl').read_text()
-    row = json.loads(text, parse_constant=refuse)
-    assert text.endswith('\n')
-    assert row['loss'] is None
-    assert row['rank'] is None
-    # Seven significant digits are what a float32 holds.
-    assert row['std'] == pytest.approx(1 / 3, rel=1e-6)
 
 
 def test_a_log_without_work_directory_writes_nothing(tmp_path, monkeypatch, capsys):
