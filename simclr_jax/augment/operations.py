@@ -63,8 +63,8 @@ AMOUNT_RANGE = Rule('two numbers with 0 <= low <= high', lambda value: _is_range
 BRIGHTNESS_MODE = Rule("'multiply' (SimCLRv2) or 'add' (SimCLR)", lambda value: value in ('multiply', 'add'))
 
 
-def _parameter(default: Any, rule: Rule) -> Any:
-    return dataclasses.field(default=default, metadata={'rule': rule})
+def _parameter(default: Any, rule: Rule, meaning: str) -> Any:
+    return dataclasses.field(default=default, metadata={'rule': rule, 'meaning': meaning})
 
 
 # Every class below has a `number`. The random numbers of an operation follow from it, so it is fixed for ever: a run
@@ -76,20 +76,16 @@ def _parameter(default: Any, rule: Rule) -> Any:
 class RandomCrop:
     """Crop a random box and resize it (bicubic) to the policy's size (appendix A, 'Random crop and resize').
 
-    Attributes:
-        area: Range of the box's share of the image's area, in (0, 1].
-        aspect: Range of the box's width / height.
-        attempts: Boxes tried before the whole image is taken.
-        min_object_covered: Smallest share of the image that a box may cover. The reference's 0.1 makes the smallest
-            crop 0.1 of the image, although `area` begins at 0.08.
+    The reference's `min_object_covered` of 0.1 makes the smallest crop 0.1 of the image, although `area` begins at
+    0.08.
     """
 
     number: ClassVar[int] = 0
 
-    area: tuple[float, float] = _parameter((0.08, 1.0), FRACTION_RANGE)
-    aspect: tuple[float, float] = _parameter((3 / 4, 4 / 3), POSITIVE_RANGE)
-    attempts: int = _parameter(100, COUNT)
-    min_object_covered: float = _parameter(0.1, FRACTION)
+    area: tuple[float, float] = _parameter((0.08, 1.0), FRACTION_RANGE, "Range of the box's share of the image's area.")
+    aspect: tuple[float, float] = _parameter((3 / 4, 4 / 3), POSITIVE_RANGE, "Range of the box's width / height.")
+    attempts: int = _parameter(100, COUNT, 'Boxes tried before the whole image is taken.')
+    min_object_covered: float = _parameter(0.1, FRACTION, 'Smallest share of the image that a box may cover.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +95,7 @@ class Flip:
     number: ClassVar[int] = 1
     uniforms: ClassVar[int] = 1
 
-    p: float = _parameter(0.5, PROBABILITY)
+    p: float = _parameter(0.5, PROBABILITY, 'Probability that the operation is applied.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,25 +104,20 @@ class ColorJitter:
 
     A factor is drawn uniformly from [max(0, 1 - a), 1 + a] with a = amount * strength. The hue's shift is drawn from
     [-a, a]. Source: appendix A, 'Color distortion'.
-
-    Attributes:
-        p: Probability that the jitter is applied at all.
-        strength: Multiplies the four amounts (1.0 for ImageNet, 0.5 for CIFAR-10).
-        brightness, contrast, saturation: Amounts at strength 1.
-        hue: Amount at strength 1, as a share of the colour circle, in [0, 0.5].
-        brightness_mode: 'multiply' draws a factor (SimCLRv2's code), 'add' an offset from [-a, a] (SimCLR's code).
     """
 
     number: ClassVar[int] = 2
     uniforms: ClassVar[int] = 6
 
-    p: float = _parameter(0.8, PROBABILITY)
-    strength: float = _parameter(1.0, AMOUNT)
-    brightness: float = _parameter(0.8, AMOUNT)
-    contrast: float = _parameter(0.8, AMOUNT)
-    saturation: float = _parameter(0.8, AMOUNT)
-    hue: float = _parameter(0.2, HUE)
-    brightness_mode: str = _parameter('multiply', BRIGHTNESS_MODE)
+    p: float = _parameter(0.8, PROBABILITY, 'Probability that the jitter is applied at all.')
+    strength: float = _parameter(1.0, AMOUNT, 'Factor on the four amounts (1.0 for ImageNet, 0.5 for CIFAR-10).')
+    brightness: float = _parameter(0.8, AMOUNT, 'Amount of brightness at strength 1.')
+    contrast: float = _parameter(0.8, AMOUNT, 'Amount of contrast at strength 1.')
+    saturation: float = _parameter(0.8, AMOUNT, 'Amount of saturation at strength 1.')
+    hue: float = _parameter(0.2, HUE, 'Amount of hue at strength 1, as a share of the colour circle.')
+    brightness_mode: str = _parameter(
+        'multiply', BRIGHTNESS_MODE, "Draw of the brightness: a factor ('multiply'), or an offset in [-a, a] ('add')."
+    )
 
     @property
     def ranges(self) -> tuple[tuple[float, float], ...]:
@@ -154,7 +145,7 @@ class ColorDrop:
     number: ClassVar[int] = 3
     uniforms: ClassVar[int] = 1
 
-    p: float = _parameter(0.2, PROBABILITY)
+    p: float = _parameter(0.2, PROBABILITY, 'Probability that the operation is applied.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +158,8 @@ class Blur:
     number: ClassVar[int] = 4
     uniforms: ClassVar[int] = 2
 
-    p: float = _parameter(0.5, PROBABILITY)
-    sigma: tuple[float, float] = _parameter((0.1, 2.0), POSITIVE_RANGE)
+    p: float = _parameter(0.5, PROBABILITY, 'Probability that the operation is applied.')
+    sigma: tuple[float, float] = _parameter((0.1, 2.0), POSITIVE_RANGE, 'Range of the standard deviation, in pixels.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,19 +168,14 @@ class Cutout:
 
     The SimCLR paper gives no parameters. The authors of cutout cover half of the image's side on CIFAR-10
     (arXiv 1708.04552), with the mean colour. Here that is mid-grey, for images in [0, 1].
-
-    Attributes:
-        p: Probability.
-        side: The square's side as a share of the image's shorter side, in [0, 1].
-        fill: Value of all three channels inside, in [0, 1].
     """
 
     number: ClassVar[int] = 5
     uniforms: ClassVar[int] = 3
 
-    p: float = _parameter(1.0, PROBABILITY)
-    side: float = _parameter(0.5, FRACTION)
-    fill: float = _parameter(0.5, FRACTION)
+    p: float = _parameter(1.0, PROBABILITY, 'Probability that the operation is applied.')
+    side: float = _parameter(0.5, FRACTION, 'Side of the square / shorter side of the image.')
+    fill: float = _parameter(0.5, FRACTION, 'Value of all three channels inside of the square.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +185,7 @@ class Rotate:
     number: ClassVar[int] = 6
     uniforms: ClassVar[int] = 2
 
-    p: float = _parameter(1.0, PROBABILITY)
+    p: float = _parameter(1.0, PROBABILITY, 'Probability that the operation is applied.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,8 +198,8 @@ class Noise:
     number: ClassVar[int] = 7
     uniforms: ClassVar[int] = 2
 
-    p: float = _parameter(1.0, PROBABILITY)
-    std: tuple[float, float] = _parameter((0.0, 0.2), AMOUNT_RANGE)
+    p: float = _parameter(1.0, PROBABILITY, 'Probability that the operation is applied.')
+    std: tuple[float, float] = _parameter((0.0, 0.2), AMOUNT_RANGE, 'Range of the standard deviation of the noise.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +212,7 @@ class Sobel:
     number: ClassVar[int] = 8
     uniforms: ClassVar[int] = 1
 
-    p: float = _parameter(1.0, PROBABILITY)
+    p: float = _parameter(1.0, PROBABILITY, 'Probability that the operation is applied.')
 
 
 # Operations that keep the size of the image, and all operations.

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simclr_jax.augment.operations import COUNT, OPERATIONS, Operation, RandomCrop
+from simclr_jax.augment.operations import COUNT, OPERATIONS, Operation, RandomCrop, Rule
 
 # Evaluation crops the centre of images larger than SMALL_IMAGE_SIZE. This is its share of the tighter side.
 CENTER_CROP_PROPORTION = 0.875
@@ -64,6 +64,17 @@ def _split_after_last_crop(operations: tuple[Operation, ...]) -> tuple[tuple[Ope
 def default_parameters() -> dict[str, dict[str, Any]]:
     """Every operation's parameters with their defaults: `{'crop': {'area': (0.08, 1.0), ...}, ...}`."""
     return {name: dataclasses.asdict(operation()) for name, operation in OPERATIONS.items()}
+
+
+def declared_parameters() -> dict[str, dict[str, tuple[Any, str, Rule]]]:
+    """Every operation's parameters, each as (default, meaning, rule)."""
+    return {
+        name: {
+            field.name: (field.default, field.metadata['meaning'], field.metadata['rule'])
+            for field in dataclasses.fields(operation)
+        }
+        for name, operation in OPERATIONS.items()
+    }
 
 
 def make_policy(

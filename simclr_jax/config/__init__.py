@@ -1,7 +1,8 @@
 """Configurations: their fields with defaults and ranges, and how files and the command line set them."""
 
 from simclr_jax.config.evaluation import base_evaluation, check_evaluation, load_evaluation
-from simclr_jax.config.overrides import ConfigError, flatten
+from simclr_jax.config.overrides import flatten
+from simclr_jax.config.paths import ConfigError
 from simclr_jax.config.pretraining import base_config, check, differences, from_json, load_config
 from simclr_jax.config.schema import to_json, with_values
 

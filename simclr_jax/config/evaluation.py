@@ -4,14 +4,16 @@ Without a configuration file `simclr evaluate` starts from `base_evaluation()`. 
 like one of a pretraining. Examples are in configs/evaluate/.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
 from simclr_jax.config import schema
+from simclr_jax.config.fields import AMOUNT, BELOW_ONE, COUNT, COUNTS, NATURAL, POSITIVE, SEED, Field, defaults
 from simclr_jax.config.label_budget import parse_labels
-from simclr_jax.config.schema import AMOUNT, BELOW_ONE, COUNT, NATURAL, POSITIVE, Schema
+from simclr_jax.config.schema import Schema
 
 # FROZEN protocols classify fixed features. TRAINED protocols train on augmented images.
 FROZEN = ('knn', 'linear', 'svm', 'low_shot')
@@ -21,125 +23,149 @@ BASELINES = ('pixels', 'untrained')
 LAYERS = ('h', 'feature1', 'feature2', 'feature3', 'feature4', 'feature5')
 
 
-def base_evaluation() -> ConfigDict:
-    """Returns all fields with their defaults: the settings of the papers."""
-    config = ConfigDict()
-    # Any of knn, linear, svm, low_shot, linear_sgd, finetune, multihead, measures.
-    config.protocols = ('knn', 'linear')  # Protocols to run.
-    # '': the data of the pretraining. Otherwise a name of the transfer suite or of TFDS, folder:PATH or an .npz file.
-    config.datasets = ('',)  # Data sets to evaluate on.
-    config.labels = ('all',)  # Label budgets: all, a number per class ('10') or a share of the labels ('1%').
-    config.baselines = ()  # Features to compare with: pixels, untrained.
-    config.seed = 0  # Seed of the subsets, folds, new classifiers, order of the images and augmentation.
-    config.draws = 10  # Random subsets that results on frozen features are averaged over, for few labels.
-    config.image_size = 0  # Height and width of an image in pixels. 0: size of the pretraining.
-    config.crop_share = 0.875  # Side of the central crop / shorter side of the image. Up to 32 pixels: no crop.
-    config.batch_size = 0  # Images per batch of the encoder. 0: batch size of the pretraining.
-    config.validation_share = 0.2  # Share of the labels that chooses settings, if there is no validation split.
-    config.bootstrap_draws = 1000  # Resamplings of the test images for each 95 % interval.
-
-    config.knn = knn = ConfigDict()
-    knn.k = (10, 20, 100, 200)  # Numbers of neighbours that vote. Each gives one accuracy.
-    knn.temperature = 0.07  # Temperature of the weights of the votes, exp(similarity / temperature).
-
-    config.linear = linear = ConfigDict()  # Logistic regression by L-BFGS on frozen features.
-    linear.lambdas = 45  # Number of log-spaced l2 penalties that the validation chooses from.
-    linear.smallest = 1e-6  # Smallest l2 penalty.
-    linear.largest = 1e5  # Largest l2 penalty.
-
-    config.svm = svm = ConfigDict()  # Linear SVM, for the protocols svm and low_shot.
-    svm.layers = ('h',)  # Features: h, or the pooled maps feature1 (stem) to feature5 (last stage).
-    svm.positives = (1, 2, 4, 8, 16, 32, 64, 96)  # low_shot: positives per class. Negatives are 19 times as many.
-    svm.samples = 5  # low_shot: random draws that each result is averaged over.
-
-    config.linear_sgd = training(epochs=90.0, batch_size=4096, learning_rate=0.1)
-    config.finetune = training(epochs=30.0, batch_size=4096, learning_rate=0.05)
-    config.finetune.after_block = -1  # Trained part: -1: everything. 0: all after the stem. 1 to 4: after that stage.
-    config.finetune.head_layer = 0  # Layer of the projection head to start from (SimCLRv2: 1). 0: h.
-    # 0: max(1 - 10 / steps per epoch, 0.9), as in the transfer experiments.
-    config.finetune.batch_norm_momentum = 0.9  # Momentum of the batch norm statistics.
-    # If both grids are given, validation images choose learning rate and weight decay from all pairs. The value of
-    # grid_weight_decays is divided by the learning rate, as in the transfer experiments.
-    config.finetune.grid_learning_rates = ()  # Learning rates to choose from. (): finetune.learning_rate.
-    config.finetune.grid_weight_decays = ()  # Weight decays to choose from. (): finetune.weight_decay.
-    config.multihead = training(epochs=90.0, batch_size=256, learning_rate=0.01)
-    config.multihead.scaling = 'none'
-    config.multihead.weight_decay = 1e-4
-    config.multihead.milestones = (30.0, 60.0)  # Epochs after which the learning rate is divided by 10.
-
-    config.measures = measures = ConfigDict()  # Without labels: alignment, uniformity, effective rank, agreement.
-    measures.images = 10000  # Largest number of test images.
-    measures.neighbours = 10  # Neighbours that are compared between two views of an image.
-    return config.lock()
+_OPTIMIZERS = ('lars', 'momentum', 'adam')
+_SCALINGS = ('linear', 'sqrt', 'none')
+_NUMBERS_ABOVE_0 = ('finite numbers > 0', lambda value: all(0 < member < math.inf for member in value))
+_NUMBERS_FROM_0 = ('finite numbers >= 0', lambda value: all(0 <= member < math.inf for member in value))
 
 
-def training(*, epochs: float, batch_size: int, learning_rate: float) -> ConfigDict:
-    """Returns the settings for training a classifier on augmented images (crop and flip), as in the papers.
+def _training(group: str, **changed: float | str) -> tuple[Field, ...]:
+    """The fields of a group that trains a classifier on augmented images (crop and flip), as in the papers.
 
     Args:
-        epochs: Passes over the labelled images.
-        batch_size: Images per batch.
-        learning_rate: Learning rate before the scaling with the batch size.
+        group: Name of the group.
+        **changed: Defaults that differ between the groups, by the names of their fields.
     """
-    config = ConfigDict()
-    config.epochs = epochs  # Passes over the labelled images.
-    config.steps = 0  # Optimizer updates. 0: computed from epochs.
-    config.warmup_epochs = 0.0  # Epochs of linear warm-up of the learning rate.
-    config.batch_size = batch_size  # Images per batch, at most the number of labelled images.
-    config.optimizer = 'momentum'  # lars | momentum (Nesterov) | adam.
-    config.learning_rate = learning_rate  # Learning rate before the scaling with the batch size.
-    config.scaling = 'linear'  # Factor for batch size B: linear (B / 256) | sqrt (sqrt(B)) | none.
-    config.weight_decay = 0.0  # lars: on kernels. momentum, adam: on all parameters except batch norm.
-    config.momentum = 0.9  # lars, momentum: momentum.
-    return config
+    fields = (
+        Field('epochs', 90.0, 'Passes over the labelled images.', POSITIVE),
+        Field('steps', 0, 'Optimizer updates. 0: computed from epochs.', NATURAL),
+        Field('warmup_epochs', 0.0, 'Epochs of linear warm-up of the learning rate.', AMOUNT),
+        Field('batch_size', 4096, 'Images per batch, at most the number of labelled images.', COUNT),
+        Field('optimizer', 'momentum', 'Optimizer. momentum is that of Nesterov.', choices=_OPTIMIZERS),
+        Field('learning_rate', 0.1, 'Learning rate before the scaling with the batch size.', POSITIVE),
+        Field(
+            'scaling',
+            'linear',
+            'Factor on the learning rate for batch size B: B / 256 (linear), sqrt(B) (sqrt) or 1 (none).',
+            choices=_SCALINGS,
+        ),
+        Field(
+            'weight_decay',
+            0.0,
+            'Weight decay. lars: on kernels. momentum, adam: on all parameters except batch norm.',
+            AMOUNT,
+        ),
+        Field('momentum', 0.9, 'lars, momentum: momentum.', BELOW_ONE),
+    )
+    return tuple(
+        dataclasses.replace(field, name=f'{group}.{field.name}', default=changed.get(field.name, field.default))
+        for field in fields
+    )
 
 
-_RATES = ('finite numbers > 0', lambda value: all(isinstance(rate, float) and 0 < rate < math.inf for rate in value))
-_DECAYS = (
-    'finite numbers >= 0',
-    lambda value: all(isinstance(decay, float | int) and 0 <= decay < math.inf for decay in value),
+FIELDS = (
+    Field('protocols', ('knn', 'linear'), f'Protocols to run: {", ".join(PROTOCOLS)}.'),
+    Field(
+        'datasets',
+        ('',),
+        "Data sets to evaluate on. '': the data of the pretraining. Otherwise a name of the transfer suite or of TFDS, "
+        'folder:PATH or an .npz file.',
+        is_path=True,
+    ),
+    Field('labels', ('all',), "Label budgets: all, a number per class ('10') or a share of the labels ('1%')."),
+    Field('baselines', (), f'Features to compare with: {", ".join(BASELINES)}.', of=str),
+    Field('seed', 0, 'Seed of the subsets, folds, new classifiers, order of the images and augmentation.', SEED),
+    Field('draws', 10, 'Random subsets that results on frozen features are averaged over, for few labels.', COUNT),
+    Field('image_size', 0, 'Height and width of an image in pixels. 0: size of the pretraining.', NATURAL),
+    Field(
+        'crop_share',
+        0.875,
+        'Side of the central crop / shorter side of the image. Up to 32 pixels: no crop.',
+        ('a number in (0, 1]', lambda value: 0 < value <= 1),
+    ),
+    Field('batch_size', 0, 'Images per batch of the encoder. 0: batch size of the pretraining.', NATURAL),
+    Field(
+        'validation_share',
+        0.2,
+        'Share of the labels that chooses settings, if there is no validation split.',
+        ('a number in (0, 1)', lambda value: 0 < value < 1),
+    ),
+    Field(
+        'bootstrap_draws',
+        1000,
+        'Resamplings of the test images for each 95 % interval.',
+        ('an integer >= 100', lambda value: value >= 100),
+    ),
+    # On frozen features.
+    Field('knn.k', (10, 20, 100, 200), 'Numbers of neighbours that vote. Each gives one accuracy.', COUNTS),
+    Field('knn.temperature', 0.07, 'Temperature of the weights of the votes, exp(similarity / temperature).', POSITIVE),
+    Field('linear.lambdas', 45, 'Number of log-spaced l2 penalties that the validation chooses from.', COUNT),
+    Field('linear.smallest', 1e-6, 'Smallest l2 penalty.', POSITIVE),
+    Field('linear.largest', 1e5, 'Largest l2 penalty.', POSITIVE),
+    Field(
+        'svm.layers',
+        ('h',),
+        f'svm, low_shot: features, h or the pooled maps of stem and stages: {", ".join(LAYERS)}.',
+    ),
+    Field(
+        'svm.positives',
+        (1, 2, 4, 8, 16, 32, 64, 96),
+        'low_shot: positives per class. Negatives are 19 times as many.',
+        COUNTS,
+    ),
+    Field('svm.samples', 5, 'low_shot: random draws that each result is averaged over.', COUNT),
+    # By training on augmented images.
+    *_training('linear_sgd', epochs=90.0, batch_size=4096, learning_rate=0.1),
+    *_training('finetune', epochs=30.0, batch_size=4096, learning_rate=0.05),
+    Field(
+        'finetune.after_block',
+        -1,
+        'Trained part: -1: everything. 0: all after the stem. 1 to 4: after that stage.',
+        ('an integer from -1 to 4', lambda value: -1 <= value <= 4),
+    ),
+    Field('finetune.head_layer', 0, 'Layer of the projection head to start from (SimCLRv2: 1). 0: h.', NATURAL),
+    Field(
+        'finetune.batch_norm_momentum',
+        0.9,
+        'Momentum of the batch norm statistics. 0: max(1 - 10 / steps per epoch, 0.9), as in the transfer experiments.',
+        BELOW_ONE,
+    ),
+    Field(
+        'finetune.grid_learning_rates',
+        (),
+        'Learning rates to choose from. An empty list: finetune.learning_rate. '
+        'With both grids, validation images choose learning rate and weight decay from all pairs.',
+        _NUMBERS_ABOVE_0,
+        of=float,
+    ),
+    Field(
+        'finetune.grid_weight_decays',
+        (),
+        'Weight decays to choose from, divided by the learning rate. An empty list: finetune.weight_decay.',
+        _NUMBERS_FROM_0,
+        of=float,
+    ),
+    *_training('multihead', epochs=90.0, batch_size=256, learning_rate=0.01, scaling='none', weight_decay=1e-4),
+    Field(
+        'multihead.milestones',
+        (30.0, 60.0),
+        'Epochs after which the learning rate is divided by 10.',
+        _NUMBERS_ABOVE_0,
+    ),
+    # Without labels.
+    Field(
+        'measures.images',
+        10000,
+        'Largest number of test images.',
+        ('an integer >= 2', lambda value: value >= 2),
+    ),
+    Field('measures.neighbours', 10, 'Neighbours that are compared between two views of an image.', COUNT),
 )
-_COUNTS = ('integers >= 1', lambda value: bool(value) and all(type(k) is int and k >= 1 for k in value))
-_TRAINING_RANGES = {
-    'epochs': POSITIVE,
-    'steps': NATURAL,
-    'warmup_epochs': AMOUNT,
-    'batch_size': COUNT,
-    'learning_rate': POSITIVE,
-    'weight_decay': AMOUNT,
-    'momentum': BELOW_ONE,
-}
 
-RANGES = {
-    'seed': ('an integer in [0, 2^31)', lambda value: 0 <= value < 2**31),
-    'draws': COUNT,
-    'image_size': NATURAL,
-    'crop_share': ('a number in (0, 1]', lambda value: 0 < value <= 1),
-    'batch_size': NATURAL,
-    'validation_share': ('a number in (0, 1)', lambda value: 0 < value < 1),
-    'bootstrap_draws': ('an integer >= 100', lambda value: value >= 100),
-    'knn.k': _COUNTS,
-    'knn.temperature': POSITIVE,
-    'linear.lambdas': COUNT,
-    'linear.smallest': POSITIVE,
-    'linear.largest': POSITIVE,
-    'svm.positives': _COUNTS,
-    'svm.samples': COUNT,
-    'finetune.after_block': ('an integer from -1 to 4', lambda value: -1 <= value <= 4),
-    'finetune.head_layer': NATURAL,
-    'finetune.batch_norm_momentum': BELOW_ONE,
-    'finetune.grid_learning_rates': _RATES,
-    'finetune.grid_weight_decays': _DECAYS,
-    'multihead.milestones': _RATES,
-    'measures.images': ('an integer >= 2', lambda value: value >= 2),
-    'measures.neighbours': COUNT,
-} | {f'{group}.{field}': rule for group in TRAINED for field, rule in _TRAINING_RANGES.items()}
 
-CHOICES = {
-    f'{group}.{field}': choices
-    for group in TRAINED
-    for field, choices in (('optimizer', ('lars', 'momentum', 'adam')), ('scaling', ('linear', 'sqrt', 'none')))
-}
+def base_evaluation() -> ConfigDict:
+    """Returns all fields with their defaults: the settings of the papers."""
+    return defaults(FIELDS)
 
 
 def _check_together(config: ConfigDict) -> list[str]:
@@ -170,7 +196,7 @@ def _check_together(config: ConfigDict) -> list[str]:
     return problems
 
 
-SCHEMA = Schema(base_evaluation, RANGES, CHOICES, _check_together)
+SCHEMA = Schema(FIELDS, _check_together)
 
 
 def check_evaluation(config: ConfigDict) -> list[str]:

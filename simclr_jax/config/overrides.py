@@ -1,25 +1,16 @@
 """Turns texts of the command line into values of a configuration."""
 
 import ast
+import contextlib
 import difflib
-import numbers
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
 
-
-class ConfigError(ValueError):
-    """A mistake in the user's settings.
-
-    Args:
-        problems: One message per problem. Each names the value, the rule and the cure.
-    """
-
-    def __init__(self, problems: Sequence[str]):
-        super().__init__('\n'.join(problems))
-        self.problems = list(problems)
+from simclr_jax.config.fields import Field
+from simclr_jax.config.paths import ConfigError, user_path
 
 
 def flatten(config: ConfigDict, prefix: str = '') -> dict[str, object]:
@@ -41,85 +32,148 @@ def flatten(config: ConfigDict, prefix: str = '') -> dict[str, object]:
     return fields
 
 
-def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) -> list[str]:
+def apply_overrides(config: ConfigDict, fields: Iterable[Field], overrides: Iterable[tuple[str, str]]) -> list[str]:
     """Sets fields of a configuration, in place.
 
     Args:
         config: Configuration to change.
+        fields: Fields of this kind of configuration.
         overrides: Pairs (dotted field, text), for example ('loss.temperature', '0.5').
 
     Returns:
         One message for each field that cannot be set.
     """
-    problems = []
+    known = {field.name: field for field in fields}
+    problems, values = [], {}
     for name, text in overrides:
-        fields = flatten(config)
-        if name not in fields:
-            problems.append(f'--config.{name}={text}: {unknown_field(name, fields)}')
+        if name not in known:
+            problems.append(f'--config.{name}={text}: {unknown_field(name, known)}')
             continue
         try:
-            value = _parse(text, fields[name])
+            values[name] = parse_value(text, known[name])
         except ValueError as error:
             problems.append(f'--config.{name}={text}: {error}')
-            continue
-        with config.unlocked():
-            config.update_from_flattened_dict({name: value})
+    with config.unlocked():
+        config.update_from_flattened_dict(values)
     return problems
 
 
-def unknown_field(name: str, fields: dict[str, object]) -> str:
+def unknown_field(name: str, fields: Iterable[str]) -> str:
     """Returns the message about an unknown field, which suggests the most similar known ones.
 
     Args:
         name: Dotted name that the user gave.
-        fields: Known fields by their dotted names.
+        fields: Dotted names of the known fields.
     """
+    candidates = similar_fields(name, fields)
     groups = sorted({field.rpartition('.')[0] for field in fields} - {''})
     if name in groups:
         inside = [field for field in fields if field.startswith(f'{name}.')]
         return f'{name} is a group of fields; set one of {", ".join(inside)}'
-    nearest = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
-    same_ending = [field for field in fields if field.rpartition('.')[2] == name.rpartition('.')[2]]
-    candidates = same_ending or nearest
     hint = f'; did you mean {" or ".join(candidates)}?' if candidates else ''
-    return f'there is no such field{hint} (see simclr_jax/config/pretraining.py, and evaluation.py there)'
+    return f'there is no such field{hint} (`simclr config` lists all fields)'
 
 
-def _parse(text: str, current: object) -> object:
-    """Reads a value in the type of the field's current value."""
-    if isinstance(current, bool):
+def similar_fields(name: str, fields: Iterable[str]) -> list[str]:
+    """Known fields that a name may have meant: those of the same last part, or else the most similar one.
+
+    Args:
+        name: Dotted name that the user gave.
+        fields: Dotted names of the known fields.
+    """
+    fields = list(fields)
+    same_ending = [field for field in fields if field.rpartition('.')[2] == name.rpartition('.')[2]]
+    return same_ending or difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+
+
+def parse_value(text: str, field: Field) -> Any:
+    """Reads the value of a field.
+
+    Args:
+        text: Text of the command line.
+        field: Declaration of the field. The value gets its type.
+
+    Raises:
+        ValueError: The text is no value of this type. The message says what it must be.
+    """
+    if isinstance(field.default, tuple):
+        return _parse_tuple(text, field)
+    return user_path(text) if field.is_path else _parse_one(text, field.member_type)
+
+
+def _parse_one(text: str, kind: type) -> Any:
+    if kind is bool:
         if text.lower() not in ('true', 'false', '1', '0'):
             raise ValueError('must be true or false')
         return text.lower() in ('true', '1')
-    if isinstance(current, int):
-        try:
-            return int(text)
-        except ValueError:
-            raise ValueError('must be an integer, for example 100') from None
-    if isinstance(current, float):
+    if kind is int:
+        return _parse_integer(text)
+    if kind is float:
         try:
             return float(text)
         except ValueError:
             raise ValueError('must be a number, for example 0.5 or 1e-4') from None
-    if isinstance(current, tuple):
-        return _parse_tuple(text, current)
     return text
 
 
-def _parse_tuple(text: str, current: tuple) -> tuple:
+def _parse_integer(text: str) -> int:
+    """Reads an integer, also one that is written like 1e5 or 20.0."""
+    with contextlib.suppress(ValueError):
+        return int(text)
+    with contextlib.suppress(ValueError):
+        if (number := float(text)).is_integer():
+            return int(number)
+    raise ValueError('must be an integer, for example 100')
+
+
+def _parse_tuple(text: str, field: Field) -> tuple:
+    # A name may contain brackets, numbers do not.
+    members = split_list(text if field.member_type is str else text.strip('()[] '))
+    if field.is_path:
+        return tuple(map(user_path, members))
     try:
-        value = ast.literal_eval(text)
-        value = tuple(value) if isinstance(value, tuple | list) else (value,)
-    except (ValueError, TypeError, SyntaxError):
-        value = tuple(part.strip() for part in text.strip('()[]').split(','))
-    if current and isinstance(current[0], str):
-        return tuple(str(part) for part in value)
-    # An empty default shows no type. Then the rule of the field checks the values.
-    if current and not all(isinstance(part, numbers.Real) for part in value):
-        example = ','.join(map(str, current))
-        raise ValueError(f'must be numbers with commas between them, for example {example}')
-    is_float = bool(current) and isinstance(current[0], float)
-    return tuple(float(part) for part in value) if is_float else value
+        return tuple(_parse_one(member, field.member_type) for member in members)
+    except ValueError:
+        example = ','.join(map(str, field.default))
+        hint = f', for example {example}' if example else ''
+        raise ValueError(f'must be numbers with commas between them{hint}') from None
+
+
+def split_list(text: str) -> list[str]:
+    """Splits a list of the command line at its commas. An empty text, () and [] are the empty list.
+
+    A member in quotes keeps its commas. Python's notation, as in "('crop', 'crop flip')", is understood too.
+
+    Args:
+        text: Text of the command line.
+
+    Example:
+        >>> split_list('knn, linear')
+        ['knn', 'linear']
+        >>> split_list('"folder:/data/cats, dogs",cifar10')
+        ['folder:/data/cats, dogs', 'cifar10']
+        >>> split_list('')
+        []
+    """
+    text = text.strip()
+    if text in ('', '()', '[]'):
+        return []
+    if (text[0], text[-1]) in (('(', ')'), ('[', ']')):
+        with contextlib.suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            value = ast.literal_eval(text)
+            # Without a quoted member it is no such list: a directory may be called [1].
+            if isinstance(value, tuple | list) and any(isinstance(member, str) for member in value):
+                return [str(member) for member in value]
+    return [_unquoted(member) for member in re.findall(_MEMBER, text)]
+
+
+# A member up to the next comma or the end. Where it begins and ends with the same quotes, it may contain commas.
+_MEMBER = re.compile(r"""(?:^|(?<=,))\s*("[^"]*"|'[^']*'|[^,]*?)\s*(?=,|\Z)""")
+
+
+def _unquoted(member: str) -> str:
+    is_quoted = len(member) > 1 and member[0] == member[-1] and member[0] in '"\''
+    return member[1:-1] if is_quoted else member
 
 
 def parse_argument(argument: str, defaults: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +200,7 @@ def parse_argument(argument: str, defaults: dict[str, Any]) -> dict[str, Any]:
             problems.append(f"config argument '{part}': unknown key; choose from {', '.join(defaults)}")
             continue
         try:
-            values[key] = _parse(text, defaults[key])
+            values[key] = parse_value(text, Field(key, defaults[key], ''))
         except ValueError as error:
             problems.append(f"config argument '{part}': {error}")
     if problems:

@@ -1,29 +1,21 @@
-"""Schemas of configurations: default values, rules for each field, and the reading of configuration files."""
+"""Schemas of configurations: which fields belong together, and how their values are set, checked and saved."""
 
 import dataclasses
-import difflib
-import importlib.util
+import functools
 import json
-import math
-import numbers
-import pathlib
-import re
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from simclr_jax.config.overrides import ConfigError, apply_overrides, flatten, unknown_field
+from simclr_jax.config.fields import Field, defaults, shown
+from simclr_jax.config.files import run_file
+from simclr_jax.config.overrides import apply_overrides, unknown_field
+from simclr_jax.config.paths import ConfigError, user_path
 
-# A rule for RANGES: its text in messages, and a function that accepts or rejects a value of the right type.
-Rule = tuple[str, Callable]
-COUNT = ('an integer >= 1', lambda value: value >= 1)
-NATURAL = ('an integer >= 0', lambda value: value >= 0)
-POSITIVE = ('a finite number > 0', lambda value: 0 < value < math.inf)
-AMOUNT = ('a finite number >= 0', lambda value: 0 <= value < math.inf)
-SHARE = ('a number in [0, 1]', lambda value: 0 <= value <= 1)
-BELOW_ONE = ('a number in [0, 1)', lambda value: 0 <= value < 1)
+# A damaged file may have any number of mistakes of any length.
+MOST_PROBLEMS, LONGEST_PROBLEM = 20, 1000
+_LONGEST_NAME = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,19 +23,26 @@ class Schema:
     """One kind of configuration.
 
     Attributes:
-        base: Makes a configuration of defaults. The type of a default is the type of its field.
-        ranges: Rule of each field that holds a number or several numbers.
-        choices: Accepted values of each field that holds one of several names.
+        fields: All fields, in the order of the configuration.
         check_together: Returns messages about fields that do not fit together. It sees only configurations in which
-            every single field is valid.
+            every field has a value of its type.
         retired: Top-level fields of earlier versions that changed no result. A saved configuration may still hold them.
     """
 
-    base: Callable[[], ConfigDict]
-    ranges: dict[str, Rule]
-    choices: dict[str, tuple]
+    fields: tuple[Field, ...]
     check_together: Callable[[ConfigDict], list[str]]
     retired: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, Field]:
+        """Fields by their dotted names."""
+        return {field.name: field for field in self.fields}
+
+    @functools.cached_property
+    def groups(self) -> frozenset[str]:
+        """Dotted names of the groups of fields."""
+        parts = [field.name.split('.') for field in self.fields]
+        return frozenset('.'.join(part[:end]) for part in parts for end in range(1, len(part)))
 
 
 def load(schema: Schema, spec: str, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
@@ -61,10 +60,7 @@ def load(schema: Schema, spec: str, overrides: Iterable[tuple[str, str]] = ()) -
     Raises:
         ConfigError: The file, an override or a value is wrong. The error lists all problems at once.
     """
-    path, _, argument = spec.partition(':')
-    if not pathlib.Path(path).is_file():
-        raise ConfigError([f'--config={spec}: there is no file {path}; examples are in configs/'])
-    return override(schema, _run_file(spec, path, argument), overrides)
+    return override(schema, run_file(spec), overrides)
 
 
 def override(schema: Schema, config: ConfigDict, overrides: Iterable[tuple[str, str]]) -> ConfigDict:
@@ -81,36 +77,18 @@ def override(schema: Schema, config: ConfigDict, overrides: Iterable[tuple[str, 
     Raises:
         ConfigError: An override or a value is wrong. The error lists all problems at once.
     """
-    problems = apply_overrides(config, overrides)
+    values, problems = _values(schema, config)
+    problems += _missing(schema, values, config)
+    if problems:
+        raise ConfigError(problems)
+    paths = {field.name: _expanded(values[field.name]) for field in schema.fields if field.is_path}
+    with config.unlocked():
+        config.update_from_flattened_dict(paths)
+    problems = apply_overrides(config, schema.fields, overrides)
     problems += check(schema, config)
     if problems:
         raise ConfigError(problems)
     return config
-
-
-def _run_file(spec: str, path: str, argument: str) -> ConfigDict:
-    """Returns the result of the file's get_config. An error in the file becomes a message with its line number."""
-    module_spec = importlib.util.spec_from_file_location('simclr_config', path)
-    if module_spec is None or module_spec.loader is None:
-        raise ConfigError([f'--config={spec}: a configuration must be a Python file, *.py'])
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-        if not hasattr(module, 'get_config'):
-            raise ConfigError([f'--config={spec}: the file defines no get_config(arg); add it, as in configs/'])
-        config = module.get_config(argument)
-    except ConfigError:
-        raise
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == module_spec.origin]
-        where = f', line {lines[-1]}' if lines else ''
-        # The error of a locked ConfigDict lists all its fields after an unknown one. Leave the list out.
-        message = re.sub(r'( Other fields present: "\{.*\}")?(\\n|\n)', ' ', str(error))
-        raise ConfigError([f'--config={spec}{where}: {type(error).__name__}: {message}']) from error
-    if not isinstance(config, ConfigDict):
-        raise ConfigError([f'--config={spec}: get_config returned {config!r:.40}; return a base_config()'])
-    return config.lock()
 
 
 def check(schema: Schema, config: ConfigDict) -> list[str]:
@@ -123,40 +101,59 @@ def check(schema: Schema, config: ConfigDict) -> list[str]:
     Returns:
         One message per problem, with the value, the rule and an example. Empty for a valid configuration.
     """
-    problems = _check_types(schema, config)
+    values, problems = _values(schema, config)
+    problems += _missing(schema, values, config)
+    problems += _of_wrong_type(schema, values)
     if problems:
         return problems
-    fields, defaults = flatten(config), flatten(schema.base())
-    problems += [
-        f'{name}={fields[name]!r}: must be {rule}, for example {defaults[name]!r}'
-        for name, (rule, holds) in schema.ranges.items()
-        if not holds(fields[name])
-    ]
-    for name, choices in schema.choices.items():
-        if fields[name] not in choices:
-            nearest = difflib.get_close_matches(str(fields[name]), map(str, choices), n=1)
-            hint = f'; did you mean {nearest[0]}?' if nearest else ''
-            problems.append(f'{name}={fields[name]!r}: must be one of {", ".join(map(str, choices))}{hint}')
+    problems = [problem for name, value in values.items() if (problem := schema.by_name[name].problem(value))]
     return problems + schema.check_together(config)
 
 
-def _check_types(schema: Schema, config: ConfigDict) -> list[str]:
-    """Checks names and types of all fields, because a configuration file may change both."""
-    problems = []
-    defaults, fields = flatten(schema.base()), flatten(config)
-    for name in fields:
-        if name not in defaults:
-            problems.append(f'{name}: {unknown_field(name, defaults)}')
-    for name, default in defaults.items():
-        if name not in fields:
-            problems.append(f'{name} is missing; start from base_config()')
-            continue
-        value = fields[name]
-        kind = numbers.Real if isinstance(default, float) else type(default)
-        is_wrong_bool = isinstance(value, bool) and not isinstance(default, bool)
-        if not isinstance(value, kind) or is_wrong_bool:
-            problems.append(f'{name}={value!r}: must be of type {type(default).__name__}, like {default!r}')
-    return problems
+def _values(schema: Schema, tree: Any, prefix: str = '') -> tuple[dict[str, Any], list[str]]:
+    """Reads nested groups of fields, because a configuration file or a damaged config.json may hold any names.
+
+    Args:
+        schema: Schema of this kind of configuration.
+        tree: Configuration, group of it, or dictionary of one.
+        prefix: Text in front of the names.
+
+    Returns:
+        Values of the known fields by their dotted names, and a message for each other name.
+    """
+    values, problems = {}, []
+    for name, value in tree.items():
+        full = f'{prefix}{name}'
+        if full in schema.by_name:
+            values[full] = value
+        elif full in schema.groups and isinstance(value, Mapping | ConfigDict):
+            inside, wrong = _values(schema, value, f'{full}.')
+            values |= inside
+            problems += wrong
+        else:
+            short = full[:_LONGEST_NAME]
+            problems.append(f'{short}={shown(value)}: {unknown_field(short, schema.by_name)}')
+    return values, problems
+
+
+def _missing(schema: Schema, values: Mapping[str, Any], tree: Any) -> list[str]:
+    """A message for each field that is missing, unless its whole group is, and something else is in its place."""
+    replaced = tuple(f'{name}.' for name in tree if not isinstance(tree[name], Mapping | ConfigDict))
+    return [
+        f'{name} is missing; start from base_config()'
+        for name in schema.by_name
+        if name not in values and not name.startswith(replaced)
+    ]
+
+
+def _of_wrong_type(schema: Schema, values: Mapping[str, Any]) -> list[str]:
+    return [problem for name, value in values.items() if (problem := schema.by_name[name].type_problem(value))]
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_expanded, value))
+    return user_path(value) if isinstance(value, str) else value
 
 
 def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
@@ -191,29 +188,30 @@ def from_json(schema: Schema, text: str) -> ConfigDict:
         The locked configuration.
 
     Raises:
-        ConfigError: The text holds no JSON object, or its fields belong to another version of the program.
-        json.JSONDecodeError: The text is not JSON.
+        ConfigError: The text is no JSON, or no object, or its fields belong to another version of the program.
     """
-
-    def with_tuples(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: with_tuples(item) for key, item in value.items()}
-        return tuple(value) if isinstance(value, list) else value
-
-    fields = json.loads(text)
-    if not isinstance(fields, dict):
+    try:
+        tree = json.loads(text)
+    except RecursionError:
+        raise ConfigError(['the text is nested too deeply for a configuration']) from None
+    except ValueError as error:
+        # Beside JSONDecodeError: an integer of more than 4,300 digits.
+        raise ConfigError([f'the text is not JSON: {error}']) from error
+    if not isinstance(tree, dict):
         raise ConfigError([f'{text.strip():.40} is not a JSON object with the fields of a configuration'])
-    fields = {name: value for name, value in fields.items() if name not in schema.retired}
-    config = ConfigDict(_with_defaults(with_tuples(fields), schema.base().to_dict())).lock()
+    tree = {name: value for name, value in tree.items() if name not in schema.retired}
+    values, problems = _values(schema, tree)
+    # JSON has lists in the place of tuples.
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    problems += _of_wrong_type(schema, values)
+    if problems:
+        raise ConfigError(_shortened(problems))
+    config = with_values(defaults(schema.fields), values)
     problems = check(schema, config)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(_shortened(problems))
     return config
 
 
-def _with_defaults(fields: dict, defaults: dict) -> dict:
-    found = defaults | fields
-    for name, default in defaults.items():
-        if isinstance(default, dict) and isinstance(found[name], dict):
-            found[name] = _with_defaults(found[name], default)
-    return found
+def _shortened(problems: list[str]) -> list[str]:
+    return [problem[:LONGEST_PROBLEM] for problem in problems[:MOST_PROBLEMS]]

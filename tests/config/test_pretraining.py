@@ -1,13 +1,12 @@
 """The configuration: documented fields, published settings, overrides, and messages that name the cure."""
 
-import inspect
 import json
 import pathlib
 import re
 
 import pytest
 
-from simclr_jax.config import ConfigError, base_config, check, flatten, load_config
+from simclr_jax.config import ConfigError, base_config, check, evaluation, flatten, load_config
 from simclr_jax.config import pretraining as configuration
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / 'configs'
@@ -50,16 +49,13 @@ def written(tmp_path):
     return write
 
 
-def test_every_field_has_a_comment():
-    groups, commented = {'config': ''}, set()
-    for line in inspect.getsource(base_config).splitlines():
-        if group := re.match(r'\s+config\.(\w+) = (\w+) = ConfigDict\(\)$', line):
-            groups[group[2]] = f'{group[1]}.'
-        elif field := re.match(r'\s+(\w+)\.(\w+) = .*\s# \S', line):
-            commented.add(groups[field[1]] + field[2])
-    operations = tuple(f'augment.{name}.' for name in configuration.policy.OPERATIONS)
-    fields = {name for name in flatten(base_config()) if not name.startswith(operations)}
-    assert commented == fields
+@pytest.mark.parametrize('fields', [configuration.FIELDS, evaluation.FIELDS], ids=['pretraining', 'evaluation'])
+def test_every_field_says_what_it_means_and_what_it_accepts(fields):
+    for field in fields:
+        assert re.fullmatch(r'.+[.]', field.meaning), field.name
+        assert field.accepts, field.name
+        assert field.type_problem(field.default) == field.problem(field.default) == '', field.name
+    assert len({field.name for field in fields}) == len(fields)
 
 
 @pytest.mark.parametrize('spec', DOCUMENTED)
@@ -164,6 +160,12 @@ def test_wrong_arguments_of_configuration_files():
         ('probe', '1', True),
         ('loss.semi_hard', 'True', True),
         ('batch_size', '256', 256),
+        ('train_steps', '1e2', 100),
+        ('train_steps', '20.0', 20),
+        ('model.remat', '', ()),
+        ('model.remat', '()', ()),
+        ('model.remat', '[1, 2]', (1, 2)),
+        ('knn.k', '1e1,2e1', (10, 20)),
         ('train_epochs', '3', 3.0),
         ('optimizer.weight_decay', '1e-6', 1e-6),
         ('optimizer.name', 'adam', 'adam'),
@@ -229,7 +231,7 @@ def test_fields_that_contradict_each_other():
         ('lerning_rate', 'optimizer.learning_rate'),
         ('loss.temprature', 'loss.temperature'),
         ('model.learning_rate', 'optimizer.learning_rate'),
-        ('temperature', 'knn.temperature or loss.temperature'),
+        ('temperature', 'loss.temperature or knn.temperature'),
     ],
 )
 def test_unknown_fields_come_with_the_nearest_one(name, nearest):

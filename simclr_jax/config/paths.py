@@ -1,0 +1,63 @@
+"""Paths as users write them, and the error of a wrong setting."""
+
+import os
+from collections.abc import Sequence
+
+FOLDER = 'folder:'
+
+
+class ConfigError(ValueError):
+    """A mistake in the user's settings.
+
+    Args:
+        problems: One message per problem. Each names the value, the rule and the cure.
+    """
+
+    def __init__(self, problems: Sequence[str]):
+        super().__init__('\n'.join(problems))
+        self.problems = list(problems)
+
+
+def user_path(text: str) -> str:
+    """Expands ~ and ~NAME at the beginning of a path, also behind 'folder:'.
+
+    A shell expands them only at the beginning of a word, so not in --workdir=~/runs.
+
+    Args:
+        text: Path, local or gs://, or a name that is no path.
+
+    Returns:
+        The path without ~. Any other text comes back unchanged.
+
+    Raises:
+        ConfigError: There is no home directory to put in the place of ~.
+
+    Example:
+        >>> user_path('runs/digits'), user_path('gs://bucket/run')
+        ('runs/digits', 'gs://bucket/run')
+    """
+    prefix = FOLDER if text.startswith(FOLDER) else ''
+    path = text.removeprefix(prefix)
+    if not path.startswith('~'):
+        return text
+    expanded = os.path.expanduser(path)
+    if expanded.startswith('~'):
+        home = path.split(os.sep)[0]
+        raise ConfigError(
+            [f'{text}: there is no home directory {home}; write the whole path, or ./{path} for a file of that name']
+        )
+    return prefix + expanded
+
+
+def directory_path(text: str) -> str:
+    """The path of a directory or file that must be named, with ~ expanded.
+
+    Args:
+        text: Path, local or gs://.
+
+    Raises:
+        ConfigError: The path is empty, or `user_path` cannot expand it.
+    """
+    if not text.strip():
+        raise ConfigError([f"'{text}' names no file or directory; give a path, for example runs/digits"])
+    return user_path(text)
