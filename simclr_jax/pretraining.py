@@ -127,7 +127,7 @@ def _initialised_from(directory: str, state: TrainState, mesh: Mesh, say: Say) -
         CheckpointError: The other run has no undamaged checkpoint.
     """
     workdir.read_config(directory)
-    source = Checkpoints(directory, say=say)
+    source = Checkpoints(directory, say=say, reads_only=True)
     loaded, step = source.restore_model(mesh)
     source.close()
     variables = {'params': dict(state.params), 'batch_stats': dict(state.batch_stats)}

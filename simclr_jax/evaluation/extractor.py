@@ -18,7 +18,8 @@ from simclr_jax.evaluation.features import Features, features_of, read_features,
 from simclr_jax.models.pooling import pool_to
 from simclr_jax.models.resnet import PARTS
 from simclr_jax.training import workdir
-from simclr_jax.training.checkpoints import Checkpoints, checksum
+from simclr_jax.training.checkpoints import Checkpoints
+from simclr_jax.training.checksum import checksum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +141,7 @@ def open_extractor(
     """
     config = workdir.read_config(directory)
     mesh = sharding.make_mesh()
-    checkpoints = Checkpoints(directory, say=say)
+    checkpoints = Checkpoints(directory, say=say, reads_only=True)
     variables, step = checkpoints.restore_model(mesh)
     checkpoints.close()
     identity = f'simclr-{step}-{checksum(variables):08x}'

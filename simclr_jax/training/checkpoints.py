@@ -5,10 +5,7 @@ A checkpoint has three items: `model` (params, batch_stats), which can be read a
 """
 
 import contextlib
-import gc
-import logging
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -19,29 +16,16 @@ from jax.sharding import Mesh
 
 from simclr_jax import distributed
 from simclr_jax.sharding import replicated
+from simclr_jax.training.checkpoint_errors import CheckpointError, check_path, is_damage, quiet, reason
+from simclr_jax.training.checksum import checksum
 from simclr_jax.training.state import TrainState
 
+__all__ = ['CheckpointError', 'Checkpoints']
 
-class CheckpointError(ValueError):
-    """No checkpoint can be used, or one cannot be written. The message names the directory and the cure."""
-
-
-def checksum(tree: Any) -> int:
-    """A number below 2^32 that changes with any single bit of any array."""
-    sums = [_sum_of_words(leaf, jnp.uint32(2 * number + 1)) for number, leaf in enumerate(jax.tree.leaves(tree))]
-    total = 0
-    for value in jax.device_get(sums):
-        total = (31 * total + int(value)) % 2**32
-    return total
-
-
-# One small program is compiled for each shape. A single program for all arrays would take many times longer.
-@jax.jit
-def _sum_of_words(leaf: jax.Array, first_weight: jax.Array) -> jax.Array:
-    """uint32 []: the sum of the words, weighted by odd numbers."""
-    words = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f'uint{8 * leaf.dtype.itemsize}'))
-    words = words.reshape(-1).astype(jnp.uint32)
-    return jnp.sum(words * (2 * jax.lax.iota(jnp.uint32, words.size) + first_weight), dtype=jnp.uint32)
+# Attempts to read a checkpoint beside a run that saves newer ones and deletes the older ones.
+ATTEMPTS = 10
+# Differing arrays that a message names.
+NAMED = 5
 
 
 class Checkpoints:
@@ -51,25 +35,35 @@ class Checkpoints:
         workdir: Work directory, local or gs://.
         keep: Newest checkpoints that stay, at least 1.
         say: Function that receives lines for the user.
+        reads_only: Whether to leave the directory as it is. A run may save into it meanwhile. Otherwise what an
+            interrupted save has left behind is removed.
+
+    Raises:
+        CheckpointError: No checkpoint can be read below this path.
     """
 
-    def __init__(self, workdir: str, *, keep: int = 3, say: Callable[[str], None] = print):
+    def __init__(self, workdir: str, *, keep: int = 3, say: Callable[[str], None] = print, reads_only: bool = False):
         self._directory = epath.Path(workdir).absolute() / 'checkpoints'
-        self._options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
-        )
-        self._say = say
-        self._has_failed = False
+        check_path(str(self._directory))
+        if reads_only:
+            self._options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
+        else:
+            self._options = ocp.CheckpointManagerOptions(
+                max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+            )
+        self._reads_only, self._say = reads_only, say
+        self._has_failed, self._has_saved = False, False
         self._open()
 
     def _open(self) -> None:
         # With named handlers the manager knows shapes before it has saved or restored anything.
         handlers = {'model': ocp.StandardCheckpointHandler(), 'train': ocp.StandardCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=self._options,
-            item_handlers={**handlers, 'meta': ocp.JsonCheckpointHandler()},
-        )
+        with quiet():
+            self._manager = ocp.CheckpointManager(
+                self._directory,
+                options=self._options,
+                item_handlers={**handlers, 'meta': ocp.JsonCheckpointHandler()},
+            )
 
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint. None if there is no checkpoint."""
@@ -78,7 +72,8 @@ class Checkpoints:
     def save(self, state: TrainState) -> None:
         """Saves a state in the background. The checkpoint appears under its name when it is complete.
 
-        A step that is saved already is not saved again.
+        A step that is saved already is not saved again. The first save is waited for and its description is read
+        back, so that a place that keeps nothing is found at once.
 
         Raises:
             CheckpointError: This checkpoint, or the one before it, could not be written.
@@ -97,6 +92,20 @@ class Checkpoints:
                     meta=ocp.args.JsonSave(meta),
                 ),
             )
+            if not self._has_saved:
+                self._manager.wait_until_finished()
+                self._read_back(step, state)
+        self._has_saved = True
+
+    def _read_back(self, step: int, state: TrainState) -> None:
+        """Raises CheckpointError unless the description of a checkpoint can be read and is that of the state."""
+        try:
+            with quiet():
+                differing = self._differences_of(step, state)
+        except Exception as error:
+            raise CheckpointError(f'it cannot be read back ({reason(error)})') from error
+        if differing:
+            raise CheckpointError(f'it cannot be read back ({len(differing)} arrays are missing or differ)')
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -107,9 +116,59 @@ class Checkpoints:
             self._has_failed = True
             steps = ', '.join(map(str, sorted(self._manager.all_steps()))) or 'none'
             raise CheckpointError(
-                f'a checkpoint could not be written to {self._directory}: {_first_line(error)}. Free some space, or '
+                f'a checkpoint could not be written to {self._directory}: {reason(error)}. Free some space, or '
                 f'correct this error; the same command resumes from the newest checkpoint (saved steps: {steps})'
             ) from error
+
+    def check_fits(self, like: TrainState) -> None:
+        """Asserts that the newest checkpoint has the arrays of a state. Nothing is moved or written.
+
+        Args:
+            like: State, or its shapes.
+
+        Raises:
+            CheckpointError: Arrays are missing, are too many, or have another shape or type. The message names them.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                with quiet():
+                    differing = self._differences_of(step, like)
+            except Exception:  # Damage, which `restore` names.
+                continue
+            if differing:
+                more = [f'  and {len(differing) - NAMED} more'] if len(differing) > NAMED else []
+                raise CheckpointError(
+                    '\n'.join(
+                        [
+                            f'the checkpoint of step {step} in {self._directory} belongs to another model or '
+                            f'optimiser: {len(differing)} arrays differ (saved -> wanted):',
+                            *(f'  {line}' for line in differing[:NAMED]),
+                            *more,
+                            'Undo these changes of the configuration; or choose another --workdir, and take over the '
+                            f'parts that fit by --config.init_from={self._directory.parent}',
+                        ]
+                    )
+                )
+            return
+
+    def _differences_of(self, step: int, like: TrainState) -> list[str]:
+        """A line for each array in which a checkpoint and a state differ.
+
+        Raises:
+            Exception: The description of the checkpoint cannot be read.
+        """
+        lines = []
+        for item, part in zip(('model', 'train'), _parts(like), strict=True):
+            # Without this file Orbax makes up a description from the names of the arrays.
+            (self._directory / str(step) / item / '_METADATA').read_bytes()
+            saved = _described(self._manager.item_metadata(step)[item].tree)
+            wanted = _described(part)
+            lines += [
+                f'{name}: {saved.get(name, "none")} -> {wanted.get(name, "none")}'
+                for name in sorted({*saved, *wanted})
+                if saved.get(name) != wanted.get(name)
+            ]
+        return lines
 
     def restore(self, like: TrainState) -> TrainState | None:
         """Restores the newest undamaged state. Damaged newer checkpoints are named and moved to `damaged/`.
@@ -118,16 +177,20 @@ class Checkpoints:
             like: State, or its shapes, with the shardings of the result.
 
         Returns:
-            The state, or None if there is no checkpoint at all.
+            The state, or None if there has never been a checkpoint.
 
         Raises:
-            CheckpointError: There are checkpoints, and all of them are damaged.
+            CheckpointError: There are checkpoints, or were, and all of them are damaged; or they cannot be reached.
         """
         model, train = _parts(like)
         restored = self._newest_undamaged(lambda _: {'model': model, 'train': train}, set_aside=True)
-        if restored is None:
-            return None
-        return TrainState(**restored['model'], **restored['train'])
+        if restored is not None:
+            return TrainState(**restored['model'], **restored['train'])
+        aside = self._directory.parent / 'damaged'
+        names = [path.name for path in aside.iterdir()] if aside.exists() else []
+        if names:
+            raise self._all_are_damaged(sorted(names, key=lambda name: (len(name), name)))
+        return None
 
     def restore_model(self, mesh: Mesh) -> tuple[dict[str, Any], int]:
         """Restores only the newest undamaged model. Damaged newer checkpoints are named and stay in their place.
@@ -139,7 +202,7 @@ class Checkpoints:
             {'params': ..., 'batch_stats': ...} as it was saved, and the step.
 
         Raises:
-            CheckpointError: There is no checkpoint, or all are damaged.
+            CheckpointError: There is no checkpoint, all are damaged, or they cannot be reached.
         """
         restored = self._newest_undamaged(lambda step: {'model': self._saved_shapes(step, mesh)}, set_aside=False)
         if restored is None:
@@ -170,23 +233,45 @@ class Checkpoints:
             self._manager.close()
 
     def _newest_undamaged(self, like: Callable[[int], dict[str, Any]], set_aside: bool) -> dict[str, Any] | None:
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
-            with _quiet():
+        damaged: list[int] = []
+        attempts = 0
+        while steps := sorted({*self._manager.all_steps()} - {*damaged}):
+            step = steps[-1]
+            with quiet():
                 try:
                     return self._restore_step(step, like(step)) | {'step': step}
+                except jax.errors.JaxRuntimeError:  # The devices have no room, or another process is lost.
+                    raise
                 except Exception as error:  # Orbax raises bare Exception, and others, on damaged files.
-                    reason = _first_line(error)
-                gc.collect()
-            self._say(f'Checkpoint of step {step} in {self._directory} is damaged ({reason}).')
+                    why, can_be_good = reason(error), not is_damage(error)
+            attempts += 1
+            if self._reads_only and attempts < ATTEMPTS and self._run_has_gone_on(step):
+                continue
+            if can_be_good:
+                raise CheckpointError(
+                    f'the checkpoint of step {step} in {self._directory} cannot be read: {why}. Correct this; '
+                    'the same command then goes on'
+                )
+            self._say(f'Checkpoint of step {step} in {self._directory} is damaged ({why}).')
+            damaged.append(step)
             if set_aside:
                 self._set_aside(step)
-        if steps:
-            raise CheckpointError(
-                f'all checkpoints in {self._directory} are damaged (steps {sorted(steps)}); choose another --workdir '
-                'to start again from step 0'
-            )
+        if damaged:
+            raise self._all_are_damaged(map(str, sorted(damaged)))
         return None
+
+    def _run_has_gone_on(self, step: int) -> bool:
+        """Whether a run has saved a newer checkpoint, or deleted this one, since the steps were listed."""
+        with quiet():
+            self._manager.reload()
+        steps = self._manager.all_steps()
+        return step not in steps or max(steps) > step
+
+    def _all_are_damaged(self, steps: Iterable[str]) -> CheckpointError:
+        return CheckpointError(
+            f'all checkpoints in {self._directory} are damaged (steps {", ".join(steps)}); choose another --workdir to '
+            'start again from step 0'
+        )
 
     def _restore_step(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         items = {
@@ -218,20 +303,10 @@ def _parts(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
     return model, {'step': state.step, 'opt_state': state.opt_state}
 
 
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    # A message of tensorstore begins with the operation and ends with the cause.
-    return line if len(line) <= 300 else f'{line[:100]} ... {line[-190:]}'
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the futures that a failed restore leaves behind. Their errors would fill pages when collected."""
-    logger, level, hook = logging.getLogger('asyncio'), logging.getLogger('asyncio').level, sys.unraisablehook
-    logger.setLevel(logging.CRITICAL)
-    sys.unraisablehook = lambda unraisable: None
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        sys.unraisablehook = hook
+def _described(tree: Any) -> dict[str, str]:
+    """Shape and type of each array by its path, as Orbax names it."""
+    return {
+        '/'.join(map(str, path)): f'{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}'
+        for path, leaf in ocp.tree.to_flat_dict(tree).items()
+        if leaf is not None
+    }

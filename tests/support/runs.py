@@ -41,7 +41,7 @@ def rows_of(workdir):
 
 def model_of(workdir):
     """Variables of the newest checkpoint, and its step."""
-    checkpoints = Checkpoints(str(workdir))
+    checkpoints = Checkpoints(str(workdir), reads_only=True)
     model, step = checkpoints.restore_model(make_mesh(jax.devices()[:1]))
     checkpoints.close()
     return jax.device_get(model), step

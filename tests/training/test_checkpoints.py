@@ -1,12 +1,16 @@
 """Checkpoints: what was saved comes back bit for bit, or is known to be damaged."""
 
+import errno
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from simclr_jax import sharding
-from simclr_jax.training.checkpoints import CheckpointError, Checkpoints, checksum
+from simclr_jax.training.checkpoints import CheckpointError, Checkpoints
+from simclr_jax.training.checksum import checksum
 from simclr_jax.training.state import TrainState
 
 # What Orbax leaves behind of a damaged checkpoint complains when it is collected, whenever that may be.
@@ -98,6 +102,9 @@ def test_a_damaged_newest_is_told_and_the_one_before_it_used(saved, mesh, damage
     assert_same_bits(restored, make_state(mesh, 5))
     assert 'step 6' in saved[1][0]
     assert 'damaged' in saved[1][0]
+    # In the words of a user, not of Orbax.
+    assert len(saved[1][0]) < 200 + len(str(saved[0]))
+    assert not any(word in saved[1][0] for word in ('pybind', 'Error', 'tensorstore', 'line 1'))
     # Set aside, not lost; and a new checkpoint of that step can take its place.
     assert (saved[0] / 'damaged' / '6').is_dir()
     checkpoints.save(make_state(mesh, 6))
@@ -110,17 +117,151 @@ def test_a_damaged_newest_is_told_and_the_one_before_it_used(saved, mesh, damage
 def test_all_damaged_is_an_error_and_not_a_fresh_start(saved, mesh):
     for step in (4, 5, 6):
         largest_file(saved[0] / 'checkpoints' / str(step) / 'model').unlink()
+    # The second time they are in damaged/.
+    for _ in range(2):
+        checkpoints = reopen(saved)
+        with pytest.raises(CheckpointError, match=r'all checkpoints .* are damaged \(steps 4, 5, 6\); choose another'):
+            checkpoints.restore(make_state(mesh, 0))
+        checkpoints.close()
+    assert sorted(path.name for path in (saved[0] / 'damaged').iterdir()) == ['4', '5', '6']
+
+
+@pytest.mark.parametrize(
+    'error, why',
+    [
+        (PermissionError(errno.EACCES, 'Permission denied', '6'), 'Permission denied'),
+        (ValueError('UNAVAILABLE: Error opening "zarr" driver: [tensorstore_spec={}]'), 'unavailable'),
+        (OSError(errno.EIO, 'Input/output error'), 'Input/output error'),
+    ],
+)
+def test_what_cannot_be_reached_is_not_called_damaged(saved, mesh, monkeypatch, error, why):
+    def fail(self, step, like):
+        raise error
+
     checkpoints = reopen(saved)
-    with pytest.raises(CheckpointError, match=r'all checkpoints .* are damaged \(steps \[4, 5, 6\]\)'):
+    monkeypatch.setattr(Checkpoints, '_restore_step', fail)
+    with pytest.raises(CheckpointError, match=f'of step 6 in .* cannot be read: {why}. Correct this'):
         checkpoints.restore(make_state(mesh, 0))
+    checkpoints.close()
+    assert not (saved[0] / 'damaged').exists()
+
+
+def everything_in(directory):
+    return {path: path.stat().st_mtime_ns for path in [directory, *directory.rglob('*')]}
+
+
+class TestReading:
+    """Readers beside a run: they change nothing, and follow it."""
+
+    def test_evaluation_moves_nothing_aside(self, saved, mesh):
+        largest_file(saved[0] / 'checkpoints' / '6' / 'model').unlink()
+        # What a save that is being written looks like.
+        shutil.copytree(saved[0] / 'checkpoints' / '5', saved[0] / 'checkpoints' / '7.orbax-checkpoint-tmp')
+        before = everything_in(saved[0])
+        checkpoints = Checkpoints(str(saved[0]), say=saved[1].append, reads_only=True)
+        assert checkpoints.restore_model(mesh)[1] == 5
+        checkpoints.close()
+        assert everything_in(saved[0]) == before
+        # A run that resumes there removes it.
+        run = reopen(saved)
+        run.save(make_state(mesh, 7))
+        run.close()
+        assert not (saved[0] / 'checkpoints' / '7.orbax-checkpoint-tmp').exists()
+
+    def test_nothing_is_made_where_nothing_is(self, tmp_path, mesh):
+        checkpoints = Checkpoints(str(tmp_path / 'run'), reads_only=True)
+        with pytest.raises(CheckpointError, match=r'no checkpoint in .*; train first'):
+            checkpoints.restore_model(mesh)
+        checkpoints.close()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_save_survives_readers(self, saved, mesh):
+        run = reopen(saved)
+        for step in (7, 8):
+            run.save(make_state(mesh, step))
+            reader = Checkpoints(str(saved[0]), reads_only=True)
+            assert reader.restore_model(mesh)[1] in (step - 1, step)
+            reader.close()
+        run.close()
+        assert run.latest_step() == 8
+
+    def test_a_checkpoint_that_vanishes_is_not_missed(self, saved, mesh):
+        reader = Checkpoints(str(saved[0]), say=saved[1].append, reads_only=True)
+        run = reopen(saved)
+        for step in (7, 8, 9):
+            run.save(make_state(mesh, step))
+        run.close()
+        assert not (saved[0] / 'checkpoints' / '6').exists()
+        assert reader.restore_model(mesh)[1] == 9
+        reader.close()
+        assert saved[1] == []
+
+
+class TestFit:
+    """A state of other shapes is told, before anything is moved."""
+
+    def test_the_same_fits_and_so_do_its_shapes(self, saved, mesh):
+        checkpoints = reopen(saved)
+        checkpoints.check_fits(make_state(mesh, 0))
+        checkpoints.check_fits(jax.eval_shape(lambda: make_state(mesh, 0)))
+        checkpoints.close()
+
+    def test_what_differs_is_named_with_the_cure(self, saved, mesh):
+        state = make_state(mesh, 0)
+        wider = state.replace(
+            params={'encoder': {'kernel': jnp.ones((64, 66))}, 'head': {'bias': jnp.ones(3)}},
+            opt_state=(state.opt_state[0].astype(jnp.uint32), state.opt_state[1]),
+        )
+        before = everything_in(saved[0] / 'checkpoints')
+        checkpoints = Checkpoints(str(saved[0]), reads_only=True)
+        with pytest.raises(CheckpointError) as caught:
+            checkpoints.check_fits(wider)
+        checkpoints.close()
+        assert str(caught.value).splitlines() == [
+            f'the checkpoint of step 6 in {saved[0]}/checkpoints belongs to another model or optimiser: '
+            '4 arrays differ (saved -> wanted):',
+            '  params/encoder/kernel: float32[64, 65] -> float32[64, 66]',
+            '  params/head/bias: none -> float32[3]',
+            '  params/probe/bias: float32[3] -> none',
+            '  opt_state/0: int32[] -> uint32[]',
+            'Undo these changes of the configuration; or choose another --workdir, and take over the parts that fit '
+            f'by --config.init_from={saved[0]}',
+        ]
+        assert everything_in(saved[0] / 'checkpoints') == before
+
+    def test_a_damaged_description_is_left_to_restoring(self, saved, mesh):
+        (saved[0] / 'checkpoints' / '6' / 'train' / '_METADATA').unlink()
+        checkpoints = reopen(saved)
+        checkpoints.check_fits(make_state(mesh, 0))
+        assert_same_bits(checkpoints.restore(make_state(mesh, 0)), make_state(mesh, 5))
+        checkpoints.close()
+
+
+@pytest.mark.parametrize('name, found', [('[lr=0.1]', r'contains \['), ('a*b', r'contains \*'), ('a?', r'contains \?'),
+                                         ('a\\b', r'contains \\'), ('caf\udce9', 'not UTF-8')])  # fmt: skip
+def test_a_path_below_which_nothing_can_be_read_is_refused(tmp_path, name, found):
+    for reads_only in (False, True):
+        with pytest.raises(CheckpointError, match=f'{found}.*; rename it, or reach it by a symbolic link'):
+            Checkpoints(str(tmp_path / name / 'run'), reads_only=reads_only)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_unusual_paths_work(tmp_path, mesh):
+    directory = str(tmp_path / "a b']{c}%d#e:f|ä,g=~$h\n")
+    checkpoints = Checkpoints(directory)
+    checkpoints.save(make_state(mesh, 1))
+    checkpoints.close()
+    checkpoints = Checkpoints(directory)
+    assert_same_bits(checkpoints.restore(make_state(mesh, 0)), make_state(mesh, 1))
     checkpoints.close()
 
 
-def test_evaluation_moves_nothing_aside(saved, mesh):
-    largest_file(saved[0] / 'checkpoints' / '6' / 'model').unlink()
-    checkpoints = reopen(saved)
-    assert checkpoints.restore_model(mesh)[1] == 5
-    assert not (saved[0] / 'damaged').exists()
+def test_a_first_save_that_cannot_be_read_is_found_at_once(tmp_path, mesh, monkeypatch):
+    """Such as that below a path that Orbax takes for a pattern, if it is not refused."""
+    monkeypatch.setattr('simclr_jax.training.checkpoints.check_path', lambda directory: None)
+    checkpoints = Checkpoints(str(tmp_path / '[a]'))
+    with pytest.raises(CheckpointError, match=r'written to .*: it cannot be read back \(a file is missing\)'):
+        checkpoints.save(make_state(mesh, 1))
     checkpoints.close()
 
 
