@@ -180,6 +180,18 @@ def to_global(batch: Mapping[str, np.ndarray | jax.Array], mesh: Mesh) -> dict[s
     return jax.tree.map(globally, batch)
 
 
+def from_everywhere(values: np.ndarray, place: NamedSharding) -> jax.Array:
+    """Makes a global array of values that every process holds in full.
+
+    `jax.device_put` would do the same, but it first compares the values of all processes, which takes an exchange.
+
+    Args:
+        values: The whole array, equal in all processes.
+        place: Sharding of the result.
+    """
+    return jax.make_array_from_callback(values.shape, place, lambda part: values[part])
+
+
 def to_host(rows: jax.Array) -> np.ndarray:
     """Copies a whole global array to the host of every process. All processes must make the call."""
     if rows.is_fully_addressable or rows.is_fully_replicated:

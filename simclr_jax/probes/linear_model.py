@@ -1,4 +1,4 @@
-"""Convex linear classifiers on frozen features, fitted to their optimum by L-BFGS on all devices.
+"""Convex linear classifiers on frozen features, fitted to their optimum by L-BFGS.
 
 The features are first rotated to their principal axes. The l2 penalty does not change under a rotation. The rotation
 reduces the number of iterations by several times, because the Hessian of decorrelated features is almost diagonal.
@@ -12,12 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding
 
 from simclr_jax import sharding
 from simclr_jax.ops.precision import precise_matmul
 
 # With more axes than this, the search for them takes longer than it saves.
 MOST_AXES = 6144
+# Every process fits features of up to this many bytes by itself, on its own devices. Processes that shared the rows
+# would exchange a gradient several times in each iteration, which takes longer than the products that it saves.
+OWN_BYTES = 2**30
 # Most iterations between two measurements of the curvature.
 ROUND = 200
 
@@ -90,23 +94,28 @@ def _directions(features: np.ndarray) -> np.ndarray:
     return np.linalg.eigh(second_moments)[1].astype(np.float32)
 
 
-def on_devices(
-    *rows: np.ndarray,
-    devices: list[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
-) -> tuple[jax.Array, ...]:
-    """Divides arrays of N rows among the devices. Rows of zeros fill the last device's share.
+def mesh_for(features: np.ndarray) -> Mesh:
+    """The devices that fit a classifier of features [N, F]: this process's own, or all of the job for large features.
+
+    Every process must call with the same features. All processes then find the same classifier.
+    """
+    is_own = jax.process_count() > 1 and features.nbytes <= OWN_BYTES
+    return sharding.make_mesh(jax.local_devices() if is_own else None)
+
+
+def on_devices(mesh: Mesh, *rows: np.ndarray) -> tuple[jax.Array, ...]:
+    """Divides arrays of N rows among devices. Rows of zeros fill the last device's share.
 
     Args:
+        mesh: Devices that share the rows.
         *rows: Arrays [N, ...] of the same N.
-        devices: Devices that share the rows, all devices if None.
 
     Returns:
         The arrays on the devices, their number of rows divisible by the number of devices.
     """
-    mesh = sharding.make_mesh(devices)
     missing = -len(rows[0]) % mesh.size
     padded = [np.pad(part, [(0, missing)] + [(0, 0)] * (part.ndim - 1)) for part in rows]
-    return tuple(jax.device_put(part, sharding.by_rows(mesh)) for part in padded)
+    return tuple(sharding.from_everywhere(part, sharding.by_rows(mesh)) for part in padded)
 
 
 def check_widths(training: np.ndarray, validation: np.ndarray):
@@ -172,18 +181,24 @@ def minimize(
     """
     spent, converged = 0, False
     everywhere = sharding.replicated(examples[0].sharding.mesh)
+    # The same placement in every round means that the round is compiled once.
+    initial, strength = jax.tree.map(lambda leaf: _placed(leaf, everywhere), (initial, np.asarray(l2, np.float32)))
     while spent < max_iterations and not converged:
         budget = min(ROUND, max_iterations - spent)
-        # The same placement in every round means that the round is compiled once.
-        start, strength = jax.device_put((initial, jnp.asarray(l2, jnp.float32)), everywhere)
         initial, iterations, decrement = _descend(
-            loss, examples, strength, start, jnp.int32(budget), jnp.float32(tolerance), has_bias
+            loss, examples, strength, initial, np.int32(budget), np.float32(tolerance), has_bias
         )
         spent += int(iterations)
         # The curvature measured at the start of a long round may be far too large at its end. The decrement is then
         # too small. Only a round that ends where it began can be trusted.
         converged = int(iterations) == 1 and float(decrement) <= tolerance
     return initial, spent, converged
+
+
+def _placed(leaf, place: NamedSharding) -> jax.Array:
+    """An array where the rounds leave it. Only one from elsewhere moves."""
+    is_there = isinstance(leaf, jax.Array) and leaf.sharding == place
+    return leaf if is_there else sharding.from_everywhere(sharding.to_host(jnp.asarray(leaf)), place)
 
 
 @functools.partial(jax.jit, static_argnames=('loss', 'has_bias'))

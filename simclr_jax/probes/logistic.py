@@ -86,7 +86,7 @@ def fit(
             f'{(features.shape[1], num_classes)} and {(num_classes,)}: start from a fit of the same problem'
         )
     problem = _Problem(features, labels, principal_axes(features, centre=True), max_iterations, tolerance)
-    solution, spent, converged = problem.solve(weights, l2, problem.inward(initial))
+    solution, spent, converged = problem.solve(problem.weighted(weights), l2, problem.inward(initial))
     if not converged:
         warnings.warn(
             f'l2={l2:g}: not within tolerance={tolerance:g} after {spent} iterations; '
@@ -144,18 +144,18 @@ def fit_path(
     everyone = _as_weights(None, labels, num_classes)
     training = _as_weights(np.arange(len(labels)) < len(train_labels), labels, num_classes)
     problem = _Problem(features, labels, principal_axes(features, centre=True), max_iterations, tolerance)
-    held_inside = jnp.asarray(problem.axes.of(held_features))
+    held_inside, examples = jnp.asarray(problem.axes.of(held_features)), problem.weighted(training)
 
     solution = best = linear_model.zeros(problem.width, num_classes)
     chosen, scores, iterations, unfinished = lambdas[0], [], [], []
     for l2 in lambdas:
-        solution, spent, converged = problem.solve(training, l2, solution)
+        solution, spent, converged = problem.solve(examples, l2, solution)
         scores.append(score(predict_logits(solution, held_inside), held_labels))
         iterations.append(spent)
         unfinished += [] if converged else [l2]
         if scores[-1] > max(scores[:-1], default=-np.inf):
             best, chosen = solution, l2
-    refitted, _, _ = problem.solve(everyone, chosen, best)
+    refitted, _, _ = problem.solve(problem.weighted(everyone), chosen, best)
     return Path(problem.outward(refitted), chosen, lambdas, tuple(scores), tuple(iterations), tuple(unfinished))
 
 
@@ -166,12 +166,16 @@ class _Problem:
         self.axes = axes
         self.width = axes.directions.shape[1]
         self._loss = SOFTMAX if labels.ndim == 1 else SIGMOID
-        self._examples = linear_model.on_devices(axes.of(features), labels)
+        self._mesh = linear_model.mesh_for(features)
+        self._examples = linear_model.on_devices(self._mesh, axes.of(features), labels)
         self._limits = {'max_iterations': max_iterations, 'tolerance': tolerance}
 
-    def solve(self, weights: np.ndarray, l2: float, start: Weights) -> tuple[Weights, int, bool]:
-        """Finds the optimum in these coordinates for weights [N] or [N, K], see `linear_model.minimize`."""
-        weighted = (*self._examples, *linear_model.on_devices(weights))
+    def weighted(self, weights: np.ndarray) -> tuple[jax.Array, ...]:
+        """Puts weights [N] or [N, K] on the devices. Returns them after features and labels, for `solve`."""
+        return (*self._examples, *linear_model.on_devices(self._mesh, weights))
+
+    def solve(self, weighted: tuple[jax.Array, ...], l2: float, start: Weights) -> tuple[Weights, int, bool]:
+        """Finds the optimum in these coordinates, see `linear_model.minimize`."""
         return linear_model.minimize(self._loss, weighted, l2, start, **self._limits)
 
     def inward(self, classifier: Weights) -> Weights:

@@ -213,13 +213,14 @@ class _Pool:
         features = np.concatenate([features, ones], axis=1)
         self._axes = principal_axes(features, centre=False)
         self._size = len(features)
-        (self._rows,) = linear_model.on_devices(self._axes.of(features))
+        self._mesh = linear_model.mesh_for(features)
+        (self._rows,) = linear_model.on_devices(self._mesh, self._axes.of(features))
 
     def path(self, targets, weights, costs):
         """Yields the machines at each of the ascending costs. Each fit starts at the machines before it."""
-        machines = linear_model.zeros(self._rows.shape[1], targets.shape[1])
+        examples, machines = self._with(targets, weights)
         for cost in costs:
-            machines, _, _ = self._solve(targets, weights, cost, machines)
+            machines, _, _ = _solve(examples, cost, machines)
             yield machines
 
     def solve_gradually(self, targets, weights, cost) -> Weights:
@@ -227,10 +228,10 @@ class _Pool:
 
         Separable examples would need several times as many iterations if the search started at zeros.
         """
-        machines = linear_model.zeros(self._rows.shape[1], targets.shape[1])
+        examples, machines = self._with(targets, weights)
         for smaller in (step for step in COSTS if step < np.max(cost)):
-            machines, _, _ = self._solve(targets, weights, np.minimum(smaller, cost), machines)
-        machines, spent, converged = self._solve(targets, weights, cost, machines)
+            machines, _, _ = _solve(examples, np.minimum(smaller, cost), machines)
+        machines, spent, converged = _solve(examples, cost, machines)
         if not converged:
             warnings.warn(
                 f'cost={cost}: not at the minimum after {spent} iterations; normalise the features or lower the cost',
@@ -239,10 +240,10 @@ class _Pool:
             )
         return machines
 
-    def _solve(self, targets, weights, cost, start: Weights):
-        l2 = np.broadcast_to(1 / np.asarray(cost, np.float32), targets.shape[1])
-        examples = (self._rows, *linear_model.on_devices(targets, weights))
-        return linear_model.minimize(SQUARED_HINGE, examples, l2, start, has_bias=False, **_LIMITS)
+    def _with(self, targets, weights):
+        """Puts targets and weights [N, K] on the devices. Returns them after the rows, and machines of zeros."""
+        examples = (self._rows, *linear_model.on_devices(self._mesh, targets, weights))
+        return examples, linear_model.zeros(self._rows.shape[1], targets.shape[1])
 
     def scores(self, machines: Weights) -> np.ndarray:
         """Computes the scores [N, K] of the pool's own examples."""
@@ -252,6 +253,11 @@ class _Pool:
         """Converts machines of the coordinates into machines of the features."""
         kernel = self._axes.directions @ np.asarray(machines.kernel)
         return Weights(jnp.asarray(kernel[:-1]), jnp.asarray(kernel[-1]))
+
+
+def _solve(examples: tuple, cost, start: Weights) -> tuple[Weights, int, bool]:
+    l2 = np.broadcast_to(1 / np.asarray(cost, np.float32), examples[1].shape[1])
+    return linear_model.minimize(SQUARED_HINGE, examples, l2, start, has_bias=False, **_LIMITS)
 
 
 def _squared_hinge_total(scores, targets, weights):

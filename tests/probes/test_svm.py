@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score
 from sklearn.svm import LinearSVC
 
+from simclr_jax import sharding
 from simclr_jax.metrics.classification import mean_average_precision
 from simclr_jax.probes import linear_model, svm
 from simclr_jax.probes.linear_model import predict_logits
@@ -300,7 +301,7 @@ def test_rows_are_divided_among_all_devices_and_one_device_gives_the_same(digits
     weights = svm._example_weights(targets, None)
     solutions = []
     for devices in (jax.devices(), jax.devices()[:1]):
-        examples = linear_model.on_devices(rows, targets, weights, devices=devices)
+        examples = linear_model.on_devices(sharding.make_mesh(devices), rows, targets, weights)
         for array in examples:
             shares = [shard.data.shape[0] for shard in array.addressable_shards]
             assert shares == [-(-397 // len(devices))] * len(devices)
@@ -312,6 +313,23 @@ def test_rows_are_divided_among_all_devices_and_one_device_gives_the_same(digits
         solutions.append(objective(machines.kernel[:-1], machines.kernel[-1], features, targets, 1.0, 1.0))
     # Sums in another order: both are within about 1e-7 of the minimum.
     np.testing.assert_allclose(*solutions, rtol=1e-5)
+
+
+def test_several_processes_fit_few_features_on_their_own_and_many_together(monkeypatch):
+    features = np.zeros((8, 4), np.float32)
+    monkeypatch.setattr(jax, 'local_devices', lambda: jax.devices()[:2])
+    assert linear_model.mesh_for(features).size == len(jax.devices())
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    assert list(linear_model.mesh_for(features).devices) == jax.devices()[:2]
+    monkeypatch.setattr(linear_model, 'OWN_BYTES', features.nbytes - 1)
+    assert linear_model.mesh_for(features).size == len(jax.devices())
+
+
+def test_all_fits_of_a_search_are_one_program(digits):
+    """Also from where the last one ended: their arrays stay in their places on the devices."""
+    before = linear_model._descend._cache_size()
+    svm.fit(digits[0][:97], digits[1][:97], 1.0)
+    assert linear_model._descend._cache_size() == before + 1
 
 
 # Mistakes.
