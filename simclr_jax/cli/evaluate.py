@@ -18,12 +18,17 @@ Protocols that train on augmented images:
 Without labels:
   measures    alignment, uniformity, effective rank, agreement of neighbours
 
---config.FIELD=VALUE sets any field of the configuration (simclr_jax/config/evaluation.py).
+--config.FIELD=VALUE sets any field of the configuration. `simclr config --evaluation` prints all fields with their
+meaning. The configuration file is Python code and is executed, so use only files that you trust.
+
+A list has commas between its members. A path with a comma in it needs quotes: --dataset='"folder:/data/a,b",cifar10'.
 
 The command prints a table. It writes result.json, results.md and report/summary.png in the work directory.
 """
 
 import argparse
+
+from simclr_jax.cli.options import needed_path
 
 NAME = 'evaluate'
 SUMMARY = 'measure a trained encoder, or compare several encoders'
@@ -33,7 +38,7 @@ SHORT = {'protocols': 'protocols', 'dataset': 'datasets', 'labels': 'labels', 'b
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's options."""
-    parser.add_argument('--workdir', metavar='DIR', help='work directory of a `simclr train`')
+    parser.add_argument('--workdir', type=needed_path, metavar='DIR', help='work directory of a `simclr train`')
     parser.add_argument(
         '--config', default='', metavar='FILE[:ARG]', help='configuration file, such as configs/evaluate/transfer.py'
     )
@@ -49,7 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--baselines', metavar='LIST', help='features to compare with: pixels, untrained (default: none)'
     )
-    parser.add_argument('--compare', nargs='+', metavar='DIR', help='compare the results of these work directories')
+    parser.add_argument(
+        '--compare',
+        nargs='+',
+        type=needed_path,
+        metavar='DIR',
+        help='compare the results of these work directories',
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -81,7 +92,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     text = table.of_encoders(results)
     title = f'Results of step {results.step} (%, with 95 % intervals over test images or ± deviation over draws)'
     print(f'\n{title}\n\n{text}\n', flush=True)
-    workdir.write_whole(epath.Path(options.workdir) / 'results.md', f'{title}\n\n{text}\n')
+    markdown = table.of_encoders(results, markdown=True)
+    workdir.write_whole(epath.Path(options.workdir) / 'results.md', f'{title}\n\n{markdown}\n')
     print(f'Wrote result.json, results.md and {summary.draw(options.workdir, results)}')
     return 0
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import simclr_jax
 from simclr_jax import cache
-from simclr_jax.cli import embed, evaluate, plan, third_parties, train
+from simclr_jax.cli import config, embed, evaluate, plan, third_parties, train
+from simclr_jax.cli.options import unknown_command, unknown_options
 
 USER_MISTAKE, START_AGAIN, FAILURE = 2, 42, 1
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -28,10 +29,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 2 mistake of the user, 42 preempted and to be started again, 1 any other failure.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser()
+    parser, commands = _parser()
     rest, overrides, problems = _split_overrides(arguments)
+    command = next((argument for argument in rest if not argument.startswith('-')), '')
+    wrong = unknown_command(rest, tuple(commands))
+    unknown = [wrong] if wrong else unknown_options(rest, commands[command], command) if command else []
+    if unknown:
+        return _tell('\n'.join(unknown), USER_MISTAKE)
     options = parser.parse_args(rest)
-    if overrides and options.command not in ('train', 'evaluate', 'plan'):
+    if overrides and options.command not in ('train', 'evaluate', 'plan', 'config'):
         problems.append(
             f'--config.{overrides[0][0]}: `simclr {options.command}` takes no configuration overrides; '
             'leave this option out'
@@ -42,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _run(options)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, list[str]]]:
+    """The parser, and the options of each command."""
     parser = argparse.ArgumentParser(
         prog='simclr',
         description='SimCLR: contrastive pretraining of image encoders, and their evaluation.',
@@ -50,7 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--version', action='version', version=f'simclr_jax {simclr_jax.__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for module in (train, evaluate, embed, plan):
+    known = {}
+    for module in (train, evaluate, embed, plan, config):
         command = commands.add_parser(
             module.NAME,
             help=module.SUMMARY,
@@ -60,7 +68,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         module.add_arguments(command)
         command.set_defaults(run=module.run)
-    return parser
+        known[module.NAME] = [name for action in command._actions for name in action.option_strings]
+    return parser, known
 
 
 def _split_overrides(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]], list[str]]:

@@ -9,13 +9,15 @@ The plan shows whether the step fits in memory, the memory by kind, operations, 
 costliest parts. It estimates seconds per step and hours per run. A compilation takes one to ten minutes and allocates
 nothing on the devices. The first plan for a TPU installs the TPU compiler (libtpu) in its own directory.
 
---config.FIELD=VALUE sets any field of the configuration (simclr_jax/config/pretraining.py).
+--config.FIELD=VALUE sets any field of the configuration. `simclr config` prints all fields with their meaning. The
+configuration file is Python code and is executed, so use only files that you trust.
 """
 
 import argparse
 import functools
 import json
-import pathlib
+
+from simclr_jax.cli.options import path
 
 NAME = 'plan'
 SUMMARY = 'estimate memory and time of a pretraining on a TPU slice'
@@ -38,19 +40,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='also search for the largest batch, in up to four more compilations',
     )
-    parser.add_argument('--json', default='', metavar='FILE', help='also write the plan to this JSON file')
+    parser.add_argument('--json', default='', type=path, metavar='FILE', help='also write the plan to this JSON file')
 
 
 def run(options: argparse.Namespace) -> int:
     """Makes the plan and prints it. Returns the exit code."""
+    from etils import epath
+
     from simclr_jax.config import ConfigError, load_config
     from simclr_jax.planning import report
     from simclr_jax.planning.plan import make_plan, training_data
     from simclr_jax.planning.topology import parse_topology
+    from simclr_jax.training.workdir import write_whole
 
     if options.images < 0:
         raise ConfigError([f'--images={options.images}: must be 1 or more'])
-    target = pathlib.Path(options.json)
+    target = epath.Path(options.json)
     if options.json and not target.parent.is_dir():
         raise ConfigError([f'--json={target}: there is no directory {target.parent}; make it first'])
     topology = parse_topology(options.topology) if options.topology else None
@@ -66,6 +71,6 @@ def run(options: argparse.Namespace) -> int:
     )
     print(f'\n{report.as_text(plan)}')
     if options.json:
-        target.write_text(json.dumps(report.as_dict(plan), indent=2) + '\n')
+        write_whole(target, json.dumps(report.as_dict(plan), indent=2) + '\n')
         print(f'\nWrote {target}')
     return 0

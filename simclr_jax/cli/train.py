@@ -4,13 +4,17 @@ Examples:
   simclr train --config=configs/digits.py --workdir=runs/digits
   simclr train --config=configs/cifar10.py:r18 --workdir=runs/cifar10 --config.loss.temperature=0.2
 
---config.FIELD=VALUE sets any field of the configuration (simclr_jax/config/pretraining.py).
+--config.FIELD=VALUE sets any field of the configuration. `simclr config` prints all fields with their meaning. A list
+has commas between its members. A member with a comma in it needs quotes. The configuration file is Python code and is
+executed, so use only files that you trust.
 
 Several processes train together if a scheduler or environment variables describe them as one job (see launch/). After
 SIGTERM the run saves a checkpoint and exits with code 42. The same command then resumes it.
 """
 
 import argparse
+
+from simclr_jax.cli.options import needed_path
 
 NAME = 'train'
 SUMMARY = 'pretrain an encoder'
@@ -21,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--config', required=True, metavar='FILE[:ARG]', help='configuration file, such as configs/cifar10.py:r18'
     )
-    parser.add_argument('--workdir', required=True, metavar='DIR', help='directory of the run, local or gs://')
+    parser.add_argument(
+        '--workdir', required=True, type=needed_path, metavar='DIR', help='directory of the run, local or gs://'
+    )
     parser.add_argument(
         '--allow-config-change',
         action='store_true',

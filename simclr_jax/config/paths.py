@@ -61,3 +61,23 @@ def directory_path(text: str) -> str:
     if not text.strip():
         raise ConfigError([f"'{text}' names no file or directory; give a path, for example runs/digits"])
     return user_path(text)
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """A path or name as text for one line of a message: what cannot be printed becomes an escape.
+
+    Args:
+        path: Path or name of a file, which may hold any byte but 0.
+
+    Example:
+        >>> printable('two\\nlines'), printable('caf\\udce9')
+        ('two\\\\nlines', 'caf\\\\xe9')
+    """
+    return ''.join(letter if letter.isprintable() else _escaped(letter) for letter in os.fspath(path))
+
+
+def _escaped(letter: str) -> str:
+    # Python has these in the place of bytes that are not UTF-8.
+    if '\udc80' <= letter <= '\udcff':
+        return f'\\x{ord(letter) - 0xDC00:x}'
+    return letter.encode('unicode_escape').decode('ascii')

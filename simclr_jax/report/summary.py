@@ -1,16 +1,17 @@
 """One picture of a run: its views, the progress of the training and the results of the evaluation."""
 
-import pathlib
-
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax import sharding
 from simclr_jax.config import with_values
+from simclr_jax.config.paths import printable
 from simclr_jax.data.feed import open_feed
 from simclr_jax.data.sources import load_examples
 from simclr_jax.evaluation.results import ENCODERS, SHARES, Results, Score, headings
+from simclr_jax.report import figures
 from simclr_jax.training import workdir
 from simclr_jax.training.metrics_file import read_metrics
 
@@ -18,11 +19,11 @@ COLORS = {'pixels': '#b0b0b0', 'untrained': '#7f9fc8', 'simclr': '#d1495b'}
 IMAGES_SHOWN = 8
 
 
-def draw(directory: str, results: Results) -> pathlib.Path:
+def draw(directory: str, results: Results) -> epath.Path:
     """Draws `report/summary.png` from metrics.jsonl, the configuration and the results.
 
     Args:
-        directory: Local work directory.
+        directory: Work directory, local or gs://.
         results: Results of its checkpoint.
 
     Returns:
@@ -33,7 +34,7 @@ def draw(directory: str, results: Results) -> pathlib.Path:
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
-    path = pathlib.Path(directory) / 'metrics.jsonl'
+    path = epath.Path(directory) / 'metrics.jsonl'
     # The work directory of a converted encoder holds no metrics.
     rows = read_metrics(str(path)) if path.exists() else []
     # Heights in inches of views, curves and bars. The number of bars depends on the protocols.
@@ -49,10 +50,8 @@ def draw(directory: str, results: Results) -> pathlib.Path:
     _draw_curves(figure.add_subplot(panels[1, 2]), rows, ranks, 'effective rank')
     _draw_scores(figure.add_subplot(panels[2, :]), results)
 
-    path = pathlib.Path(directory) / 'report' / 'summary.png'
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=90)
-    pyplot.close(figure)
+    path = epath.Path(directory) / 'report' / 'summary.png'
+    figures.save(path, figure, dpi=90)
     return path
 
 
@@ -105,11 +104,12 @@ def _draw_scores(axes, results: Results) -> None:
         bars = axes.barh(places, lengths, height * 0.92, xerr=spread, color=COLORS[kind], label=ENCODERS[kind])
         axes.bar_label(bars, fmt='%.1f', fontsize=7, padding=2)
     axes.set_yticks(np.arange(len(titles)) + height * (len(kinds) - 1) / 2)
-    axes.set_yticklabels(titles.values(), fontsize=8)
+    # A name with $ is no formula.
+    axes.set_yticklabels(map(printable, titles.values()), fontsize=8, parse_math=False)
     axes.set_ylim(len(titles) - 0.2, -0.5)
     axes.set_xlim(0, 110)
     axes.set_xlabel('%')
-    axes.set_title('\n'.join(results.datasets.values()), fontsize=9)
+    axes.set_title('\n'.join(map(printable, results.datasets.values())), fontsize=9, parse_math=False)
     if kinds:
         # Beside the bars: inside it would hide some of them.
         axes.legend(loc='upper left', bbox_to_anchor=(1.0, 1.0))

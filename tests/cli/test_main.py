@@ -37,7 +37,8 @@ def cpu_seconds_of_children():
     [
         (['--help'], ['train', 'evaluate', '--version']),
         (['train', '--help'], ['--config', '--workdir', '--config.FIELD=VALUE']),
-        (['evaluate', '--help'], ['--workdir', '--protocols', '--labels', '--baselines']),
+        (['train', '--help'], ['executed, so use only files that you trust', '`simclr config`']),
+        (['evaluate', '--help'], ['--workdir', '--protocols', '--labels', '--baselines', 'config --evaluation']),
         (['--version'], [simclr_jax.__version__]),
     ],
 )
@@ -122,7 +123,7 @@ def test_several_mistakes_are_told_at_once(mistake, tmp_path):
 
 def test_missing_configuration_file(mistake, tmp_path):
     told = mistake('train', '--config=configs/cifar11.py:r18', f'--workdir={tmp_path}')
-    assert 'there is no file configs/cifar11.py' in told
+    assert 'there is no file configs/cifar11.py; give your own, or one of configs/cifar10.py, ' in told
 
 
 def test_mistake_in_the_configuration_file(mistake, tmp_path):
@@ -138,8 +139,67 @@ def test_options_that_must_be_given(mistake, tmp_path):
     assert '--config' in mistake('train', f'--workdir={tmp_path}')
     assert '--workdir' in mistake('evaluate')
     assert 'COMMAND' in mistake()
-    assert 'pretrain' in mistake('pretrain')
-    assert '--work' in mistake('train', DIGITS, f'--work={tmp_path}')
+    assert 'did you mean train?; choose from train, evaluate' in mistake('trian')
+    assert 'did you mean --workdir=x?' in mistake('train', DIGITS, '--work=x')
+
+
+@pytest.mark.parametrize(
+    'arguments, right',
+    [
+        (['train', '--batch_size=4'], '--config.batch_size=4'),
+        (['train', '--temperature', '0.1'], '--config.loss.temperature or --config.knn.temperature'),
+        (['train', '--learning-rate=1'], '--config.optimizer.learning_rate=1'),
+        (['train', '--wrokdir=x'], '--workdir=x'),
+        (['evaluate', '--epochs=3'], '--config.finetune.epochs=3'),
+        (['evaluate', '--protocol=knn'], '--protocols=knn'),
+        (['embed', '--batch_size=4'], '--batch-size=4'),
+    ],
+)
+def test_unknown_options_come_with_the_right_one(mistake, arguments, right):
+    told = mistake(*arguments)
+    assert 'there is no such option; did you mean ' in told
+    assert f'{right}' in told
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ['train', DIGITS, '--workdir='],
+        ['train', DIGITS, '--workdir', ' '],
+        ['evaluate', '--workdir='],
+        ['evaluate', '--compare', ''],
+        ['embed', '--workdir=', '--out=x.npz'],
+        ['embed', '--workdir=x', '--out='],
+    ],
+)
+def test_a_directory_that_is_empty_text_is_refused(mistake, arguments):
+    assert 'names no file or directory; give a path' in mistake(*arguments)
+
+
+def test_home_is_expanded_in_options(monkeypatch, tmp_path, mistake):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    directories = []
+    monkeypatch.setattr(pretraining, 'pretrain', lambda config, directory, **_: directories.append(directory))
+    assert main(['train', DIGITS, '--workdir=~/run']) == 0
+    assert directories == [f'{tmp_path}/run']
+    for arguments in (
+        ['evaluate', '--workdir=~/none'],
+        ['evaluate', '--compare', '~/none'],
+        ['embed', '--workdir=~/none', '--out=~/x.npz'],
+        ['embed', '--workdir=x', '--out=~/none/x.npz'],
+        ['embed', '--workdir=x', '--out=x.npz', '--neighbours=a', '--picture=~/none/x.png'],
+        ['plan', DIGITS, '--json=~/none/x.json'],
+    ):
+        assert f'{tmp_path}/none' in mistake(*arguments)
+    assert list(tmp_path.iterdir()) == []
+    assert 'there is no home directory ~nobody-here' in mistake('train', DIGITS, '--workdir=~nobody-here/x')
+
+
+def test_the_shipped_configurations_are_found_from_everywhere(trained, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(['train', '--config=configs/digits.py', '--workdir=x']) == 0
+    assert trained[0].data.source == 'digits'
 
 
 def test_work_directory_of_another_configuration(capsys, monkeypatch, tmp_path):
@@ -161,7 +221,7 @@ def test_work_directory_of_another_configuration(capsys, monkeypatch, tmp_path):
         ('--labels=1,few', ["labels 'few'", "must be 'all'"]),
         ('--labels=0', ["labels '0'", "must be 'all'"]),
         ('--labels=²', ["labels '²'", "must be 'all'"]),
-        ('--labels=', ["labels ''", "must be 'all'"]),
+        ('--labels=', ['labels=()', "the defaults are ('',) and ('all',)"]),
         ('--baselines=random', ["baselines=('random',)", 'unknown random', 'pixels, untrained']),
         ('--config.finetune.epoch=3', ['finetune.epoch=3', 'did you mean finetune.epochs?']),
         ('--config.knn.k=0', ['knn.k=(0,)', 'integers >= 1']),

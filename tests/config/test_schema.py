@@ -46,7 +46,7 @@ def test_a_field_that_earlier_versions_had_is_not_in_the_way():
         ('{"seed": ' + '1' * 400 + '}', r'seed=1{60}\.\.\. \(400 characters\): must be below 2\^31'),
         ('{"seed": ' + '1' * 5000 + '}', 'the text is not JSON'),
         ('{"model": {"remat": {"1": 2}}}', r"model.remat=\{'1': 2\}: must be of type tuple"),
-        ('{"model": {"remat": [null, {}]}}', r'model.remat=\(None, \{\}\): must be a tuple of stages from 1 to 4'),
+        ('{"model": {"remat": [null, {}]}}', r'model.remat=\(None, \{\}\): must be stages from 1 to 4'),
         ('{"model": null}', 'model=None: model is a group of fields; set one of model.depth'),
         ('{"model": {"depth": {"a": 1}}}', r"model.depth=\{'a': 1\}: must be of type int"),
         ('{"lock": 1}', 'lock=1: there is no such field'),
