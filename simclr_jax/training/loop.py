@@ -76,7 +76,8 @@ def train(state: TrainState, training: Training, checkpoints: Checkpoints, log: 
         log.say(f'Step {step} of {schedule.total_steps} is reached already.')
         return state
     batches = training.batches(step)
-    key = jax.device_put(training.key, sharding.replicated(mesh))
+    # By a program: `device_put` places no key on the devices of several processes.
+    key = jax.jit(lambda key: key, out_shardings=sharding.replicated(mesh))(training.key)
     meter = Meter(schedule, checkpoints, training.step_flops)
     with Preemption() as preemption, training.profile as profile:
         while step < schedule.total_steps:
