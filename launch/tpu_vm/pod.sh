@@ -21,6 +21,11 @@
 #   --runtime-version=NAME   image of the TPU VM (default: the one that fits the kind of TPU)
 #   --restarts=N             largest number of restarts in a row, of the program and of the resource (default 20)
 #   --poll=SECONDS           time between two checks of the state (default 30)
+#   --platform=OPTION        passes an option on to `gcloud ... create`: --platform=--reserved, --platform=--network=NAME,
+#                            --platform=--service-account=ACCOUNT, --platform=--labels=team=vision ... May be repeated
+#   --ssh=OPTION             passes an option on to `gcloud ... ssh` and `scp`. May be repeated. Slices without external
+#                            addresses need --platform=--internal-ips --ssh=--tunnel-through-iap
+#   --env=NAME=VALUE         environment variable of the program on all hosts. May be repeated
 #   --dry-run                only prints the commands
 # shellcheck disable=SC2154  # take_options sets the variables
 set -euo pipefail
@@ -35,13 +40,15 @@ main() {
   no_more_options "$@"
   local command=${1:-}
   [ $# -eq 0 ] || shift
-  take_options name= zone= project= topology= slices= spot runtime-version= restarts= poll= archive= dry-run -- "$@"
+  take_options name= zone= project= topology= slices= spot runtime-version= restarts= poll= archive= dry-run \
+    platform=+ ssh=+ env=+ -- "$@"
   options=("${@:1:taken}")
   shift "$taken"
   no_more_options "$@"
   : "${slices:=1}" "${restarts:=20}" "${poll:=30}"
   need_number slices "$slices"
   need_number restarts "$restarts"
+  need_pairs env ${env[@]+"${env[@]}"}
   case $command in
     run | create | once) need name zone topology && describe_slice "$topology" ;;
     install | start | status | logs | stop | delete) need name zone ;;
@@ -61,7 +68,7 @@ queued_resources() {
 
 # on_workers LINE: runs a line of shell on every host of every slice.
 on_workers() {
-  queued_resources ssh "$name" --node=all --worker=all --command="$1"
+  queued_resources ssh "$name" --node=all --worker=all --command="$1" ${ssh[@]+"${ssh[@]}"}
 }
 
 request() {
@@ -69,7 +76,8 @@ request() {
   if [ "$slices" -gt 1 ]; then
     nodes=(--node-prefix="$name" --node-count="$slices")
   fi
-  queued_resources create "$name" "${nodes[@]}" "${slice_flags[@]}" --runtime-version="$runtime_version" ${spot:+--spot}
+  queued_resources create "$name" "${nodes[@]}" "${slice_flags[@]}" --runtime-version="$runtime_version" ${spot:+--spot} \
+    ${platform[@]+"${platform[@]}"}
 }
 
 describe() {
@@ -85,9 +93,10 @@ create() {
   fi
 }
 
-# pack: packs the tracked files of the working tree into $archive.
+# pack: packs the tracked files of the working tree into $archive, a new file that nobody else can have prepared.
 pack() {
-  archive=${TMPDIR:-/tmp}/simclr-$name.tar.gz
+  archive=${TMPDIR:-/tmp}/simclr-XXXXXX
+  [ -n "$dry_run" ] || archive=$(mktemp "$archive")
   local list=(git -C "$root" ls-files -z) tar=(tar -C "$root" --null -T - -czf "$archive")
   if [ -n "$dry_run" ]; then
     echo "$(quoted "${list[@]}") | $(quoted "${tar[@]}")"
@@ -97,14 +106,17 @@ pack() {
 }
 
 install() {
-  [ -n "$archive" ] || pack
-  queued_resources scp "$archive" "$name:simclr.tar.gz" --node=all --worker=all
+  if [ -z "$archive" ]; then
+    pack
+    [ -n "$dry_run" ] || trap 'rm -f "$archive"' EXIT
+  fi
+  queued_resources scp "$archive" "$name:simclr.tar.gz" --node=all --worker=all ${ssh[@]+"${ssh[@]}"}
   on_workers "mkdir -p simclr && tar -xzf simclr.tar.gz -C simclr && $worker install"
 }
 
 start() {
   # The words are quoted for the shell on the other side of the ssh.
-  on_workers "$(quoted "$worker" start "$restarts" "$@")"
+  on_workers "$(quoted "$worker" start "$restarts" ${env[@]+"${env[@]}"} -- "$@")"
 }
 
 worker_states() {
@@ -117,7 +129,7 @@ status() {
 }
 
 logs() {
-  queued_resources ssh "$name" --node=0 --worker=0 --command='tail -n 100 -F simclr/simclr.log'
+  queued_resources ssh "$name" --node=0 --worker=0 --command='tail -n 100 -F simclr/simclr.log' ${ssh[@]+"${ssh[@]}"}
 }
 
 stop() {
@@ -144,6 +156,8 @@ run() {
     unknown) exit 1 ;;
   esac
   pack
+  # The pipe closes when this shell and all its children have ended, in whatever way. Then the archive is removed.
+  exec 7> >(trap '' INT HUP TERM && cat >/dev/null && rm -f "$archive")
   exec "$root/launch/restart.sh" --restarts="$restarts" "$0" once "${options[@]}" --archive="$archive" "$@"
 }
 

@@ -3,13 +3,16 @@
 `compile_for` starts this module as a program, sends it a request and reads its answer.
 """
 
+import contextlib
 import dataclasses
 import json
-import pathlib
+import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
+from typing import IO
 
 from ml_collections import ConfigDict
 
@@ -46,24 +49,42 @@ def compile_for(
         'num_classes': num_classes,
         'num_images': num_images,
     }
-    with tempfile.TemporaryDirectory(prefix='simclr-plan-') as directory:
-        answer = pathlib.Path(directory) / 'answer.json'
-        # libtpu writes messages to both output streams, so the answer goes to a file.
-        done = subprocess.run(
-            [sys.executable, '-m', __name__, str(answer)],
-            input=json.dumps(request),
+    # libtpu writes messages to both output streams, so the answer goes to a file. It has no name, so that it is gone
+    # with the last process that holds it.
+    with tempfile.TemporaryFile('w+') as answer, tempfile.TemporaryFile('w+') as messages:
+        process = subprocess.Popen(
+            [sys.executable, '-m', __name__, str(answer.fileno())],
             env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
+            stdin=subprocess.PIPE,
+            bufsize=0,
+            stdout=subprocess.DEVNULL,
+            stderr=messages,
+            pass_fds=(answer.fileno(),),
         )
-        if done.returncode or not answer.exists():
-            last = '\n'.join(done.stderr.splitlines()[-20:])
-            raise RuntimeError(f'compiling for {topology} ended with exit code {done.returncode}:\n{last}')
-        found = json.loads(answer.read_text())
+        # The input stays open during the compilation. The end of this process closes it, and so ends the other one.
+        with process:
+            _send(request, process)
+            code = process.wait()
+        found = _read(answer)
+        if code or not found:
+            last = '\n'.join(_read(messages).splitlines()[-20:])
+            raise RuntimeError(f'compiling for {topology} ended with exit code {code}:\n{last}')
+    found = json.loads(found)
     if 'problems' in found:
         raise ConfigError(found['problems'])
     return _from_dict(found)
+
+
+def _send(request: dict, process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin
+    # The process may already have ended. Then its exit code and messages say why.
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(json.dumps(request).encode() + b'\n')
+
+
+def _read(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
 
 
 def _from_dict(fields: dict) -> Compiled:
@@ -86,5 +107,15 @@ def _answer(request: dict) -> dict:
     return dataclasses.asdict(compiled)
 
 
+def _end_with_the_other_process() -> None:
+    # A read of sys.stdin would hold its lock, which the interpreter needs at its end.
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os._exit(1)
+
+
 if __name__ == '__main__':
-    pathlib.Path(sys.argv[1]).write_text(json.dumps(_answer(json.load(sys.stdin))))
+    asked = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_the_other_process, daemon=True).start()
+    with open(int(sys.argv[1]), 'w') as file:
+        json.dump(_answer(asked), file)

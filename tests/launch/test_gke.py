@@ -121,6 +121,17 @@ def test_spot_nodes_only_where_asked_for(manifest):
     assert 'spot' not in str(without)
 
 
+def test_labels_selectors_and_variables_only_where_asked_for(manifest):
+    options = ('--label=team=vision', '--node-selector=cloud.google.com/reservation-name=mine', '--env=A=$(B) $C')
+    found, without = manifest(*TWO_PODS, *options, *TRAIN), manifest(*TWO_PODS, *TRAIN)
+    jobset.validate(found)
+    pod = job_of(found)['template']['spec']['template']
+    assert found['metadata']['labels'] == pod['metadata']['labels'] == {'team': 'vision'}
+    assert pod['spec']['nodeSelector']['cloud.google.com/reservation-name'] == 'mine'
+    assert 'labels' not in without['metadata']
+    assert 'env' not in pod_of(without)['containers'][0]
+
+
 def test_names_that_look_like_numbers_stay_names(manifest):
     assert manifest('--name=123', '--image=1.5', '--topology=v4:2x2x1', *TRAIN)['metadata']['name'] == '123'
 
@@ -136,6 +147,20 @@ def test_a_job_from_submission_to_its_end(world, gke):
     runs = world.records('runs')
     assert sorted(run['process'] for run in runs) == ['0', '1', '2', '3']
     assert all(run['arguments'] == arguments for run in runs)
+
+
+def test_options_of_kubectl_and_variables_pass_through(world, gke):
+    gke(
+        'apply',
+        '--name=run',
+        '--image=i',
+        '--topology=v5e:1x1',
+        '--platform=--context=mine',
+        '--env=JAX_A=$(x) $y',
+        *TRAIN,
+    )
+    assert '--context=mine' in world.records('calls')[0]
+    assert world.records('runs')[0]['variables'] == {'JAX_A': '$(x) $y'}
 
 
 @pytest.mark.parametrize('event', [42, 'kill', 'preempt'])
@@ -180,7 +205,13 @@ def test_the_other_commands_speak_of_the_same_job(world, gke):
         (('apply', '--name=run', '--topology=v4:2x2x1', *TRAIN), '--image=... is needed'),
         (('apply', *TWO_PODS, '--spott', *TRAIN), 'there is no option --spott'),
         (('apply', *TWO_PODS, 'train', '--workdir=/data'), 'needs --workdir=gs://BUCKET'),
+        (
+            ('apply', '--name=run', '--image=i', '--topology=v5e:4x9', *TRAIN),
+            '--topology=v5e:4x9: no such slice is offered',
+        ),
+        (('apply', *TWO_PODS, '--label=team', *TRAIN), '--label=team must be --label=NAME=VALUE'),
         (('xpk', *TWO_PODS, *TRAIN), '--cluster=... is needed'),
+        (('xpk', *TWO_PODS, '--cluster=c', '--label=a=b', *TRAIN), 'xpk takes no --label'),
     ],
 )
 def test_mistakes_are_told(world, gke, arguments, message):

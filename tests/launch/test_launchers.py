@@ -1,26 +1,40 @@
 """The launchers: their style, the Python they look for, and the environment that they make only once."""
 
+import fcntl
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from simclr_jax.config import ConfigError
+from simclr_jax.planning.topology import parse_topology
 from support.stand_ins import BASH, REPOSITORY, executable
 
 SCRIPTS = [*sorted((REPOSITORY / 'launch').rglob('*.sh')), REPOSITORY / '.ci' / 'run']
-TOOLS = ('cat', 'cksum', 'tee', 'dirname', 'tr')  # what the launchers need besides bash
+TOOLS = ('cat', 'cksum', 'dirname', 'tr')  # what the launchers need besides bash
 
 OLD_PYTHON = '[ "$1" = --version ] && echo Python 3.9.1 || exit 1'
 NEW_PYTHON = f'exec {sys.executable} "$@"'
-# Writes down each call; `-m venv DIR` makes an environment with this very python in it.
-RECORDING_PYTHON = """echo "$@" >>"$CALLS"
-if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi
+# Records each call. `-m venv DIR` makes an environment with this Python, its pip and a script in it. `-c` is real.
+RECORDING_PYTHON = f"""echo "$@" >>"$CALLS"
+case "$1 $2" in
+  "-c "*) exec {sys.executable} -S "$@" ;;
+  "-m venv") mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; echo "#!$3/bin/python" >"$3/bin/tool" ;;
+  "-m pip") [ "$3" != install ] || [ ! -e "$INTERRUPT" ] || kill -s KILL $PPID ;;
+esac
 """
 # Prints each argument in a line of its own.
 PRINTING_SIMCLR = """printf '<%s>\\n' "$@\""""
+
+
+# Prints for each topology whether the launchers take it.
+TOPOLOGIES = """source "$0/launch/options.sh"; source "$0/launch/tpu.sh"
+for topology; do (runtime_version= && describe_slice "$topology" 2>/dev/null && echo "$chips") || echo no; done"""
 
 
 @pytest.fixture
@@ -29,8 +43,8 @@ def tree(tmp_path):
     root = tmp_path / 'my simclr'
     root.mkdir()
     shutil.copytree(REPOSITORY / 'launch', root / 'launch')
-    for name in ('setup.py', 'constraints.txt'):
-        shutil.copy(REPOSITORY / name, root / name)
+    shutil.copytree(REPOSITORY / 'constraints', root / 'constraints')
+    shutil.copy(REPOSITORY / 'setup.py', root)
     return root
 
 
@@ -39,7 +53,7 @@ def commands(tmp_path):
     """A directory for the PATH with the few tools of the launchers and no Python."""
     folder = tmp_path / 'commands'
     folder.mkdir()
-    for tool in (*TOOLS, 'cp', 'mkdir'):
+    for tool in (*TOOLS, 'cp', 'mkdir', 'mv', 'rm'):
         (folder / tool).symlink_to(shutil.which(tool))
     return folder
 
@@ -90,6 +104,19 @@ def test_a_newer_python_beside_an_old_one_is_found(commands):
     assert (done.returncode, done.stdout, done.stderr) == (0, 'python3.12\n', '')
 
 
+def test_the_newest_python_is_taken_pyenvs_too(commands, tmp_path):
+    executable(commands / 'python3', NEW_PYTHON)
+    executable(commands / 'python3.11', NEW_PYTHON)
+    pyenv = tmp_path / 'my pyenv'
+    assert find_python(commands, PYENV_ROOT=str(pyenv)).stdout == 'python3.11\n'
+    newest = executable(pyenv / 'versions' / '3.12.7' / 'bin' / 'python3.12', NEW_PYTHON)
+    assert find_python(commands, PYENV_ROOT=str(pyenv)).stdout == f'{newest}\n'
+    executable(commands / 'python3.13', OLD_PYTHON)  # as pyenv's shims of versions that are not chosen
+    assert find_python(commands, PYENV_ROOT=str(pyenv)).stdout == f'{newest}\n'
+    executable(commands / 'python3.13', NEW_PYTHON)
+    assert find_python(commands, PYENV_ROOT=str(pyenv)).stdout == 'python3.13\n'
+
+
 def test_the_named_python_is_the_only_one_asked(commands, tmp_path):
     executable(commands / 'python3', NEW_PYTHON)
     old = executable(tmp_path / 'old python' / 'python', OLD_PYTHON)
@@ -106,31 +133,41 @@ def test_a_launcher_without_python_stops_before_it_makes_anything(tree, commands
     assert not (tree / '.venv').exists()
 
 
+VERSION = f'py{sys.version_info.major}{sys.version_info.minor}'
+
+
 @pytest.fixture
 def prepare(tree, commands, tmp_path):
-    """prepare(extra) -> the calls of Python in one prepare_environment of the tree."""
-    calls = tmp_path / 'calls'
+    """prepare(extras) -> the calls of Python in one prepare_environment of the tree, without those that ask it."""
+    calls, interrupt = tmp_path / 'calls', tmp_path / 'interrupt'
     executable(commands / 'python3', RECORDING_PYTHON)
 
-    def run(extra='', fails=False):
+    def run(*extras, fails=False, interrupted=False, **variables):
         calls.write_text('')
+        interrupt.unlink(missing_ok=True)
+        if interrupted:
+            interrupt.touch()
         source = f'set -euo pipefail; root="{tree}"; source "$root/launch/environment.sh"'
-        done = bash('-c', f'{source}; prepare_environment {extra}', path=commands, CALLS=str(calls))
-        assert (done.returncode != 0) == fails, done.stderr
-        return [line for line in calls.read_text().splitlines() if line.startswith('-m')]
+        variables = {'CALLS': str(calls), 'INTERRUPT': str(interrupt), **variables}
+        done = bash('-c', f'{source}; prepare_environment {" ".join(extras)}', path=commands, **variables)
+        assert (done.returncode != 0) == (fails or interrupted), done.stderr
+        lines = [line for line in calls.read_text().splitlines() if line.startswith('-m')]
+        return [line for line in lines if line != '-m pip --version']
 
     return run
 
 
-def test_the_environment_is_made_once(prepare, tree):
-    venv, pip = prepare()
-    assert venv == f'-m venv {tree}/.venv'
+def test_the_environment_is_made_once_and_beside_its_place(prepare, tree):
+    venv, pip = prepare('tensorflow')
+    assert venv == f'-m venv {tree}/.venv.new'
     assert pip.startswith('-m pip install')
-    assert f'--constraint {tree}/constraints.txt --editable {tree}' in pip
-    assert prepare() == []
+    assert f'--constraint {tree}/constraints/{VERSION}.txt --editable {tree}[tensorflow]' in pip
+    assert (tree / '.venv' / 'bin' / 'tool').read_text() == f'#!{tree}/.venv/bin/python\n'
+    assert sorted(path.name for path in tree.glob('.venv*')) == ['.venv', '.venv.lock']
+    assert prepare('tensorflow') == []
 
 
-@pytest.mark.parametrize('file', ['setup.py', 'constraints.txt'])
+@pytest.mark.parametrize('file', ['setup.py', f'constraints/{VERSION}.txt'])
 def test_it_is_brought_up_to_date_where_a_requirement_changed(prepare, tree, file):
     prepare()
     with (tree / file).open('a') as text:
@@ -140,25 +177,77 @@ def test_it_is_brought_up_to_date_where_a_requirement_changed(prepare, tree, fil
     assert prepare() == []
 
 
-def test_an_extra_is_added_to_it(prepare, tree):
+def test_extras_are_added_to_it_and_stay(prepare, tree):
+    prepare('tensorflow')
+    (pip,) = prepare('tensorflow', 'test')
+    assert pip.endswith(f'--editable {tree}[tensorflow,test]')
+    assert prepare('test') == prepare('tensorflow') == prepare() == []
+    (tree / 'setup.py').write_text('')
+    (pip,) = prepare('tensorflow')
+    assert pip.endswith(f'--editable {tree}[tensorflow,test]')
+
+
+def test_a_python_without_locked_versions_gets_the_newest_ones(prepare, tree):
+    (tree / 'constraints' / f'{VERSION}.txt').unlink()
+    _, pip = prepare()
+    assert '--constraint' not in pip
+
+
+def test_an_interrupted_first_start_leaves_nothing_in_its_place(prepare, tree):
+    prepare(interrupted=True)
+    assert not (tree / '.venv').exists()
+    (tree / '.venv.new' / 'rest').touch()
+    venv, _ = prepare()
+    assert venv == f'-m venv {tree}/.venv.new'
+    assert (tree / '.venv').exists()
+    assert not list(tree.rglob('rest'))
+
+
+@pytest.mark.parametrize('python', ['exit 1', '[ "$1" = -m ] && exit 1; echo 3.11'], ids=['no Python', 'no pip'])
+def test_a_broken_environment_mends_itself(prepare, tree, python):
     prepare()
-    (pip,) = prepare('test')
-    assert pip.endswith(f'--editable {tree}[test]')
-    assert prepare('test') == []
+    executable(tree / '.venv' / 'bin' / 'python', python)
+    (tree / '.venv' / 'installed').unlink()
+    assert len(prepare()) == 2
     assert prepare() == []
 
 
-def test_a_failed_installation_is_tried_again(prepare, tree):
-    python = executable(tree / '.venv' / 'bin' / 'python', 'exit 1')
-    assert prepare(fails=True) == []
-    executable(python, RECORDING_PYTHON)
-    assert len(prepare()) == 1
+def test_an_environment_whose_python_is_gone_mends_itself(prepare, tree):
+    prepare()
+    (tree / '.venv' / 'bin' / 'python').unlink()
+    assert len(prepare()) == 2
+
+
+def test_another_named_python_makes_another_environment(prepare, tree, tmp_path):
+    prepare('tensorflow')
+    other = executable(tmp_path / 'python3.99', RECORDING_PYTHON.replace(' -S "$@"', ' -S "$1" "print(3.99)"'))
+    venv, pip = prepare(SIMCLR_PYTHON=str(other))
+    assert venv == f'-m venv {tree}/.venv.new'
+    assert pip.endswith(f'--editable {tree}[tensorflow]')
+    assert prepare(SIMCLR_PYTHON=str(other)) == []
+    # Without a name, a finished environment is kept, whatever Python is newest.
+    assert prepare() == []
+
+
+def test_two_first_starts_make_one_environment(prepare, tree, commands):
+    with open(tree / '.venv.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with ThreadPoolExecutor() as executor:
+            later = executor.submit(prepare)
+            time.sleep(1)
+            assert not later.done()
+            (tree / '.venv' / 'bin').mkdir(parents=True)
+            shutil.copy(commands / 'python3', tree / '.venv' / 'bin' / 'python')
+            command = 'cat setup.py constraints/*.txt | cksum >.venv/installed'
+            subprocess.run([BASH, '-c', command], cwd=tree, check=True)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            assert later.result() == []
 
 
 @pytest.fixture
 def prepared(tree, prepare):
     """The tree with its environment, in which simclr prints its arguments."""
-    prepare()
+    prepare('tensorflow')
     executable(tree / '.venv' / 'bin' / 'simclr', PRINTING_SIMCLR)
     return tree
 
@@ -199,3 +288,24 @@ def test_the_search_path_of_cd_does_not_mislead(prepared, commands):
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, '<train>\n')
+
+
+def test_the_launchers_take_the_slices_that_plan_takes():
+    sides = (1, 2, 3, 4, 8, 9, 12, 16, 20, 24)
+    planes = [f'{chip}:{a}x{b}' for chip in ('v5e', 'v6e', 'v4') for a in sides for b in sides]
+    boxes = [
+        f'{chip}:{a}x{b}x{c}'
+        for chip in ('v4', 'v5p', 'v5e')
+        for a in (2, 4, 16)
+        for b in sides
+        for c in (1, 2, 4, 16, 24)
+    ]
+    texts = [*planes, *boxes, 'v9:2x2', 'v5e', 'v5e:', 'v5e:4x', 'v4:0x0x0', 'v5e:4x8x']
+    done = bash('-c', TOPOLOGIES, str(REPOSITORY), *texts)
+    expected = []
+    for text in texts:
+        try:
+            expected.append(str(parse_topology(text).num_chips))
+        except ConfigError:
+            expected.append('no')
+    assert dict(zip(texts, done.stdout.splitlines(), strict=True)) == dict(zip(texts, expected, strict=True))

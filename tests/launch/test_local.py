@@ -1,5 +1,6 @@
 """launch/local.sh as a small pod: several processes that know of each other, one end, one exit code."""
 
+import shutil
 import socket
 import sys
 import time
@@ -82,6 +83,28 @@ def test_processes_that_do_not_stop_are_killed(world, script, other):
     assert done.stderr.splitlines()[-1] == 'launch/local.sh: process 0 did not stop within 10 s: killed'
 
 
+def test_processes_that_ignore_the_signal_of_the_user_are_killed(world, script):
+    world.plan(p0=['hang'], p1=['save'])
+    processes = script.parent / 'processes.py'
+    processes.write_text(processes.read_text().replace('_STOP_SECONDS = 120.0', '_STOP_SECONDS = 1.0'))
+    with world.start(script, '--processes=2', 'train') as process:
+        wait_for_start(process, 2)
+        process.terminate()
+        assert process.wait(timeout=20) == 42
+        assert process.stderr.read().endswith('launch/local.sh: process 0 did not stop within 1 s: killed\n')
+
+
+@pytest.mark.parametrize('options', [('--processes=2',), ('--processes=2', '--restarts=1'), ('--restarts=1',)])
+def test_the_program_does_not_outlive_a_killed_launcher(world, script, options):
+    """It ends by SIGTERM, so it could save."""
+    world.plan(p0=['save'], p1=['save'])
+    with world.start(script, *options, 'train') as process:
+        wait_for_start(process, 2 if '--processes=2' in options else 1)
+        process.kill()
+        # The programs hold the other ends of these pipes.
+        assert process.communicate(timeout=20)[0] == ''
+
+
 def wait_for_start(process, processes):
     seen = [process.stdout.readline() for _ in range(2 * processes)]
     assert sum('waiting' in line for line in seen) == processes
@@ -137,6 +160,7 @@ def test_one_process_with_several_devices(world, script):
         (('--processes=2', '--devices=two', 'train'), "argument --devices: 'two' must be a whole number > 0"),
         (('--processes=2',), 'these options need arguments for simclr'),
         (('--processes=2', '--restarts=x', 'train'), '--restarts=x must be a whole number'),
+        (('--extra=cuda', 'train'), '--extra=cuda must be cuda12, cuda13 or tpu'),
     ],
 )
 def test_mistakes_are_told(world, script, arguments, message):
@@ -144,6 +168,17 @@ def test_mistakes_are_told(world, script, arguments, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert world.records('runs') == []
+
+
+@pytest.mark.parametrize(
+    'name, words', [('local.sh', '--processes=N'), ('test.sh', '-m slow'), ('matrix.sh', 'oldest')]
+)
+def test_help_installs_nothing(world, script, name, words):
+    shutil.rmtree(script.parent.parent / '.venv')
+    done = world.run(script.with_name(name), '--help')
+    assert (done.returncode, done.stderr) == (0, '')
+    assert words in done.stdout
+    assert not (script.parent.parent / '.venv').exists()
 
 
 def test_options_of_the_program_are_left_to_it(world, script):

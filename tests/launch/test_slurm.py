@@ -45,6 +45,12 @@ def test_one_process_a_gpu_or_one_a_node(world, submit):
     assert not any('--gpus' in word for word in without)
 
 
+def test_options_of_sbatch_and_variables_pass_through(world, submit):
+    submit('--nodes=1', '--gpus=0', '--platform=--partition=big one', '--env=JAX_NOTE=two words, $HOME', 'train')
+    assert '--partition=big one' in world.records('calls')[0]
+    assert world.records('runs')[0]['variables']['JAX_NOTE'] == 'two words, $HOME'
+
+
 @pytest.mark.parametrize('event', [42, 'kill', 'preempt'])
 def test_it_comes_back_after_an_end_that_a_restart_mends(world, submit, event):
     world.plan(p0=[event, 0])
@@ -90,6 +96,7 @@ def test_cancelled_it_saves_and_does_not_come_back(world, tmp_path):
     [
         (('--nodes=2',), 'give the arguments of simclr'),
         (('--nodes=few', 'train'), '--nodes=few must be a whole number'),
+        (('--extra=cuda', 'train'), '--extra=cuda must be cuda12 or cuda13'),
         (('--partition=gpu', 'train'), 'there is no option --partition=gpu'),
     ],
 )

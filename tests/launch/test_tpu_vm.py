@@ -1,5 +1,8 @@
 """launch/tpu_vm/pod.sh through whole lives of a queued resource, with a stand-in gcloud whose hosts are directories."""
 
+import pathlib
+import time
+
 import pytest
 
 from support.stand_ins import AWKWARD, World, checkout
@@ -40,6 +43,34 @@ def test_arguments_pass_unchanged_through_both_shells(world, pod):
     done = pod('run', *SLICE, *AWKWARD)
     assert done.returncode == 0, done.stderr
     assert [run['arguments'] for run in world.records('runs')] == [AWKWARD, AWKWARD]
+
+
+def test_options_of_gcloud_and_variables_pass_through(world, pod):
+    """systemd would replace the variables of the service in its arguments: $JAX_NOTE, ${JAX_NOTE} and $$."""
+    platform = ('--reserved', '--internal-ips', '--network=mine', '--labels=team=vision', '--service-account=a@b')
+    options = [*(f'--platform={option}' for option in platform), '--ssh=--tunnel-through-iap']
+    arguments = [*TRAIN, '$JAX_NOTE', '${JAX_NOTE}', 'a$JAX_NOTE', '$$']
+    done = pod('run', *HOST, *options, '--env=JAX_NOTE=two words, $HOME', '--env=JAX_B=', *arguments)
+    assert done.returncode == 0, done.stderr
+    (create,) = [call for call in world.records('calls') if call[1] == 'create']
+    assert set(platform) < set(create)
+    reached = [call for call in world.records('calls') if call[1] in ('ssh', 'scp')]
+    assert reached
+    assert all('--tunnel-through-iap' in call for call in reached)
+    (run,) = world.records('runs')
+    assert run['arguments'] == arguments
+    assert run['variables'] == {'JAX_NOTE': 'two words, $HOME', 'JAX_B': ''}
+
+
+def test_the_archive_has_a_new_name_and_does_not_stay(world, tmp_path, pod):
+    (tmp_path / 'simclr-pod.tar.gz').mkdir()  # nobody can prepare the name
+    assert pod('run', *HOST, *TRAIN).returncode == 0
+    (scp,) = [call for call in world.records('calls') if call[1] == 'scp']
+    (archive,) = [word for word in scp if word.startswith(f'{tmp_path}/simclr-')]
+    deadline = time.monotonic() + 10
+    while pathlib.Path(archive).exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert [path.name for path in tmp_path.glob('simclr-*')] == ['simclr-pod.tar.gz']
 
 
 def test_a_preempted_slice_is_made_again_and_goes_on_with_the_same_command(world, pod):
@@ -127,7 +158,7 @@ def test_what_is_shipped_is_the_tracked_files_as_they_are(world, tmp_path, pod):
         assert not (host / 'simclr' / 'untracked').exists()
     pips = world.records('installs')
     assert len(pips) == 2
-    assert all('--constraint' in pip and pip[-1].endswith('[tpu]') for pip in pips)
+    assert all('--constraint' in pip and pip[-1].endswith('[tensorflow,tpu]') for pip in pips)
 
 
 def test_several_slices_are_one_queued_resource(world, pod):
@@ -146,10 +177,11 @@ def test_several_slices_are_one_queued_resource(world, pod):
         (('run', '--zone=z', '--topology=v5e:4x4', *TRAIN), '--name=... is needed (or SIMCLR_NAME'),
         (('run', '--name=n', '--zone=z', '--topology=v5e:4x4x4', *TRAIN), '--topology=v5e:4x4x4 must be'),
         (('run', '--name=n', '--zone=z', '--topology=v4:4x4', *TRAIN), '--topology=v4:4x4 must be'),
-        (('run', '--name=n', '--zone=z', '--topology=v5e:3x3', *TRAIN), '--topology=v5e:3x3 must be'),
+        (('run', '--name=n', '--zone=z', '--topology=v5e:4x9', *TRAIN), '--topology=v5e:4x9: no such slice is offered'),
         (('run', '--name=n', '--zone=z', '--topology=h100:8', *TRAIN), '--topology=h100:8 must be'),
         (('run', '--name=n', '--zone=z', '--sport', *TRAIN), 'there is no option --sport'),
         (('run', *SLICE, '--slices=two', *TRAIN), '--slices=two must be a whole number'),
+        (('run', *SLICE, '--env=5', *TRAIN), '--env=5 must be --env=NAME=VALUE'),
         (('run', *SLICE, 'train', '--workdir=runs/x'), 'needs --workdir=gs://BUCKET'),
         (('run', *SLICE, 'train'), 'needs --workdir=gs://BUCKET'),
     ],

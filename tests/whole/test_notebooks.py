@@ -105,8 +105,7 @@ def runtime(tmp_path_factory):
     content = tmp_path_factory.mktemp('my content')
     tree = content / 'uploaded' / 'simclr_jax-main'
     shutil.copytree(REPOSITORY / 'configs', tree / 'configs')
-    for name in ('setup.py', 'constraints.txt'):
-        shutil.copy(REPOSITORY / name, tree)
+    shutil.copy(REPOSITORY / 'setup.py', tree)
     shutil.make_archive(str(content / 'code'), 'zip', content / 'uploaded')
     (content / 'simclr_environment').symlink_to(sys.prefix)
     return content
@@ -177,7 +176,8 @@ def build_wheel(directory, config_settings=None, metadata_directory=None, name='
     file = f'{name}-{version}-py3-none-any.whl'
     parts = {
         f'{name}.py': 'import os, sys\\ndef main(): print(*sys.argv[1:], sys.prefix, os.environ.get("MPLBACKEND"))',
-        f'{name}-{version}.dist-info/METADATA': f'Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n',
+        f'{name}-{version}.dist-info/METADATA': f'Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n'
+        + ('Provides-Extra: tensorflow\\nRequires-Dist: jax; extra == "tensorflow"\\n' if name != 'jax' else ''),
         f'{name}-{version}.dist-info/WHEEL': 'Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n',
         f'{name}-{version}.dist-info/entry_points.txt': f'[console_scripts]\\nsimclr={name}:main\\n',
         f'{name}-{version}.dist-info/RECORD': '',
@@ -199,7 +199,9 @@ def repository(tmp_path):
     backend = '[build-system]\nrequires = []\nbuild-backend = "back_end"\nbackend-path = ["."]\n'
     (tree / 'pyproject.toml').write_text(backend)
     (tree / 'setup.py').touch()
-    (tree / 'constraints.txt').write_text('jax==1.0\n')
+    (tree / 'constraints').mkdir()
+    version = f'{sys.version_info.major}{sys.version_info.minor}'
+    (tree / 'constraints' / f'py{version}.txt').write_text('jax==1.0\n')
     space = {}
     exec(BACK_END, space)
     for version in ('1.0', '2.0'):
@@ -230,7 +232,7 @@ class TestSetUp:
         offline = {'PIP_NO_INDEX': '1', 'PIP_FIND_LINKS': str(index), 'MPLBACKEND': 'module://of_the_notebook'}
         environment = tmp_path / 'my content' / 'simclr_environment'
         text = set_up(f'file://{tree}', **offline)
-        assert text.startswith('Installing with jax')
+        assert text.startswith('Installing simclr_jax[tensorflow]')
         assert text.endswith(f'--version {environment} None\n')
         assert [path.name for path in environment.rglob('jax-*.dist-info')] == ['jax-1.0.dist-info']
         # The second time there is nothing to do.

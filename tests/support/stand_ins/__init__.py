@@ -54,23 +54,22 @@ def checkout(folder: pathlib.Path) -> pathlib.Path:
     root = folder / 'my simclr'
     root.mkdir()
     shutil.copytree(REPOSITORY / 'launch', root / 'launch')
-    for name in ('setup.py', 'constraints.txt'):
-        shutil.copy(REPOSITORY / name, root / name)
+    shutil.copytree(REPOSITORY / 'constraints', root / 'constraints')
+    shutil.copy(REPOSITORY / 'setup.py', root)
     for command in (['init', '--quiet'], ['add', '--all']):
         subprocess.run(['git', '-C', root, *command], check=True)
-    install(root)
+    install(root / '.venv')
     sums = subprocess.run(
-        [BASH, '-c', 'cat setup.py constraints.txt | cksum'], cwd=root, capture_output=True, check=True
+        [BASH, '-c', 'cat setup.py constraints/*.txt | cksum'], cwd=root, capture_output=True, check=True
     )
-    for extra in ('', '-cuda'):
-        (root / '.venv' / f'installed{extra}').write_bytes(sums.stdout)
+    (root / '.venv' / 'installed').write_bytes(sums.stdout + b'tensorflow cuda12\n')
     return root
 
 
-def install(root: pathlib.Path) -> None:
-    """Puts simclr and Python into the environment of a checkout."""
-    executable(root / '.venv' / 'bin' / 'python', f'exec {sys.executable} -S "$@"')
-    executable(root / '.venv' / 'bin' / 'simclr', f'exec {sys.executable} -S {HERE}/program.py "$@"')
+def install(environment: pathlib.Path) -> None:
+    """Puts simclr and Python into an environment."""
+    executable(environment / 'bin' / 'python', f'exec {sys.executable} -S "$@"')
+    executable(environment / 'bin' / 'simclr', f'exec {sys.executable} -S {HERE}/program.py "$@"')
 
 
 class World:
