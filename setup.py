@@ -17,6 +17,8 @@ TENSORFLOW = [
     f"tensorflow>=2.20; {WHEELS} and (platform_machine != 'x86_64' or sys_platform != 'linux')",
     f'tensorflow-datasets>=4.9.9; {WHEELS}',
 ]
+# The configuration files lie beside the package in the repository, and inside of it after an installation.
+CONFIGURATIONS = ['simclr_jax.configs', 'simclr_jax.configs.evaluate']
 SMOKE = ['pytest>=8', 'pytest-timeout>=2.3']
 
 setup(
