@@ -81,14 +81,22 @@ FIELDS = (
     Field(
         'data.feed',
         'auto',
-        'Place of the augmentation: the CPUs (host), both (hybrid) or the devices (resident). auto: the fastest.',
-        choices=('auto', 'host', 'hybrid', 'resident'),
+        'Place of the augmentation: the CPUs (host), both (hybrid) or the devices (decoded, resident: images of one '
+        'size, in the memory of the host or of the devices). auto: the fastest.',
+        choices=('auto', 'host', 'hybrid', 'decoded', 'resident'),
     ),
-    Field('data.max_unreadable', 0.01, 'Largest share of unreadable files. The run stops above it.', SHARE),
+    Field('data.max_unreadable', 0.01, 'Largest share of unreadable images. The run stops above it.', SHARE),
+    Field(
+        'data.max_image_pixels',
+        89_478_485,
+        'Largest number of pixels of an encoded image, by its header. A larger one counts as unreadable.',
+        COUNT,
+    ),
     Field(
         'data.memory_limit_gb',
         2.0,
-        'tfds: encoded splits up to this size are held in memory. Larger ones are streamed.',
+        'tfds: encoded splits up to this size are held in memory. Larger ones are streamed. '
+        'arrays: an .npz that unpacks to more, and to more than its own size, is refused.',
         AMOUNT,
     ),
     Field('data.shuffle_buffer', 20000, 'tfds, streamed: images in the shuffle buffer, over all processes.', COUNT),
@@ -154,7 +162,7 @@ FIELDS = (
         'model.remat',
         (),
         'Stages that the backward pass recomputes. This saves memory and costs time.',
-        ('a tuple of stages from 1 to 4', lambda value: set(value) <= {1, 2, 3, 4}),
+        ('stages from 1 to 4', lambda value: set(value) <= {1, 2, 3, 4}),
         of=int,
     ),
     Field('head.kind', 'nonlinear', 'Projection head.', choices=('nonlinear', 'linear', 'none')),

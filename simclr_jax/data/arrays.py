@@ -1,12 +1,13 @@
 """Sources that are arrays: .npz files, scikit-learn's digits, and noise for trials. No TensorFlow."""
 
 import itertools
-import pathlib
+import math
 import zipfile
 import zlib
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, three_channels
 
@@ -14,7 +15,7 @@ from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, three_ch
 DIGITS_TEST_EVERY = 5
 
 
-def load_npz(path: str, split: str) -> Examples:
+def load_npz(path: str, split: str, most_bytes: int = 2**31) -> Examples:
     """Opens a split in one .npz file, without pickle.
 
     The file holds the images in one of two forms:
@@ -26,11 +27,13 @@ def load_npz(path: str, split: str) -> Examples:
     int [N, K], 1: present, 0: absent, -1: ignored.
 
     Args:
-        path: Path of the file. '{split}' in it is replaced by the split's name.
+        path: Path of the file, local or gs://. '{split}' in it is replaced by the split's name.
         split: Name of the split.
+        most_bytes: Largest size of the unpacked arrays, in bytes. A file that is larger itself is no surprise, and may
+            unpack to its own size.
 
     Raises:
-        DataError: There is no such file, it lacks the arrays, or their lengths do not fit together.
+        DataError: There is no such file, it lacks the arrays, they are too large, or their lengths do not fit together.
     """
     if '{split}' not in path and split not in ('', 'train'):
         raise DataError(
@@ -38,9 +41,10 @@ def load_npz(path: str, split: str) -> Examples:
             "names differ, as in data_{split}.npz, or set data.eval_split=''"
         )
     path = path.replace('{split}', split)
-    if not pathlib.Path(path).is_file():
+    file = epath.Path(path).expanduser()
+    if not file.exists() or file.is_dir():
         raise DataError(f"data.path: there is no file {path}; give one ({{split}} in it becomes '{split}')")
-    arrays = _read_arrays(path)
+    arrays = _read_arrays(file, most_bytes)
 
     labels = next((arrays[name] for name in ('label', 'labels', 'y') if name in arrays), None)
     images = next((arrays[name] for name in ('image', 'images', 'x') if name in arrays), None)
@@ -55,15 +59,34 @@ def load_npz(path: str, split: str) -> Examples:
     return _examples(f'{path}', size, content, labels)
 
 
-def _read_arrays(path: str) -> dict[str, np.ndarray]:
+def _read_arrays(path: epath.Path, most_bytes: int) -> dict[str, np.ndarray]:
     try:
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        with path.open('rb') as file, zipfile.ZipFile(file) as packed:
+            sizes = [_unpacked_bytes(packed, member) for member in packed.infolist()]
+            if sum(sizes) > max(most_bytes, file.seek(0, 2)):
+                raise DataError(
+                    f'{path} unpacks to {sum(sizes):,} bytes, more than data.memory_limit_gb={most_bytes / 2**30:g} '
+                    'allows; raise it, or give smaller arrays'
+                )
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+    except DataError:
+        raise
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise DataError(
             f'{path} is not an .npz file of plain arrays: {error}; write one with '
             'numpy.savez(path, image=..., label=...)'
         ) from error
+
+
+def _unpacked_bytes(packed: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
+    """Size of an array by the two headers that say it: that of the archive and that of the array."""
+    with packed.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    return max(member.file_size, math.prod(shape) * dtype.itemsize)
 
 
 def _cut(jpeg: np.ndarray, offset: np.ndarray, path: str) -> list[bytes]:
@@ -74,8 +97,8 @@ def _cut(jpeg: np.ndarray, offset: np.ndarray, path: str) -> list[bytes]:
             f'{list(offset.shape)}; must be uint8 [bytes] and integers [N + 1]'
         )
     bounds_fit = len(offset) > 0 and offset[0] == 0 and offset[-1] == len(jpeg)
-    if not bounds_fit or np.any(offset[1:] <= offset[:-1]):
-        raise DataError(f"{path}: 'offset' is {offset}; must rise from 0 to the length of 'jpeg', {len(jpeg)}")
+    if not bounds_fit or np.any(offset[1:] < offset[:-1]):
+        raise DataError(f"{path}: 'offset' is {offset}; must not fall, from 0 to the length of 'jpeg', {len(jpeg)}")
     data = jpeg.tobytes()
     return [data[start:end] for start, end in itertools.pairwise(offset)]
 

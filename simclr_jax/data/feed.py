@@ -4,19 +4,23 @@
 |------------|------------------------------|-----------------------------------------------------|
 | `host`     | makes whole views, floats    | nothing                                             |
 | `hybrid`   | decodes, crops and resizes   | colour, flip and blur. Views travel as bytes.       |
+| `decoded`  | sends whole decoded images   | the whole augmentation                              |
 | `resident` | names the images of a batch  | the whole augmentation. The data set is in memory.  |
 
-`auto` is `host` on CPUs. Elsewhere it is `resident` for images of one size that take up to RESIDENT_BYTES, and
-`hybrid` for others.
+`host` and `hybrid` need TensorFlow. `decoded` and `resident` take any source whose images have one size and fit in
+memory.
 
-All feeds draw from the same distributions but use different random numbers. A run that resumes with another feed sees
-other pixels from there on. The training is equivalent, not identical.
+`auto` is `host` on CPUs. Elsewhere it is `resident` for images of one size that take up to RESIDENT_BYTES, and
+`hybrid` for others. Without TensorFlow it is `resident` up to that size, and `decoded` above.
+
+All feeds draw from the same distributions but use different random numbers, except for `decoded` and `resident`, which
+make the same views. A run that resumes with another feed sees other pixels from there on. The training is equivalent,
+not identical.
 """
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -25,8 +29,20 @@ from ml_collections import ConfigDict
 
 from simclr_jax.augment.policy import OPERATIONS, Policy, make_policy
 from simclr_jax.augment.views import MakeViews, given_views, make_views_of
-from simclr_jax.data.resident import ResidentBatches
-from simclr_jax.data.spec import Batch, DataError, Decoded, Encoded, Examples, FeedBatch, Reading, Share
+from simclr_jax.data.reader import decode_all
+from simclr_jax.data.resident import DecodedBatches, ResidentBatches
+from simclr_jax.data.spec import (
+    Batch,
+    DataError,
+    Decoded,
+    Encoded,
+    Examples,
+    FeedBatch,
+    Reading,
+    Share,
+    has_tensorflow,
+    needs_tensorflow,
+)
 
 # Bytes on all devices together. A limit for each device would let the feed depend on their number.
 RESIDENT_BYTES = 2 * 2**30
@@ -37,7 +53,7 @@ class Feed:
     """Images on their way into the training step.
 
     Attributes:
-        name: 'host', 'hybrid' or 'resident'.
+        name: 'host', 'hybrid', 'decoded' or 'resident'.
         make_views: The devices' part of the augmentation, a function for the task.
         batch: Shape and dtype of each array of the global batch.
         examples: Images of the feed, None for a feed that is only planned.
@@ -72,19 +88,33 @@ def open_feed(config: ConfigDict, examples: Examples, mesh: Mesh, platform: str 
         platform: Kind of devices to choose for, 'cpu', 'gpu' or 'tpu'. None means the kind of the mesh.
 
     Raises:
-        DataError: data.feed=resident, but the images have several sizes or are too large to be in memory.
+        DataError: The feed needs images of one size that fit in memory, or TensorFlow, which is not installed.
     """
     wanted = config.data.feed
+    if wanted != 'auto':
+        return _open(wanted, config, examples, mesh)
+    if not has_tensorflow():
+        in_memory = _in_memory(config, examples, _free_bytes())
+        assert isinstance(in_memory[0].content, Decoded)
+        is_small = in_memory[0].content.images.nbytes <= RESIDENT_BYTES
+        return (_resident if is_small else _decoded)(config, *in_memory, mesh)
     planned = _without_data(wanted, platform or _platform(mesh))
-    if wanted in ('host', 'hybrid') or planned == 'host':
-        return _FEEDS[planned](config, examples, mesh)
+    if planned == 'host' or not isinstance(examples.content, Decoded | Encoded):
+        return _open(planned, config, examples, mesh)
     try:
-        decoded = _in_memory(examples, RESIDENT_BYTES if wanted == 'auto' else math.inf)
+        in_memory = _in_memory(config, examples, RESIDENT_BYTES)
     except DataError:
-        if wanted == 'auto':
-            return _FEEDS[planned](config, examples, mesh)
-        raise
-    return _resident(config, decoded, mesh)
+        return _open(planned, config, examples, mesh)
+    return _resident(config, *in_memory, mesh)
+
+
+def _open(name: str, config: ConfigDict, examples: Examples, mesh: Mesh) -> Feed:
+    """Opens a feed by its name."""
+    if name in ('decoded', 'resident'):
+        return _FEEDS[name](config, *_in_memory(config, examples, _free_bytes()), mesh)
+    with needs_tensorflow(f'data.feed={name}', 'choose data.feed=resident or decoded for images of one size'):
+        import simclr_jax.data.pipeline  # noqa: F401
+    return _FEEDS[name](config, examples, (), mesh)
 
 
 def plan_feed(config: ConfigDict, mesh: Mesh) -> Feed:
@@ -94,7 +124,7 @@ def plan_feed(config: ConfigDict, mesh: Mesh) -> Feed:
         config: Checked configuration of a pretraining.
         mesh: Devices that would train.
     """
-    return _FEEDS[_without_data(config.data.feed, _platform(mesh))](config, None, mesh)
+    return _FEEDS[_without_data(config.data.feed, _platform(mesh))](config, None, (), mesh)
 
 
 def host_batches(
@@ -114,8 +144,12 @@ def host_batches(
     Args:
         examples, policy, batch_size, seed, start_step, max_unreadable, as_bytes, reading: See `pipeline.TrainBatches`.
         mesh: Devices that receive the batches. Its processes share the rows.
+
+    Raises:
+        DataError: TensorFlow is not installed.
     """
-    from simclr_jax.data.pipeline import TrainBatches
+    with needs_tensorflow('the augmentation by the host', 'choose something that trains without it'):
+        from simclr_jax.data.pipeline import TrainBatches
 
     return TrainBatches(
         examples,
@@ -139,34 +173,57 @@ def _without_data(feed: str, platform: str) -> str:
     return feed if feed != 'auto' else 'host' if platform == 'cpu' else 'hybrid'
 
 
-def _in_memory(examples: Examples, most_bytes: float) -> Examples:
-    """The images decoded. A DataError if that takes more bytes, or if they have several sizes."""
-    content = examples.content
-    if isinstance(content, Encoded):
-        from simclr_jax.data.pipeline import decode_all
+def _free_bytes() -> int:
+    """Bytes of this machine's memory that are free."""
+    import psutil
 
-        content = Decoded(decode_all(examples, most_bytes))
-    if not isinstance(content, Decoded):
-        raise DataError(f'{examples.name} is too large to be in memory as a whole; choose data.feed=hybrid')
-    if content.images.nbytes > most_bytes:
-        raise DataError(f'{examples.name} takes {content.images.nbytes:,} bytes, more than {most_bytes:,}')
-    return dataclasses.replace(examples, content=content)
+    return psutil.virtual_memory().available
 
 
-def _host(config: ConfigDict, examples: Examples | None, mesh: Mesh) -> Feed:
+def _in_memory(config: ConfigDict, examples: Examples, most_bytes: float) -> tuple[Examples, list[str]]:
+    """The images decoded, and the ids of those that are not readable.
+
+    Raises:
+        DataError: They are streamed, have several sizes, take more bytes, or too many are not readable.
+    """
+    return decode_all(examples, most_bytes, config.data.max_unreadable)
+
+
+def _host(config: ConfigDict, examples: Examples | None, unreadable: Sequence[str], mesh: Mesh) -> Feed:
+    del unreadable
     batch = _batch(config, 'views', _views_shape(config), np.float32)
     batches = _made_by_host(config, examples, training_policy(config), mesh, as_bytes=False)
     return Feed('host', given_views, batch, examples, batches)
 
 
-def _hybrid(config: ConfigDict, examples: Examples | None, mesh: Mesh) -> Feed:
+def _hybrid(config: ConfigDict, examples: Examples | None, unreadable: Sequence[str], mesh: Mesh) -> Feed:
+    del unreadable
     first, rest = training_policy(config).split()
     batch = _batch(config, 'views', _views_shape(config), np.uint8)
     batches = _made_by_host(config, examples, first, mesh, as_bytes=True)
     return Feed('hybrid', make_views_of('views', rest), batch, examples, batches)
 
 
-def _resident(config: ConfigDict, examples: Examples | None, mesh: Mesh) -> Feed:
+def _decoded(config: ConfigDict, examples: Examples | None, unreadable: Sequence[str], mesh: Mesh) -> Feed:
+    share = Share.of_this_process(mesh)
+
+    def batches(images: np.ndarray, labels: np.ndarray, **order) -> Iterator[FeedBatch]:
+        return DecodedBatches(images, labels, share=share, unreadable=unreadable, **order)
+
+    return _of_whole_images('decoded', config, examples, batches)
+
+
+def _resident(config: ConfigDict, examples: Examples | None, unreadable: Sequence[str], mesh: Mesh) -> Feed:
+    def batches(images: np.ndarray, labels: np.ndarray, **order) -> Iterator[FeedBatch]:
+        return ResidentBatches(images, labels, mesh, unreadable=unreadable, **order)
+
+    return _of_whole_images('resident', config, examples, batches)
+
+
+def _of_whole_images(
+    name: str, config: ConfigDict, examples: Examples | None, make_batches: Callable[..., Iterator[FeedBatch]]
+) -> Feed:
+    """A feed whose devices do the whole augmentation."""
     size = config.data.image_size
     # Images that are not here are planned at the size of the views.
     content = None if examples is None else examples.content
@@ -178,13 +235,13 @@ def _resident(config: ConfigDict, examples: Examples | None, mesh: Mesh) -> Feed
         assert content is not None
         assert examples.labels is not None
         order = {'batch_size': config.batch_size, 'seed': config.seed, 'start_step': start_step}
-        return ResidentBatches(content.images, examples.labels, mesh, **order)
+        return make_batches(content.images, examples.labels, **order)
 
     batch = _batch(config, 'images', shape, np.uint8)
-    return Feed('resident', make_views_of('images', training_policy(config)), batch, examples, batches)
+    return Feed(name, make_views_of('images', training_policy(config)), batch, examples, batches)
 
 
-_FEEDS = {'host': _host, 'hybrid': _hybrid, 'resident': _resident}
+_FEEDS = {'host': _host, 'hybrid': _hybrid, 'decoded': _decoded, 'resident': _resident}
 
 
 def _made_by_host(config: ConfigDict, examples: Examples | None, policy: Policy, mesh: Mesh, *, as_bytes: bool):

@@ -6,21 +6,24 @@ pseudo-random permutation of each epoch maps ranks to images. Resuming means sta
 splits have another order, see streams.py.
 """
 
-import functools
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
 
 from simclr_jax.augment import host
-from simclr_jax.augment.policy import CENTER_CROP_PROPORTION, Policy
-from simclr_jax.data import streams
-from simclr_jax.data.select import select
-from simclr_jax.data.spec import Batch, DataError, Decoded, Encoded, Examples, Files, Reading, Share, Streamed
+from simclr_jax.augment.policy import Policy
+from simclr_jax.data import images, streams
+from simclr_jax.data.reader import check_unreadable, too_many_unreadable
+from simclr_jax.data.spec import MAX_IMAGE_PIXELS, Batch, Decoded, Encoded, Examples, Files, Reading, Share, Streamed
 
-# Images that are tried in the place of an unreadable file, itself included.
+# Images that are tried in the place of an unreadable one, itself included.
 SUBSTITUTES = 8
+# Bytes of a PNG up to the end of its height.
+_PNG_HEADER = 24
+# Rows of an evaluation that leave tf.data together.
+_EVAL_BLOCK = 32
 
 
 class TrainBatches(Iterator[Batch]):
@@ -33,15 +36,15 @@ class TrainBatches(Iterator[Batch]):
         seed: Seed of order and augmentation.
         start_step: Step of the first batch.
         share: Rows of this process.
-        max_unreadable: Tolerated share of the split's files that are not images, in [0, 1].
+        max_unreadable: Tolerated share of the split's images that are not readable, in [0, 1].
         as_bytes: Whether views are uint8, a quarter of the size, for devices that continue the augmentation.
         reading: Threads and buffers.
 
     Attributes:
-        unreadable: Paths of the files met so far that are not images. Another image took the place of each.
+        unreadable: Ids of the images met so far that are not readable. Another image took the place of each.
 
     Raises:
-        DataError: More files than `max_unreadable` allows are not images. Raised by `next`.
+        DataError: More images than `max_unreadable` allows are not readable. Raised by `next`.
     """
 
     def __init__(
@@ -60,8 +63,9 @@ class TrainBatches(Iterator[Batch]):
         self._examples = examples
         self._max_unreadable = max_unreadable
         self._unreadable: dict[int, str] = {}
-        rows = batch_size // share.count
-        dataset = _training_rows(examples, batch_size, seed, start_step, share, reading)
+        self._step = start_step
+        # Images in memory are rarely damaged. Until one is, they are read without looking for substitutes.
+        self._is_careful = isinstance(examples.content, Files)
 
         def make_views(row):
             pixel_seed = _pixel_seed(seed, row['epoch'], row['index'])
@@ -69,150 +73,93 @@ class TrainBatches(Iterator[Batch]):
             index, wanted = (tf.cast(row[name], tf.int32) for name in ('index', 'wanted'))
             return {'views': views, 'label': row['label'], 'index': index, 'wanted': wanted}
 
-        dataset = dataset.map(make_views, num_parallel_calls=_tuned(reading.parallel_calls))
-        self._rows = _batches(dataset, rows, reading)
+        def open_rows() -> Iterator[Batch]:
+            order = {'batch_size': batch_size, 'seed': seed, 'start_step': self._step, 'share': share}
+            dataset = _training_rows(examples, **order, reading=reading, is_careful=self._is_careful)
+            dataset = dataset.map(make_views, num_parallel_calls=_tuned(reading.parallel_calls))
+            return _batches(dataset, batch_size // share.count, reading)
+
+        self._open_rows = open_rows
+        self._rows = open_rows()
 
     @property
     def unreadable(self) -> list[str]:
-        """Paths of the files met so far that are not images, sorted."""
+        """Ids of the images met so far that are not readable, sorted."""
         return sorted(self._unreadable.values())
 
     def __next__(self) -> Batch:
-        batch = next(self._rows)
+        batch = self._read()
+        self._step += 1
         wanted = batch.pop('wanted')
-        for index in wanted[wanted != batch['index']]:
-            assert isinstance(self._examples.content, Files), 'only files are replaced'
-            self._unreadable[int(index)] = self._examples.content.paths[int(index)]
-        is_over = len(self._unreadable) > self._max_unreadable * self._examples.size
-        if is_over or np.any(batch['index'] < 0):
-            raise DataError(
-                f'{len(self._unreadable)} of {self._examples.size} files of {self._examples.name} are not '
-                f'readable images, more than data.max_unreadable={self._max_unreadable} allows; remove them, '
-                'or raise it:\n  ' + '\n  '.join(self.unreadable)
-            )
+        for index in wanted[wanted != batch['index']].tolist():
+            self._unreadable[index] = self._examples.id_of(index)
+        check_unreadable(self._examples, self.unreadable, self._max_unreadable)
+        is_missing = batch['index'] < 0
+        if is_missing.any():
+            if is_missing.all() or not isinstance(self._examples.content, Streamed):
+                raise too_many_unreadable(self._examples, self.unreadable, self._max_unreadable)
+            batch = _filled_up(batch, is_missing)
         batch['mask'] = np.ones(len(wanted), np.float32)
         return batch
 
+    def _read(self) -> Batch:
+        try:
+            return next(self._rows)
+        except tf.errors.InvalidArgumentError:
+            if self._is_careful:
+                raise
+            self._is_careful = True
+            self._rows = self._open_rows()
+            return next(self._rows)
 
-def eval_batches(
-    examples: Examples,
-    image_size: int,
-    *,
-    batch_size: int,
-    kept: float = CENTER_CROP_PROPORTION,
-    share: Share = Share(),
-    limit: int | None = None,
-) -> Iterator[Batch]:
-    """Every image once, in the order of the split, as one view: SimCLR's central crop for evaluation.
 
-    Files that are not images are left out. The last batches are filled with rows of mask 0, so that all processes have
-    the same number of batches.
+def _filled_up(batch: Batch, is_missing: np.ndarray) -> Batch:
+    """Puts the next readable row of a batch in the place of each row that is missing."""
+    (readable,) = np.nonzero(~is_missing)
+    following = readable[np.searchsorted(readable, np.arange(len(is_missing))) % len(readable)]
+    return {name: rows[following] for name, rows in batch.items()}
+
+
+def streamed_views(
+    examples: Examples, image_size: int, *, batch_size: int, kept: float, share: Share, size: int
+) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
+    """(view, index, label) of each readable image of a streamed split, the part of one process.
 
     Args:
-        examples: Split to read.
-        image_size: Height and width of the view, in pixels.
-        batch_size: Images per global batch, a multiple of share.count.
-        kept: Share of the shorter side in the crop, see `host.center_crop`.
-        share: Rows of this process.
-        limit: Number of images, the first of the split. None means all.
+        examples, image_size, batch_size, kept, share: See `reader.eval_batches`.
+        size: Number of images, the first of the split.
     """
-    size = examples.size if limit is None else min(limit, examples.size)
-    rows = batch_size // share.count
-    num_rows = -(-size // batch_size) * rows
-
-    def make_row(index, image, label):
-        view = host.center_crop(image, image_size, kept)
-        return {'views': view[None], 'label': label, 'mask': tf.constant(1.0), 'index': tf.cast(index, tf.int32)}
+    content = examples.content
+    assert isinstance(content, Streamed)
 
     # Everything happens in one map. On small images, the calls of several maps would cost as much as the decoding.
-    content = examples.content
-    if isinstance(content, Streamed):
-        label_shape = ()
-        stored = streams.stored_rows(content).take(size)
-        dataset = streams.places(stored, batch_size, share.rows(batch_size))
+    def read(index, record):
+        file, label = content.parse(record)
+        return host.center_crop(decode(file, examples.max_pixels), image_size, kept), index, label
 
-        def read_row(index, record):
-            file, label = content.parse(record)
-            return make_row(index, decode(file), label)
-
-        dataset = dataset.map(read_row, num_parallel_calls=tf.data.AUTOTUNE)
-    else:
-        assert examples.labels is not None, 'only streamed splits have unread labels'
-        label_shape = examples.labels.shape[1:]
-        labels, image_of = tf.constant(examples.labels), _image_reader(examples)
-        dataset = streams.places(tf.data.Dataset.range(size), batch_size, share.rows(batch_size))
-        dataset = dataset.map(
-            lambda index: make_row(index, image_of(index), tf.gather(labels, index)),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
-    if isinstance(content, Files):
-        dataset = dataset.ignore_errors()
-    padding = {
-        'views': np.zeros([1, image_size, image_size, 3], np.float32),
-        'label': np.full(label_shape, -1, np.int32),
-        'mask': np.float32(0),
-        'index': np.int32(-1),
-    }
-    dataset = dataset.concatenate(tf.data.Dataset.from_tensors(padding).repeat(num_rows)).take(num_rows)
-    return _batches(dataset, rows)
+    rows = streams.places(streams.stored_rows(content).take(size), batch_size, share.rows(batch_size))
+    rows = rows.map(read, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+    for batch in rows.batch(_EVAL_BLOCK).prefetch(2).as_numpy_iterator():
+        yield from zip(*batch, strict=True)
 
 
-def images_at(examples: Examples, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Chosen images in their own sizes, each once, in the order of the split.
-
-    Files that are not images are left out. A streamed split is read up to the last chosen image.
+def streamed_images(examples: Examples, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(index, uint8 [H, W, 3]) of chosen readable images of a streamed split.
 
     Args:
-        examples: Split to read.
-        indices: Indices of images in the split.
-
-    Yields:
-        (index, uint8 [H, W, 3]), one pair per image.
+        examples: Split to read, up to the last chosen image.
+        wanted: Indices of images, each once.
     """
-    wanted = np.unique(np.asarray(indices, np.int64))
     content = examples.content
-    if isinstance(content, Streamed):
-        records = streams.stored_rows(content)
-        # TensorFlow's type stubs know only predicates of a single component.
-        records = records.filter(lambda index, _: tf.reduce_any(index == wanted))  # pyright: ignore[reportArgumentType]
-        dataset = records.take(len(wanted)).map(lambda index, record: (index, decode(content.parse(record)[0])))
-    else:
-        image_of = _image_reader(select(examples, wanted))
-        dataset = tf.data.Dataset.from_tensor_slices(wanted).enumerate()
-        dataset = dataset.map(lambda place, index: (index, image_of(place)))
-    if isinstance(content, Files):
-        dataset = dataset.ignore_errors()
-    for index, image in dataset.as_numpy_iterator():
+    assert isinstance(content, Streamed)
+    rows = streams.stored_rows(content)
+    # TensorFlow's type stubs know only predicates of a single component.
+    rows = rows.filter(lambda index, _: tf.reduce_any(index == wanted))  # pyright: ignore[reportArgumentType]
+    rows = rows.take(len(wanted)).map(
+        lambda index, record: (index, decode(content.parse(record)[0], examples.max_pixels))
+    )
+    for index, image in rows.ignore_errors().as_numpy_iterator():
         yield int(index), image
-
-
-def decode_all(examples: Examples, most_bytes: float) -> np.ndarray:
-    """Decodes all images of a split whose files are in memory.
-
-    Args:
-        examples: Split to read.
-        most_bytes: Largest size of the result, in bytes.
-
-    Returns:
-        uint8 [N, H, W, 3].
-
-    Raises:
-        DataError: The images have several sizes, or take more than `most_bytes`.
-    """
-    dataset = tf.data.Dataset.range(examples.size).map(_image_reader(examples), num_parallel_calls=tf.data.AUTOTUNE)
-    decoded = dataset.as_numpy_iterator()
-    first = next(decoded)
-    if examples.size * first.nbytes > most_bytes:
-        raise DataError(f'{examples.name} takes {examples.size * first.nbytes:,} bytes, more than {most_bytes:,}')
-    images = np.empty((examples.size, *first.shape), np.uint8)
-    for index, image in enumerate(itertools.chain([first], decoded)):
-        if image.shape != first.shape:
-            raise DataError(
-                f'{examples.name} has images of several sizes, {first.shape[:2]} and {image.shape[:2]}; choose '
-                'data.feed=hybrid'
-            )
-        images[index] = image
-    return images
 
 
 def _batches(dataset: tf.data.Dataset, rows: int, reading: Reading = Reading()) -> Iterator[Batch]:
@@ -250,15 +197,15 @@ def _pixel_seed(seed: int, epoch: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     return fold(fold(tf.constant([seed, 0], tf.int32), epoch), index)
 
 
-def _training_rows(examples, batch_size, seed, start_step, share, reading) -> tf.data.Dataset:
-    """Rows of {'epoch', 'wanted', 'index', 'image', 'label'} in the run's order."""
+def _training_rows(examples, batch_size, seed, start_step, share, reading, is_careful) -> tf.data.Dataset:
+    """Rows of {'epoch', 'wanted', 'index', 'image', 'label'} in the run's order, see `_read`."""
     calls = _tuned(reading.parallel_calls)
     if isinstance(examples.content, Streamed):
         order = {'batch_size': batch_size, 'seed': seed, 'start_step': start_step, 'share': share}
         rows = streams.training_rows(examples.content, **order, parallel_calls=calls)
-        return rows.map(functools.partial(_decode_record, examples.content.parse), num_parallel_calls=calls)
+        return _read_records(rows, examples, calls, is_careful)
     size = examples.size
-    tries = SUBSTITUTES if isinstance(examples.content, Files) else 1
+    tries = SUBSTITUTES if is_careful else 1
 
     def index_of(rank, epoch):
         key = tf.stack([tf.constant(seed, tf.int64), epoch])
@@ -270,16 +217,42 @@ def _training_rows(examples, batch_size, seed, start_step, share, reading) -> tf
         ranks = [(rank + number * (size // 2 + 1)) % size for number in range(tries)]
         return epoch, tf.stack([index_of(rank, epoch) for rank in ranks])
 
-    return _read(_positions(batch_size, share, start_step).map(choose), examples, calls)
+    return _read(_positions(batch_size, share, start_step).map(choose), examples, calls, is_careful)
 
 
-def _read(positions: tf.data.Dataset, examples: Examples, calls: int) -> tf.data.Dataset:
+def _read_records(rows: tf.data.Dataset, examples: Examples, calls: int, is_careful: bool) -> tf.data.Dataset:
+    """Decodes the rows (epoch, index, record) of a streamed split. The result is that of `_read`."""
+    content = examples.content
+    assert isinstance(content, Streamed)
+
+    def read(epoch, index, record):
+        file, label = content.parse(record)
+        image = decode(file, examples.max_pixels)
+        return {'epoch': epoch, 'wanted': index, 'index': index, 'image': image, 'label': label}
+
+    def read_carefully(epoch, index, record):
+        nothing = {'epoch': epoch, 'wanted': index, 'index': tf.constant(-1, tf.int64)}
+        nothing |= {'image': tf.zeros([1, 1, 3], tf.uint8), 'label': tf.constant(-1, tf.int32)}
+        found = tf.data.Dataset.from_tensors((epoch, index, record)).map(read).ignore_errors()
+        return found.concatenate(tf.data.Dataset.from_tensors(nothing)).take(1)
+
+    return _side_by_side(rows, read_carefully, calls) if is_careful else rows.map(read, num_parallel_calls=calls)
+
+
+def _side_by_side(rows: tf.data.Dataset, read, calls: int) -> tf.data.Dataset:
+    """Applies a function that makes a dataset of one row, several at the same time."""
+    files = 16 if calls == tf.data.AUTOTUNE else calls
+    return rows.interleave(read, files, num_parallel_calls=calls, deterministic=True)
+
+
+def _read(positions: tf.data.Dataset, examples: Examples, calls: int, is_careful: bool) -> tf.data.Dataset:
     """Reads the first readable candidate of each row.
 
     Args:
         positions: Rows (epoch, candidate indices).
         examples: Split to read, not streamed.
         calls: Rows that are read in parallel.
+        is_careful: Whether to go on to the next candidate. Otherwise an unreadable image is an error.
 
     Returns:
         Rows of {'epoch', 'wanted', 'index', 'image', 'label'}. 'wanted' is the first candidate, 'index' the one that
@@ -296,64 +269,74 @@ def _read(positions: tf.data.Dataset, examples: Examples, calls: int) -> tf.data
     def read(first, candidates):
         return row(first, candidates[0], candidates[0], image_of(candidates[0]))
 
-    def read_file(first, candidates):
+    def read_carefully(first, candidates):
         tries = tf.data.Dataset.from_tensor_slices(candidates).map(lambda index: (index, image_of(index)))
         nothing = tf.data.Dataset.from_tensors((tf.constant(-1, tf.int64), tf.zeros([1, 1, 3], tf.uint8)))
         found = tries.ignore_errors().concatenate(nothing).take(1)
         return found.map(lambda index, image: row(first, candidates[0], index, image))
 
-    if isinstance(examples.content, Files):
-        files = 16 if calls == tf.data.AUTOTUNE else calls
-        # TensorFlow's type stubs know only functions of a single component.
-        return positions.interleave(
-            read_file,  # pyright: ignore[reportArgumentType]
-            files,
-            num_parallel_calls=calls,
-            deterministic=True,
-        )
-    return positions.map(read, num_parallel_calls=calls)
+    return (
+        _side_by_side(positions, read_carefully, calls) if is_careful else positions.map(read, num_parallel_calls=calls)
+    )
 
 
 def _image_reader(examples: Examples) -> Callable[[tf.Tensor], tf.Tensor]:
     """Builds the function index -> uint8 [H, W, 3] of a split that is not streamed."""
-    content = examples.content
+    content, max_pixels = examples.content, examples.max_pixels
     # The arrays are captured as tensors. As constants of the graph they would be copied into it.
     if isinstance(content, Decoded):
-        images = tf.constant(content.images)
-        return lambda index: tf.gather(images, index)
+        decoded = tf.constant(content.images)
+        return lambda index: tf.gather(decoded, index)
     if isinstance(content, Encoded):
         files = tf.constant(np.array(content.files, object))
-        return lambda index: decode(tf.gather(files, index))
+        return lambda index: decode(tf.gather(files, index), max_pixels)
     assert isinstance(content, Files)
-    paths = tf.constant(content.paths)
-    return lambda index: decode(tf.io.read_file(tf.gather(paths, index)))
+    # Names of files are bytes that need not be UTF-8.
+    paths = tf.constant(np.array([os.fsencode(path) for path in content.paths], object))
+
+    def read(path: bytes) -> bytes:
+        return images.read_bytes(os.fsdecode(path), max_pixels)
+
+    return lambda index: decode(tf.numpy_function(read, [tf.gather(paths, index)], tf.string), max_pixels)
 
 
-def decode(file: tf.Tensor) -> tf.Tensor:
-    """Decodes JPEG, PNG, GIF (first frame), BMP or WebP to uint8 [H, W, 3]. Grey is repeated, alpha dropped."""
-    image = tf.cond(
-        _is_webp_with_alpha(file),
-        lambda: tf.image.decode_image(file, channels=4, expand_animations=False)[..., :3],
-        lambda: tf.image.decode_image(file, channels=3, expand_animations=False),
-    )
+def decode(file: tf.Tensor, max_pixels: int = MAX_IMAGE_PIXELS) -> tf.Tensor:
+    """Decodes an image file to uint8 [H, W, 3], see `images.decode`. An unreadable one is an InvalidArgumentError.
+
+    TensorFlow decodes JPEG and PNG, faster than Pillow. It reads the indices of a BMP's palette as grey, paints
+    transparent colours of a GIF black, and refuses WebP animations.
+
+    Args:
+        file: Content of the file, a string.
+        max_pixels: Largest number of pixels by the file's header.
+    """
+
+    def by_tensorflow(header):
+        def decoded():
+            with tf.control_dependencies([_check_pixels(header(file), max_pixels)]):
+                return tf.io.decode_image(tf.identity(file), channels=3, expand_animations=False)
+
+        return decoded
+
+    def by_pillow():
+        return tf.numpy_function(lambda content: images.decode(content, max_pixels), [file], tf.uint8)
+
+    length = tf.strings.length(file)
+    beginning = tf.strings.substr(file, 0, tf.minimum(length, 3))
+    branches = [
+        (beginning == b'\xff\xd8\xff', by_tensorflow(tf.image.extract_jpeg_shape)),
+        ((beginning == b'\x89PN') & (length >= _PNG_HEADER), by_tensorflow(_png_shape)),
+    ]
+    image = tf.case(branches, default=by_pillow)
     image.set_shape([None, None, 3])
     return image
 
 
-def _is_webp_with_alpha(file: tf.Tensor) -> tf.Tensor:
-    """Whether a file is a WebP image with alpha, which needs four channels.
-
-    TensorFlow decodes WebP with all of its channels or not at all. In other formats it drops the alpha itself. With
-    channels=0 (automatic) it writes out of bounds at an animation without alpha. A file too short for this header
-    raises an error, like any file that is not an image.
-    """
-    kind = tf.strings.substr(file, 8, 8)
-    # The bit 0x10 marks alpha in both headers (RFC 9649). The third kind, plain lossy, has no alpha.
-    flags = tf.strings.substr(file, tf.where(kind == 'WEBPVP8L', 24, 20), 1)
-    has_bit = tf.bitwise.bitwise_and(tf.io.decode_raw(flags, tf.uint8)[0], 0x10) > 0
-    return has_bit & ((kind == 'WEBPVP8L') | (kind == 'WEBPVP8X'))
+def _png_shape(file: tf.Tensor) -> tf.Tensor:
+    """Height and width of a PNG, int32 [2]. They are unsigned, so that negative numbers are very large ones."""
+    return tf.io.decode_raw(tf.strings.substr(file, 16, 8), tf.int32, little_endian=False)[::-1]
 
 
-def _decode_record(parse, epoch, index, record):
-    file, label = parse(record)
-    return {'epoch': epoch, 'wanted': index, 'index': index, 'image': decode(file), 'label': label}
+def _check_pixels(shape: tf.Tensor, max_pixels: int) -> tf.Operation:
+    height, width = (tf.cast(tf.bitcast(side, tf.uint32), tf.float64) for side in (shape[0], shape[1]))
+    return tf.debugging.assert_less_equal(height * width, tf.constant(max_pixels, tf.float64))

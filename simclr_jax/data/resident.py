@@ -1,7 +1,11 @@
-"""A whole data set in the memory of the devices. The host only says which images come next. No TensorFlow."""
+"""A whole decoded data set in memory: of the devices (resident), or of each process (decoded). No TensorFlow.
+
+The images of a batch follow from (seed, step) alone: the images of a run form one endless row, and each epoch has its
+own permutation.
+"""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +13,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from simclr_jax import sharding
+from simclr_jax.data.spec import Batch, Share
 from simclr_jax.sharding import DATA_AXIS
 
 
 class ResidentBatches(Iterator[dict[str, jax.Array]]):
     """Endless global batches of unchanged images, {'images': uint8 [B, H, W, 3], 'label', 'mask', 'index'}.
 
-    The images lie divided among the devices. The images of a batch follow from (seed, step) alone: the images of a run
-    form one endless row, and each epoch has its own permutation.
+    The images lie divided among the devices.
 
     Args:
         images: uint8 [N, H, W, 3].
@@ -25,30 +29,86 @@ class ResidentBatches(Iterator[dict[str, jax.Array]]):
         batch_size: B, a multiple of the number of devices.
         seed: Seed of the order.
         start_step: Step of the first batch.
+        unreadable: Ids of the images that were left out, for the log.
     """
 
     def __init__(
-        self, images: np.ndarray, labels: np.ndarray, mesh: Mesh, *, batch_size: int, seed: int, start_step: int = 0
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        mesh: Mesh,
+        *,
+        batch_size: int,
+        seed: int,
+        start_step: int = 0,
+        unreadable: Sequence[str] = (),
     ):
         self._labels, self._mesh, self._batch_size, self._seed = labels, mesh, batch_size, seed
-        self._step = start_step
+        self._step, self.unreadable = start_step, unreadable
         self._images = _divide(images, mesh)
         self._take = _make_take(mesh)
 
     def __next__(self) -> dict[str, jax.Array]:
-        index = self._index()
+        index = images_of_step(self._step, self._batch_size, self._seed, len(self._labels))
         self._step += 1
         rows = {'label': self._labels[index], 'mask': np.ones(index.shape, np.float32), 'index': index}
         by_rows = sharding.by_rows(self._mesh)
         batch = {name: _from_everywhere(values, by_rows) for name, values in rows.items()}
         return batch | {'images': self._take(self._images, index)}
 
-    def _index(self) -> np.ndarray:
-        """int32 [B]: the images of this step."""
-        size = len(self._labels)
-        epoch, rank = np.divmod(np.arange(self._batch_size) + self._step * self._batch_size, size)
-        index = np.concatenate([_order(self._seed, int(e), size)[rank[epoch == e]] for e in np.unique(epoch)])
-        return index.astype(np.int32)
+
+class DecodedBatches(Iterator[Batch]):
+    """Endless batches of unchanged images, the rows of one process. The images stay in the memory of the host.
+
+    The global batches are those of `ResidentBatches`.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+        labels: int32 [N]; -1 means that an image has none.
+        batch_size: Images per global batch, a multiple of share.count.
+        seed: Seed of the order.
+        start_step: Step of the first batch.
+        share: Rows of this process.
+        unreadable: Ids of the images that were left out, for the log.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        batch_size: int,
+        seed: int,
+        start_step: int = 0,
+        share: Share = Share(),
+        unreadable: Sequence[str] = (),
+    ):
+        self._images, self._labels, self._batch_size, self._seed = images, labels, batch_size, seed
+        self._step, self._rows, self.unreadable = start_step, share.rows(batch_size), unreadable
+
+    def __next__(self) -> Batch:
+        index = images_of_step(self._step, self._batch_size, self._seed, len(self._labels))
+        index = index[self._rows.start : self._rows.stop]
+        self._step += 1
+        mask = np.ones(index.shape, np.float32)
+        return {'images': self._images[index], 'label': self._labels[index], 'mask': mask, 'index': index}
+
+
+def images_of_step(step: int, batch_size: int, seed: int, size: int) -> np.ndarray:
+    """The images of a global batch.
+
+    Args:
+        step: Step of the batch, from 0.
+        batch_size: Images per global batch B.
+        seed: Seed of the order.
+        size: Number of images in the split.
+
+    Returns:
+        Indices of the images, int32 [B].
+    """
+    epoch, rank = np.divmod(np.arange(batch_size) + step * batch_size, size)
+    index = np.concatenate([_order(seed, int(e), size)[rank[epoch == e]] for e in np.unique(epoch)])
+    return index.astype(np.int32)
 
 
 @functools.lru_cache(maxsize=2)

@@ -136,6 +136,7 @@ def concatenate(first: Examples, second: Examples) -> Examples:
         content=content,
         labels=np.concatenate([first_labels, second_labels]),
         class_names=first.class_names,
+        max_pixels=first.max_pixels,
     )
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
+from simclr_jax.config.paths import user_path
 from simclr_jax.data import arrays, folder
-from simclr_jax.data.spec import DataError, Examples
+from simclr_jax.data.spec import DataError, Examples, needs_tensorflow
 
 
 def load_examples(data: ConfigDict, split: str) -> Examples:
@@ -20,12 +21,13 @@ def load_examples(data: ConfigDict, split: str) -> Examples:
     Raises:
         DataError: The split cannot be opened. The message names the field and the cure.
     """
-    return SOURCES[data.source](data, split)
+    return dataclasses.replace(SOURCES[data.source](data, split), max_pixels=data.max_image_pixels)
 
 
 def _tfds(data: ConfigDict, split: str) -> Examples:
     # Imported here: it needs TensorFlow.
-    from simclr_jax.data.tfds import load_tfds
+    with needs_tensorflow('data.source=tfds', 'choose data.source=folder or arrays'):
+        from simclr_jax.data.tfds import load_tfds
 
     return load_tfds(
         data.name,
@@ -41,7 +43,7 @@ def _tfds(data: ConfigDict, split: str) -> Examples:
 SOURCES: dict[str, Callable[[ConfigDict, str], Examples]] = {
     'tfds': _tfds,
     'folder': lambda data, split: folder.load_folder(data.path, split),
-    'arrays': lambda data, split: arrays.load_npz(data.path, split),
+    'arrays': lambda data, split: arrays.load_npz(user_path(data.path), split, int(data.memory_limit_gb * 2**30)),
     'digits': lambda data, split: arrays.load_digits(split),
     'fake': lambda data, split: arrays.make_fake(split, data.fake_images, data.image_size),
 }

@@ -1,7 +1,9 @@
 """The contracts of the data: what describes a split and what a batch holds. No TensorFlow, no JAX at import."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,15 +26,61 @@ Batch = dict[str, np.ndarray]
 FeedBatch = Mapping[str, 'np.ndarray | jax.Array']
 
 
+# Most pixels of an image that is unpacked: Pillow's own number, a quarter of a gibibyte of RGB.
+MAX_IMAGE_PIXELS = 89_478_485
+
+
 class DataError(ValueError):
     """The images cannot be used as configured. The message names them and the cure."""
 
 
+def has_tensorflow() -> bool:
+    """Whether TensorFlow is installed. It is not imported."""
+    try:
+        return importlib.util.find_spec('tensorflow') is not None
+    except ModuleNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def needs_tensorflow(what: str, cure: str) -> Iterator[None]:
+    """Turns a missing TensorFlow into a mistake of the user.
+
+    Args:
+        what: Subject of the message, for example 'data.source=tfds'.
+        cure: Another way than the installation, for example 'choose data.source=folder'.
+
+    Raises:
+        DataError: TensorFlow or TensorFlow Datasets is imported inside of the block, and not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or '').partition('.')[0]
+        if package not in ('tensorflow', 'tensorflow_datasets'):
+            raise
+        raise DataError(
+            f"{what} needs {package}, which is not installed: pip install 'simclr_jax[tensorflow]', or {cure}"
+        ) from error
+
+
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """Decoded images in memory: uint8 [N, H, W, 3]."""
+    """Decoded images in memory.
+
+    Attributes:
+        images: uint8 [N, H, W, 3], H and W >= 1.
+
+    Raises:
+        DataError: The images have another shape or dtype.
+    """
 
     images: np.ndarray
+
+    def __post_init__(self):
+        shape = self.images.shape
+        if self.images.dtype != np.uint8 or self.images.ndim != 4 or shape[-1] != 3 or 0 in shape[1:]:
+            raise _wrong_images(self.images, '[N, H, W, 3]')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +168,8 @@ class Examples:
             difficult objects). None before a streamed split is read.
         class_names: Names of the labels 0..K-1. Empty if there are none.
         positions: Positions of these images in the split `name`, int64 [N]. None means that they are all of it.
+        max_pixels: Largest number of pixels of an encoded image. A file with more is not a readable image.
+        notes: Lines for the user about the split, for example what was left out of it.
     """
 
     name: str
@@ -128,6 +178,8 @@ class Examples:
     labels: np.ndarray | None
     class_names: tuple[str, ...]
     positions: np.ndarray | None = None
+    max_pixels: int = MAX_IMAGE_PIXELS
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -141,10 +193,17 @@ class Examples:
 
     def ids(self) -> list[str]:
         """Identifies each image outside of this program: its file's path, or the split's name and a number."""
+        return [self.id_of(index) for index in range(self.size)]
+
+    def id_of(self, index: int) -> str:
+        """Identifies one image, see `ids`.
+
+        Args:
+            index: Index of the image, in 0..N - 1.
+        """
         if isinstance(self.content, Files):
-            return list(self.content.paths)
-        positions = range(self.size) if self.positions is None else self.positions
-        return [f'{self.name}/{position}' for position in positions]
+            return self.content.paths[index]
+        return f'{self.name}/{index if self.positions is None else self.positions[index]}'
 
 
 def three_channels(images: np.ndarray) -> np.ndarray:
@@ -159,11 +218,18 @@ def three_channels(images: np.ndarray) -> np.ndarray:
     Raises:
         DataError: The images have another shape or dtype.
     """
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
-        raise DataError(
-            f'images are {images.dtype} {list(images.shape)}; must be uint8 [N, H, W], or [N, H, W, C] '
-            'with 1, 3 or 4 channels'
-        )
-    return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images[..., :3]
+    wanted = images[..., None] if images.ndim == 3 else images
+    if wanted.dtype != np.uint8 or wanted.ndim != 4 or wanted.shape[-1] not in (1, 3, 4):
+        raise _wrong_images(images, '[N, H, W], or [N, H, W, C] with 1, 3 or 4 channels')
+    return np.repeat(wanted, 3, axis=-1) if wanted.shape[-1] == 1 else wanted[..., :3]
+
+
+def _wrong_images(images: np.ndarray, rule: str) -> DataError:
+    """The error about an array of images. It names the first image with pixels that are not finite."""
+    text, cure = f'images are {images.dtype} {list(images.shape)}', ''
+    if np.issubdtype(images.dtype, np.floating) and images.ndim:
+        cure = '; floats in [0, 1] become bytes by numpy.round(255 * images).astype(numpy.uint8)'
+        damaged = ~np.isfinite(images).reshape(len(images), -1).all(axis=1)
+        if damaged.any():
+            text += f', and pixels of image {np.argmax(damaged)} are not finite'
+    return DataError(f'{text}; must be uint8 {rule}{cure}')

@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Callable
 
-from simclr_jax.data.spec import DataError, Examples
+from simclr_jax.data.spec import DataError, Examples, needs_tensorflow
 
 # Names of the splits in folders, files and TensorFlow Datasets. The first that exists is taken.
 VALIDATION_NAMES = ('validation', 'val')
@@ -150,7 +150,8 @@ def _find_member(name: str) -> TransferSet | None:
 
 
 def _check_brought(member: TransferSet, tfds_name: str, data_dir: str) -> None:
-    from simclr_jax.data.tfds import open_builder
+    with needs_tensorflow(f'the data set {tfds_name}', 'give folder:PATH or PATH.npz'):
+        from simclr_jax.data.tfds import open_builder
 
     try:
         open_builder(tfds_name, data_dir)
@@ -163,7 +164,8 @@ def _check_brought(member: TransferSet, tfds_name: str, data_dir: str) -> None:
 
 
 def _resolve_tfds(text: str, data_dir: str) -> DatasetSpec:
-    from simclr_jax.data.tfds import open_builder
+    with needs_tensorflow(f'the data set {text}', 'give folder:PATH or PATH.npz'):
+        from simclr_jax.data.tfds import open_builder
 
     try:
         splits = open_builder(text, data_dir).info.splits

@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -13,13 +15,18 @@ from ml_collections import ConfigDict
 from simclr_jax import distributed, sharding
 from simclr_jax.augment.policy import CENTER_CROP_PROPORTION
 from simclr_jax.build import make_task
-from simclr_jax.data.spec import DataError, Examples
+from simclr_jax.config.paths import directory_path
+from simclr_jax.data.reader import check_unreadable
+from simclr_jax.data.spec import Examples
 from simclr_jax.evaluation.features import Features, features_of, read_features, write_features
 from simclr_jax.models.pooling import pool_to
 from simclr_jax.models.resnet import PARTS
 from simclr_jax.training import workdir
 from simclr_jax.training.checkpoints import Checkpoints
 from simclr_jax.training.checksum import checksum
+
+# Letters of a split's name in the name of its features' file.
+LONGEST_NAME = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +68,7 @@ class FeatureExtractor:
         """
         path = None
         if self.cache is not None:
-            name = ''.join(letter if letter.isalnum() or letter in '-.' else '_' for letter in examples.name)
-            path = self.cache / f'{name}.{self.image_size}px.{self.crop_share:g}.{layer}.npz'
+            path = self.cache / f'{_file_name(examples)}.{self.image_size}px.{self.crop_share:g}.{layer}.npz'
             kept = read_features(path, examples)
             if distributed.all_agree(kept is not None):
                 assert kept is not None
@@ -93,12 +99,9 @@ class FeatureExtractor:
             mesh=self.mesh,
             kept=self.crop_share,
         )
-        unreadable = examples.size - len(found.values)
-        if unreadable > self.config.data.max_unreadable * examples.size:
-            raise DataError(
-                f'{unreadable} of {examples.size} files of {examples.name} are not readable images, more than '
-                f'data.max_unreadable={self.config.data.max_unreadable} of the pretraining allows; remove them'
-            )
+        missing = np.setdiff1d(np.arange(examples.size), found.index)
+        unreadable = [examples.id_of(int(index)) for index in missing]
+        check_unreadable(examples, unreadable, self.config.data.max_unreadable)
         return found
 
     def function(self, layer: str) -> Callable[[jax.Array], jax.Array]:
@@ -113,6 +116,14 @@ class FeatureExtractor:
             return values.reshape(len(images), -1)
 
         return functools.partial(jax.jit(task.encode if layer == 'h' else pooled_map), self.variables)
+
+
+def _file_name(examples: Examples) -> str:
+    """A name for a file about a split: readable, short enough for every file system, and another one for each split."""
+    plain = ''.join(letter if letter.isalnum() or letter in '-.' else '_' for letter in examples.name)
+    # A letter has up to four bytes, and names may have 255.
+    digest = hashlib.blake2b(examples.name.encode(errors='surrogatepass'), digest_size=8).hexdigest()
+    return f'{plain[-LONGEST_NAME:]}-{digest}'
 
 
 def open_extractor(
@@ -139,6 +150,7 @@ def open_extractor(
         ConfigError: The directory holds no run.
         CheckpointError: The run has no undamaged checkpoint.
     """
+    directory = directory_path(directory)
     config = workdir.read_config(directory)
     mesh = sharding.make_mesh()
     checkpoints = Checkpoints(directory, say=say, reads_only=True)

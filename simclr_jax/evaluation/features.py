@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from simclr_jax import sharding
 from simclr_jax.augment.policy import CENTER_CROP_PROPORTION
+from simclr_jax.data.reader import eval_batches
 from simclr_jax.data.spec import Batch, Decoded, Encoded, Examples, Files, Share
 from simclr_jax.training.workdir import write_whole
 
@@ -73,8 +74,6 @@ def features_of(
     Returns:
         The features of all processes' images, in each process.
     """
-    from simclr_jax.data.pipeline import eval_batches
-
     batches = eval_batches(
         examples,
         image_size,

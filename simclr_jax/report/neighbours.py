@@ -1,19 +1,20 @@
 """A picture of nearest neighbours: one row per query image, with the images that an encoder finds similar."""
 
 import dataclasses
-import pathlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from etils import epath
 from PIL import Image
 
+from simclr_jax.config.paths import printable
+from simclr_jax.data.reader import images_at
 from simclr_jax.data.spec import DataError, Examples, Files
 from simclr_jax.evaluation.embed import classes_shown, embed
 from simclr_jax.evaluation.extractor import FeatureExtractor
 from simclr_jax.evaluation.features import Features
 from simclr_jax.probes.knn import nearest_neighbours
-from simclr_jax.training.workdir import write_whole
+from simclr_jax.report import figures
 
 # Longer side of an image in the picture, in pixels. Smaller images are enlarged.
 THUMBNAIL = 192
@@ -56,18 +57,18 @@ def open_queries(names: Sequence[str], examples: Examples, encoder: FeatureExtra
     ids = examples.ids()
     index_of = {name: index for index, name in enumerate(ids) if name in names}
     paths = [name for name in dict.fromkeys(names) if name not in index_of]
-    missing = [path for path in paths if not pathlib.Path(path).is_file()]
+    missing = [printable(path) for path in paths if not epath.Path(path).exists() or epath.Path(path).is_dir()]
     if missing:
         raise DataError(
             f'neighbours of {", ".join(missing)}: there is no such file, and no such image in {examples.name}; '
-            f'give an image file, or an id such as {ids[0]}'
+            f'give an image file, or an id such as {printable(ids[0])}. A name with a comma in it needs quotes'
         )
     files = Examples('the query images', len(paths), Files(paths), np.full(len(paths), -1, np.int32), ())
     of_split, of_files = _thumbnails(examples, index_of.values()), _thumbnails(files, range(len(paths)))
     damaged = [name for name, index in index_of.items() if index not in of_split]
     damaged += [path for index, path in enumerate(paths) if index not in of_files]
     if damaged:
-        raise DataError(f'neighbours of {", ".join(damaged)}: cannot be read as an image; give another')
+        raise DataError(f'neighbours of {", ".join(map(printable, damaged))}: cannot be read as an image; give another')
     queries = {name: Query(name, of_split[index], index=index) for name, index in index_of.items()}
     if paths:
         features = embed(encoder, files, layer).values
@@ -105,8 +106,7 @@ def draw(path: epath.Path, queries: Sequence[Query], examples: Examples, feature
         _draw_cell(line[0], query.image, f'{_shortened(query.name)}\nnearest:', QUERY_COLOR)
         for axes, row, cosine in zip(line[1:], found, cosines, strict=True):
             _draw_cell(axes, images[int(features.index[row])], f'{captions[row]}\n{cosine:.3f}', 'black')
-    write_whole(path, lambda file: figure.savefig(file, dpi=100, format='png'))
-    pyplot.close(figure)
+    figures.save(path, figure, dpi=100)
 
 
 def _draw_cell(axes, image: np.ndarray, caption: str, color: str) -> None:
@@ -123,15 +123,13 @@ def _captions(examples: Examples, features: Features) -> list[str]:
 
 
 def _shortened(name: str) -> str:
-    """The last part of a path or id, of which a long one keeps only the end."""
-    name = name.rpartition('/')[2]
+    """The last part of a path or id on one line. A long one keeps only its end."""
+    name = printable(name.rpartition('/')[2])
     return name if len(name) <= LONGEST_CAPTION else f'…{name[1 - LONGEST_CAPTION :]}'
 
 
 def _thumbnails(examples: Examples, indices: Iterable[int]) -> dict[int, np.ndarray]:
     """Small images by their index, uint8 [H, W, 3]. Unreadable images are left out."""
-    from simclr_jax.data.pipeline import images_at
-
     found = {}
     chosen = list(indices)
     for index, image in images_at(examples, chosen) if chosen else ():

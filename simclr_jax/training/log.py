@@ -1,16 +1,14 @@
 """Reports of a run: lines on the console, rows in metrics.jsonl, and TensorBoard events where it is installed."""
 
-import contextlib
 import datetime
-import errno
-import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from etils import epath
 
 from simclr_jax import distributed
+from simclr_jax.training.events import EventFile
 from simclr_jax.training.metrics_file import MetricsFile
 
 
@@ -20,7 +18,7 @@ class Log:
     Args:
         workdir: Directory of the run, local or gs://. None writes no files.
         total_steps: Updates of the run.
-        tensorboard: Whether to write TensorBoard events. This imports TensorFlow.
+        tensorboard: Whether to write TensorBoard events, if the package `tensorboard` is installed.
     """
 
     def __init__(self, workdir: str | None, total_steps: int, *, tensorboard: bool = False):
@@ -32,9 +30,10 @@ class Log:
         if workdir:
             self._file = MetricsFile(workdir)
         if workdir and tensorboard:
-            from clu import metric_writers
-
-            self._events = metric_writers.SummaryWriter(str(epath.Path(workdir) / 'tensorboard'))
+            try:
+                self._events = EventFile(str(epath.Path(workdir) / 'tensorboard'))
+            except ModuleNotFoundError as error:
+                self.say(f'No TensorBoard events: the package {error.name} is not installed.')
 
     def say(self, text: str) -> None:
         """Writes a line for the user."""
@@ -71,33 +70,16 @@ class Log:
         if self._file:
             self._file.write(step, scalars)
         if self._events:
-            with self._writing_events():
-                self._events.write_scalars(step, scalars)
-                self._events.flush()
+            self._events.scalars(step, scalars)
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Writes pictures [N, H, W, 3] in [0, 1] to TensorBoard."""
         if self._events:
-            with self._writing_events():
-                self._events.write_images(step, images)
-                self._events.flush()
-
-    @contextlib.contextmanager
-    def _writing_events(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            # TensorFlow has its own error for a full disk. Its class cannot be imported where it is not installed.
-            if type(error).__name__ != 'ResourceExhaustedError':
-                raise
-            self._events = None
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'tensorboard') from error
+            self._events.images(step, images)
 
     def close(self) -> None:
         """Ends the progress display."""
         self._console.close()
-        if self._events:
-            self._events.close()
 
 
 def _summary(scalars: Mapping[str, float]) -> str:

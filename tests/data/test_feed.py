@@ -14,13 +14,14 @@ from simclr_jax.build import make_task
 from simclr_jax.cli.main import main
 from simclr_jax.config import base_config, with_values
 from simclr_jax.data import feed as feeds
+from simclr_jax.data import reader
 from simclr_jax.data.feed import open_feed, plan_feed
-from simclr_jax.data.resident import ResidentBatches
+from simclr_jax.data.resident import DecodedBatches, ResidentBatches
 from simclr_jax.data.sources import load_examples
-from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files
+from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files, Share
 from support.runs import DIGITS_HERE, assert_same_bits, mesh_of_two, model_of, rows_of
 
-FEEDS = ('host', 'hybrid', 'resident')
+FEEDS = ('host', 'hybrid', 'decoded', 'resident')
 SIZE, BATCH = 16, 64
 
 
@@ -78,7 +79,7 @@ class TestChoice:
     @pytest.mark.parametrize(
         'content, message',
         [
-            (Files(['a.png', 'b.png']), 'too large to be in memory'),
+            (Files(['a.png', 'b.png']), r'2 of 2 files of some are not readable images(.|\n)*b\.png'),
             (Encoded([png(4, 4), png(5, 4)]), r'several sizes, \(4, 4\) and \(5, 4\)'),
         ],
     )
@@ -86,14 +87,76 @@ class TestChoice:
         examples = Examples('some', 2, content, np.zeros(2, np.int32), ('a',))
         feed = feed_of('auto', config, examples, platform='gpu')
         assert (feed.name, feed.examples) == ('hybrid', examples)
-        with pytest.raises(DataError, match=message):
-            feed_of('resident', config, examples, platform='gpu')
+        for name in ('resident', 'decoded'):
+            with pytest.raises(DataError, match=message):
+                feed_of(name, config, examples, platform='gpu')
 
     def test_nor_is_a_large_one(self, config, monkeypatch):
         monkeypatch.setattr(feeds, 'RESIDENT_BYTES', 47)
         examples = Examples('some', 1, Decoded(np.zeros((1, 4, 4, 3), np.uint8)), np.zeros(1, np.int32), ('a',))
         feed = feed_of('auto', config, examples, platform='gpu')
         assert (feed.name, feed.examples) == ('hybrid', examples)
+
+
+class TestWithoutTensorFlow:
+    """TensorFlow is said to be missing. whole/test_without_tensorflow.py blocks it."""
+
+    @pytest.fixture(autouse=True)
+    def missing(self, monkeypatch):
+        monkeypatch.setattr(feeds, 'has_tensorflow', lambda: False)
+        monkeypatch.setattr(reader, 'has_tensorflow', lambda: False)
+
+    def test_small_sets_are_resident_and_larger_ones_decoded(self, config, examples, monkeypatch):
+        assert feed_of('auto', config, examples, platform='cpu').name == 'resident'
+        monkeypatch.setattr(feeds, 'RESIDENT_BYTES', examples.content.images.nbytes - 1)
+        assert feed_of('auto', config, examples, platform='cpu').name == 'decoded'
+
+    def test_images_of_several_sizes_name_what_is_missing(self, config):
+        examples = Examples('some', 2, Encoded([png(4, 4), png(5, 4)]), np.zeros(2, np.int32), ('a',))
+        with pytest.raises(
+            DataError, match=r"several sizes, .* needs TensorFlow: pip install 'simclr_jax\[tensorflow\]'"
+        ):
+            feed_of('auto', config, examples)
+
+    def test_images_larger_than_the_free_memory(self, config, examples, monkeypatch):
+        monkeypatch.setattr(feeds, '_free_bytes', lambda: 1000)
+        with pytest.raises(DataError, match=r'digits/train takes 275,904 bytes in memory, more than 1,000; choose'):
+            feed_of('auto', config, examples)
+
+
+@pytest.mark.parametrize('name', ['decoded', 'resident'])
+def test_a_folder_that_fits_is_taken_whole(config, name, tmp_path):
+    """Of any format. What is not readable is left out and named, up to data.max_unreadable."""
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 4, 3), dtype=np.uint8)
+    paths = [str(tmp_path / f'{number}.{kind}') for number, kind in enumerate(('png', 'bmp', 'png', 'webp', 'bmp'))]
+    for path, image in zip(paths, pixels, strict=True):
+        Image.fromarray(image).save(path, **({'lossless': True} if path.endswith('webp') else {}))
+    (tmp_path / '2.png').write_text('no image')
+    examples = Examples('some', 5, Files(paths), np.arange(5, dtype=np.int32), tuple('abcde'))
+    config = with_values(config, {'batch_size': 4, 'data.max_unreadable': 0.2})
+    feed = feed_of(name, config, examples)
+    batches = feed.batches(0)
+    batch = jax.device_get(next(batches))
+    assert batches.unreadable == [paths[2]]
+    np.testing.assert_array_equal(np.sort(batch['label']), [0, 1, 3, 4])
+    np.testing.assert_array_equal(batch['images'], pixels[batch['label']])
+    with pytest.raises(DataError, match=r'1 of 5 files of some are not readable images, .*0\.1 allows(.|\n)*2\.png'):
+        feed_of(name, with_values(config, {'data.max_unreadable': 0.1}), examples)
+
+
+def test_decoded_and_resident_are_the_same_batches(config, examples):
+    """Also from another step on, and in the shares of several processes."""
+    resident, decoded = (feed_of(name, config, examples).batches(21) for name in ('resident', 'decoded'))
+    arrays = examples.content.images, examples.labels
+    order = {'batch_size': BATCH, 'seed': config.seed, 'start_step': 21}
+    shares = [DecodedBatches(*arrays, share=Share(number, 2), **order) for number in range(2)]
+    for _ in range(3):
+        expected, found, parts = jax.device_get(next(resident)), next(decoded), [next(share) for share in shares]
+        assert found.keys() == expected.keys()
+        for name, rows in expected.items():
+            assert found[name].dtype == rows.dtype
+            np.testing.assert_array_equal(found[name], rows)
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), rows)
 
 
 @pytest.mark.parametrize('name', FEEDS)
@@ -164,7 +227,7 @@ def test_all_feeds_make_the_same_views_on_average(config, examples):
         measures[name] = np.stack([views.mean((1, 2, 3, 4)), views.std((2, 3, 4)).mean(1), likeness])
     expected = measures['host']
     error = expected.std(axis=1) / np.sqrt(expected.shape[1])
-    for name in ('hybrid', 'resident'):
+    for name in ('hybrid', 'decoded', 'resident'):
         distance = np.abs(measures[name].mean(axis=1) - expected.mean(axis=1))
         # Two samples' means lie sqrt(2) errors apart.
         assert np.all(distance < 4.5 * np.sqrt(2) * error), name

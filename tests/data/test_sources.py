@@ -1,7 +1,11 @@
 """What each source says there is: images, labels, classes, and what it answers to what is not there."""
 
 import dataclasses
+import os
 import pathlib
+import re
+import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -153,10 +157,11 @@ WRONG_CONTENTS = {
     'several class numbers': ({'image': COLOR, 'label': np.eye(5, dtype=int) * 2}, r'\[5, 5\]; .* 1 \(present\), 0'),
     'too few rows of labels': ({'image': COLOR, 'label': np.eye(4, dtype=int)}, r"'label' is int64 \[4, 4\];"),
     'negative labels': ({'image': COLOR, 'label': LABELS - 1}, r"'label' .* must be integers >= -1"),
-    'offset beyond': ({'jpeg': JPEG, 'offset': np.array([0, 11])}, r"'offset' is \[ 0 11\]; must rise .* 10"),
-    'offset falls': ({'jpeg': JPEG, 'offset': np.array([0, 7, 3, 10], 'u8')}, r"'offset' .* must rise"),
-    'empty file': ({'jpeg': JPEG, 'offset': np.array([0, 5, 5, 10])}, r"'offset' .* must rise"),
-    'no offset': ({'jpeg': JPEG, 'offset': np.zeros(0, int)}, r"'offset' .* must rise"),
+    'offset beyond': ({'jpeg': JPEG, 'offset': np.array([0, 11])}, r"'offset' is \[ 0 11\]; must not fall, .* 10"),
+    'offset falls': ({'jpeg': JPEG, 'offset': np.array([0, 7, 3, 10], 'u8')}, r"'offset' .* must not fall"),
+    'no offset': ({'jpeg': JPEG, 'offset': np.zeros(0, int)}, r"'offset' .* must not fall"),
+    'no pixels': ({'image': COLOR[:, :0]}, r'images are uint8 \[5, 0, 4, 3\]; must be'),
+    'not a number': ({'image': np.where(np.arange(5)[:, None, None] == 3, np.nan, 0.5)}, 'pixels of image 3 are not'),
     'float offset': ({'jpeg': JPEG, 'offset': np.array([0.0, 10.0])}, r"'offset' is float64 \[2\]; must be"),
     'wide jpeg': ({'jpeg': JPEG.astype(int), 'offset': np.array([0, 10])}, r"'jpeg' is int64 \[10\] "),
     'pickled': ({'image': np.array([{}], object)}, 'not an .npz file of plain arrays: .* numpy.savez'),
@@ -167,6 +172,36 @@ WRONG_CONTENTS = {
 def test_npz_with_wrong_contents_says_what_they_must_be(npz, contents, message):
     with pytest.raises(DataError, match=message):
         arrays.load_npz(npz(**contents), 'train')
+
+
+def test_npz_of_encoded_files_may_hold_an_empty_one(npz):
+    """It is an image that is not readable, as an empty file of a folder is."""
+    path = npz(jpeg=JPEG, offset=np.array([0, 5, 5, 10]))
+    assert [len(file) for file in arrays.load_npz(path, '').content.files] == [5, 0, 5]
+
+
+def test_npz_that_unpacks_to_more_than_allowed_is_refused_by_its_headers(tmp_path):
+    """Zeros pack a thousandfold. An array that is not packed may be as large as its file."""
+    packed, plain = tmp_path / 'packed.npz', tmp_path / 'plain.npz'
+    zeros = np.zeros((40, 50, 50, 3), np.uint8)
+    np.savez_compressed(packed, image=zeros)
+    np.savez(plain, image=zeros)
+    assert packed.stat().st_size < 2000
+    with pytest.raises(
+        DataError, match=r'packed\.npz unpacks to 300,128 bytes, more than data\.memory_limit_gb=.*raise'
+    ):
+        arrays.load_npz(str(packed), '', most_bytes=300_000)
+    assert arrays.load_npz(str(packed), '', most_bytes=300_128).size == 40
+    assert arrays.load_npz(str(plain), '', most_bytes=300_000).size == 40
+
+
+def test_npz_whose_array_says_more_than_it_holds_is_refused(tmp_path):
+    """A header of a few bytes may ask NumPy for any amount of memory."""
+    header = np.lib.format.header_data_from_array_1_0(np.zeros((1, 1), np.uint8)) | {'shape': (10**6, 10**6)}
+    with zipfile.ZipFile(tmp_path / 'data.npz', 'w') as packed, packed.open('image.npy', 'w') as file:
+        np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(DataError, match=r'unpacks to 1,000,000,000,000 bytes'):
+        arrays.load_npz(str(tmp_path / 'data.npz'), '')
 
 
 def test_npz_that_is_damaged_says_so(npz):
@@ -229,6 +264,97 @@ def test_folder_that_is_not_there_names_the_cure(tmp_path):
     (tmp_path / 'test/readme.txt').write_text('no image')
     with pytest.raises(DataError, match=r'test holds no image files \(\.jpg, .*at any depth'):
         folder.load_folder(str(tmp_path), 'test')
+
+
+def test_folder_lists_each_directory_once(tmp_path):
+    """Links to a directory above would list everything again, and two of them without end."""
+    save_images(tmp_path / 'photos', ['cat/a.png', 'dog/b.png'])
+    save_images(tmp_path / 'other', ['c.png'])
+    for name, target in {
+        'up': '.',
+        'cat/up': '..',
+        'dog/up': '..',
+        'dog/root': '../..',
+        'also_cat': 'cat',
+        'emu': '../other',
+    }.items():
+        (tmp_path / 'photos' / name).symlink_to(tmp_path / 'photos' / pathlib.Path(name).parent / target)
+    (tmp_path / 'photos/emu2').symlink_to(tmp_path / 'other')
+    examples = folder.load_folder(str(tmp_path / 'photos'), '')
+    assert examples.ids() == [str(tmp_path / 'photos' / name) for name in ('cat/a.png', 'dog/b.png', 'emu/c.png')]
+    assert examples.class_names == ('cat', 'dog', 'emu')
+    (note,) = examples.notes
+    assert note.endswith('left out 6 links to directories that are listed already (also_cat, emu2, up, ...).')
+
+
+def test_folder_leaves_out_what_is_no_image(tmp_path):
+    root = tmp_path / 'photos'
+    save_images(root, ['cat/1.png', 'dog/2.png', '[bold]/3.png'])
+    save_images(root, ['.ipynb_checkpoints/1.png', '.thumbnails/1.png', '__MACOSX/1.png', 'cat/@eaDir/1.png'])
+    save_images(root, ['cat/._1.png', 'cat/.hidden.jpg'])
+    for name in ('list.txt', 'a.csv', 'b.csv', 'README'):
+        (root / name).write_text('no image')
+    (root / 'cat/gone.png').symlink_to(root / 'nowhere.png')
+    (root / 'cat/loop.png').symlink_to(root / 'cat/loop.png')
+    os.mkfifo(root / 'cat/pipe.png')
+    shutil.copy(root / 'cat/1.png', os.fsencode(root / 'cat') + b'/caf\xe9\n.png')
+    examples = folder.load_folder(str(root), '')
+    assert [path[len(str(root)) + 1 :] for path in examples.ids()] == ['[bold]/3.png', 'cat/1.png', 'dog/2.png']
+    assert examples.class_names == ('[bold]', 'cat', 'dog')
+    (note,) = examples.notes
+    assert note.startswith(f'{root}: left out ')
+    for told in (
+        '4 hidden directories (.ipynb_checkpoints, .thumbnails, __MACOSX, ...)',
+        '2 hidden files (._1.png, .hidden.jpg)',
+        '5 files that are no images (README, .csv, .txt, ...)',
+        '2 broken links (gone.png, loop.png)',
+        r'1 names that are not UTF-8 (caf\xe9\n.png)',
+    ):
+        assert told in note
+    assert '\n' not in note
+
+
+def test_folder_names_directories_that_cannot_be_opened(tmp_path, monkeypatch):
+    def scandir(directory, *, real=os.scandir):
+        if str(directory).endswith('secret'):
+            raise PermissionError(13, 'Permission denied', directory)
+        return real(directory)
+
+    save_images(tmp_path, ['a.png', 'secret/b.png'])
+    monkeypatch.setattr(os, 'scandir', scandir)
+    assert '1 directories that cannot be opened (secret)' in folder.load_folder(str(tmp_path), '').notes[0]
+    with pytest.raises(DataError, match='secret cannot be listed: Permission denied'):
+        folder.load_folder(str(tmp_path), 'secret')
+
+
+@pytest.mark.parametrize(
+    'names, cure',
+    [
+        (['train/a.png', 'test/b.png'], 'set data.split=train data.eval_split=test '),
+        (['Training/x/a.png', 'VAL/x/b.png'], 'set data.split=Training data.eval_split=VAL '),
+        (
+            ['all/train/x/a.png', 'all/valid/x/b.png'],
+            'set data.path={root}/all data.split=train data.eval_split=valid ',
+        ),
+    ],
+    ids=['below', 'other names', 'deeper'],
+)
+def test_folder_with_splits_is_not_trained_on_as_one(tmp_path, names, cure):
+    save_images(tmp_path, names)
+    with pytest.raises(DataError, match=re.escape(cure.format(root=tmp_path))):
+        folder.load_folder(str(tmp_path), '')
+    assert folder.load_folder(str(tmp_path), folder.ALL).size == len(names)
+
+
+def test_folder_may_have_a_class_called_train(tmp_path):
+    save_images(tmp_path, ['train/a.png', 'plane/b.png'])
+    assert folder.load_folder(str(tmp_path), '').class_names == ('plane', 'train')
+
+
+def test_folder_in_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    save_images(tmp_path / 'photos', ['a.png'])
+    assert folder.load_folder('~/photos', '').ids() == [f'{tmp_path}/photos/a.png']
 
 
 def test_classes_are_aligned_by_name(tmp_path):
@@ -323,7 +449,7 @@ def test_a_split_streams_if_it_is_larger_than_the_memory_allowed(split):
 @pytest.mark.parametrize(
     'name, split, message',
     [
-        ('cifar1', 'train', r'data.name=cifar1: .* cannot load it: .*not found'),
+        ('cifar1', 'train', r'data.name=cifar1: .* cannot load it: .*not found.*did you mean cifar10.* or '),
         ('cifar10:9.9.9', 'train', r'data.name=cifar10:9.9.9: .* cannot load it: .* only: 3.0.2'),
         ('cifar10', 'validation', r"data.eval_split='validation': cifar10 has train, test .*train\[:80%\]"),
         ('cifar10', 'train[:10', r"data.eval_split='train\[:10': cifar10 has train, test"),
@@ -339,6 +465,25 @@ def test_tfds_that_cannot_be_read_names_the_cure(name, split, message):
 def test_tfds_in_another_directory_is_not_prepared(tmp_path):
     with pytest.raises(DataError, match=r'data.name=cifar10 is not prepared in .*; set TFDS_DATA_DIR'):
         load_tfds('cifar10', 'train', data_dir=tmp_path)
+
+
+@pytest.mark.parametrize('name', ['huggingface:mnist', 'kubric:movi_a/128x128:1.0.0', 'any-one:x'])
+def test_tfds_fetches_nothing_of_communities_unless_allowed(name, monkeypatch):
+    tfds = pytest.importorskip('tensorflow_datasets', reason='the source tfds needs TensorFlow Datasets')
+    asked = []
+
+    def builder(name, **options):
+        asked.append(name)
+        raise ValueError('not here')
+
+    monkeypatch.setattr(tfds, 'builder', builder)
+    with pytest.raises(DataError, match=r'from the network; .* SIMCLR_TFDS_COMMUNITY=1'):
+        load_tfds(name, 'train')
+    assert asked == []
+    monkeypatch.setenv('SIMCLR_TFDS_COMMUNITY', '1')
+    with pytest.raises(DataError, match='not here'):
+        load_tfds(name, 'train')
+    assert asked == [name]
 
 
 def test_tfds_in_each_format(tmp_path):

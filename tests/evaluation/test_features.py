@@ -14,7 +14,6 @@ EXAMPLES = make_fake('test', size=7, image_size=8)
 
 @pytest.fixture(scope='module')
 def found():
-    pytest.importorskip('tensorflow', reason='the host pipeline needs TensorFlow')
     mesh = sharding.make_mesh(jax.devices()[:2])
     encode = jax.jit(lambda images: images.mean((1, 2)))
     return features_of(encode, EXAMPLES, image_size=8, batch_size=4, mesh=mesh)

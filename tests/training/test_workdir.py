@@ -143,25 +143,6 @@ def test_a_failed_write_into_no_directory_tells_the_first_error(tmp_path):
             workdir.write_whole(epath.Path(tmp_path) / name / 'result.json', 'text')
 
 
-class FullDisk:
-    """TensorBoard's writer, for which no room is left."""
-
-    class ResourceExhaustedError(Exception):
-        """As TensorFlow calls it."""
-
-    def write_scalars(self, step, scalars):
-        raise self.ResourceExhaustedError('Could not flush events file.')
-
-
-def test_a_disk_that_events_fill_is_an_error_of_the_system(tmp_path):
-    log = Log(str(tmp_path), total_steps=100)
-    log._events = FullDisk()
-    with pytest.raises(OSError, match='No space left on device') as error:
-        log.scalars(1, {'loss': 1.0})
-    assert error.value.errno == errno.ENOSPC
-    log.close()
-
-
 def test_a_log_without_work_directory_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     log = Log(None, total_steps=100)
