@@ -173,6 +173,7 @@ def make_schedule(config: ConfigDict, num_examples: int) -> Schedule:
         checkpoint_every=config.checkpoint_every_steps or interval(config.checkpoint_every_epochs),
         evaluate_every=interval(config.knn.every_epochs) if config.knn.every_epochs else 0,
         learning_rate=warmup_cosine(peak, total, warmup),
+        checkpoint_minutes=config.checkpoint_every_minutes,
     )
 
 

@@ -6,6 +6,9 @@ aborts all others (SIGABRT), wherever they wait. The message names the number of
 
 import os
 import signal
+import threading
+import time
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -26,6 +29,9 @@ START_TIMEOUT = 300
 COUNTS = ('JAX_NUM_PROCESSES', 'SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
 NUMBERS = ('JAX_PROCESS_ID', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
 
+# A scheduler ends a process by SIGTERM, Ctrl-C by SIGINT, a lost terminal by SIGHUP.
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+
 Result = TypeVar('Result')
 
 
@@ -37,11 +43,14 @@ class LostError(RuntimeError):
     """Another process of the job is lost. The job can resume if it is started again."""
 
 
-def start() -> None:
+def start(*, saves: bool = True) -> None:
     """Joins the other processes of the job, if there are any. To be called before any other use of JAX.
 
     One or several TPU slices, GKE, Slurm's srun and Open MPI are recognised. Everywhere else the environment variables
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID describe the job.
+
+    Args:
+        saves: Whether this command saves its state after SIGTERM. JAX then receives this signal, see `Preemption`.
 
     Raises:
         ConfigError: The environment describes the job incompletely.
@@ -50,6 +59,7 @@ def start() -> None:
     arguments = find_job(os.environ, has_tpu())
     if arguments is None:
         return
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         jax.distributed.initialize(
             **arguments,
@@ -61,6 +71,8 @@ def start() -> None:
         raise ConfigError([f'the environment describes this job incompletely: {error}; see launch/']) from error
     except RuntimeError as error:
         raise LostError(f'the processes of this job did not find each other: {str(error).splitlines()[0]}') from error
+    if not saves and handler is not None:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def tells_of_a_loss(error: Exception) -> bool:
@@ -183,6 +195,11 @@ def together(action: Callable[[], Result], mistakes: tuple[type[Exception], ...]
     return result
 
 
+def as_first(statement: bool) -> bool:
+    """The first process's answer to a question that only a clock can answer, in every process."""
+    return bool(_of_all(statement)[0])
+
+
 def all_agree(statement: bool) -> bool:
     """Whether a statement is true in every process."""
     return bool(_of_all(statement).all())
@@ -196,10 +213,16 @@ def _of_all(statement: bool) -> np.ndarray:
 
 
 class Preemption:
-    """Notices SIGTERM, which machines and schedulers send before they stop a process.
+    """Notices the signals that ask a run to end: SIGTERM of machines and schedulers, Ctrl-C, and a lost terminal.
 
-    In a job of several processes, JAX's preemption service notices the signal. It also makes the processes agree on the
-    step at which they stop, because the signal may reach only one of them.
+    Only the first signal is noticed. One that comes more than a second later does what it would do outside of the
+    `with` block. Outside of the main thread, where Python cannot receive signals, none is noticed.
+
+    In a job of several processes, JAX's preemption service notices SIGTERM, and the other signals are passed on to it.
+    It makes the processes agree on the step at which they stop, because the signal may reach only one of them.
+
+    Attributes:
+        number: Signal that came, or SIGTERM if another process of the job has received it.
 
     Example:
         >>> with Preemption() as preemption:
@@ -209,24 +232,43 @@ class Preemption:
     """
 
     def __init__(self):
-        self._told, self._asked = False, 0
+        self.number = signal.SIGTERM
+        self._told_at: float | None = None
+        self._asked = 0
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> 'Preemption':
-        if jax.process_count() == 1:
-            self._before = signal.signal(signal.SIGTERM, self._tell)
+        if threading.current_thread() is threading.main_thread():
+            numbers = SIGNALS if jax.process_count() == 1 else SIGNALS - {signal.SIGTERM}
+            # nohup ignores SIGHUP, and background commands of a shell ignore SIGINT.
+            for number in (number for number in numbers if signal.getsignal(number) != signal.SIG_IGN):
+                self._before[number] = signal.signal(number, self._tell)
         return self
 
     def __exit__(self, *error) -> None:
-        if jax.process_count() == 1:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-    def _tell(self, *_) -> None:
-        self._told = True
+    def _tell(self, number: int, frame: types.FrameType | None) -> None:
+        if self._told_at is not None:
+            # A closed terminal sends the same signal more than once.
+            if time.monotonic() - self._told_at < 1:
+                return
+            before = self._before[signal.Signals(number)]
+            if callable(before):
+                before(number, frame)
+            else:
+                signal.signal(number, before)
+                os.kill(os.getpid(), number)
+            return
+        self._told_at, self.number = time.monotonic(), signal.Signals(number)
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def is_due(self) -> bool:
         """Whether to save and end now. All processes must ask equally often, after the same steps."""
         if jax.process_count() == 1:
-            return self._told
+            return self._told_at is not None
         # The processes agree on one of the next questions, which they recognise by its number.
         self._asked += 1
         return multihost_utils.reached_preemption_sync_point(self._asked)

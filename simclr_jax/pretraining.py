@@ -64,19 +64,14 @@ def pretrain(
         feed = open_feed(config, examples, mesh)
         schedule = make_schedule(config, examples.size)
         program = make_program(config, examples.num_classes, schedule, mesh, feed)
-        # The directory is written only now, after data and devices have been checked.
-        changed = workdir.claim(directory, config, allow_change=allow_change) if distributed.is_first() else []
-        return eval_examples, schedule, program, changed
+        if distributed.is_first():
+            workdir.check_claim(directory, config, allow_change=allow_change)
+        return eval_examples, schedule, program
 
-    eval_examples, schedule, program, changed = distributed.together(prepare, MISTAKES)
+    eval_examples, schedule, program = distributed.together(prepare, MISTAKES)
     examples = program.feed.examples
     assert examples is not None, 'only a planned feed has none'
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
-
-    def introduce(say: Say) -> None:
-        for line in changed:
-            say(f'Configuration changed: {line}')
-        _introduce(config, program, examples, eval_examples, schedule, say)
 
     training = Training(
         step=program.step,
@@ -94,7 +89,9 @@ def pretrain(
         program.state,
         functools.partial(_first_state, config, program, init_key),
         training,
-        introduce=introduce,
+        introduce=functools.partial(_introduce, config, program, examples, eval_examples, schedule),
+        # The directory is written only now, after data, devices and the shapes of its checkpoints have been checked.
+        claim=functools.partial(workdir.claim, directory, config, allow_change=allow_change),
         checkpoints_kept=config.checkpoint_keep,
     )
 

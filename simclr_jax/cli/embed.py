@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     if problems:
         raise ConfigError(problems)
 
-    distributed.start()
+    distributed.start(saves=False)
     encoder, step = open_extractor(options.workdir, image_size=options.image_size, batch_size=options.batch_size)
     examples = embed.open_split(encoder.config.data, options.dataset, options.split)
     distributed.say(f'Step {step} of {options.workdir}; {examples.name}, {examples.size:,} images.')

@@ -85,7 +85,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     given = [(field, getattr(options, option)) for option, field in SHORT.items()]
     config = load_evaluation(options.config, [*((f, t) for f, t in given if t is not None), *options.overrides])
-    distributed.start()
+    distributed.start(saves=False)
     results = evaluate(config, options.workdir, say=distributed.say)
     if not distributed.is_first():
         return 0

@@ -5,8 +5,10 @@ The commands import JAX and TensorFlow only when they run, so that --help answer
 
 import argparse
 import collections
+import contextlib
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -14,9 +16,21 @@ import simclr_jax
 from simclr_jax import cache
 from simclr_jax.cli import config, embed, evaluate, plan, third_parties, train
 from simclr_jax.cli.options import unknown_command, unknown_options
+from simclr_jax.cli.stopping import FAILURE, START_AGAIN, Interrupted, Watch, code_of
 
-USER_MISTAKE, START_AGAIN, FAILURE = 2, 42, 1
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+USER_MISTAKE = 2
+# What the user can do about an error of the file system.
+CURES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), 'Make room on the disk'),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), 'Allow this, or choose another place'),
+}
+# What the user can do about memory, for each command.
+_LESS_MEMORY = {
+    **dict.fromkeys(('evaluate', 'plan', 'config'), 'a smaller --config.batch_size'),
+    'embed': 'a smaller --batch_size',
+    'train': 'a smaller --config.batch_size; or keep it and set --config.microbatch, --config.model.remat=1,2,3,4, '
+    '--config.loss.block_size or --config.sharding=fsdp. `simclr plan` tells for a TPU what fits',
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Arguments of the program. None: those of the command line.
 
     Returns:
-        The exit code: 0 done, 2 mistake of the user, 42 preempted and to be started again, 1 any other failure.
+        The exit code: 0 done, 2 mistake of the user, 42 preempted (start again), 1 Ctrl-C or any other failure.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser, commands = _parser()
@@ -45,7 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if problems:
         return _tell('\n'.join(problems), USER_MISTAKE)
     options.overrides = overrides
-    return _run(options)
+    try:
+        with Watch(lambda number: _interruption(options, number)):
+            return _run(options)
+    except Interrupted as error:
+        _tell(_interruption(options, error.number), code_of(error.number))
+        return _leave_alone(code_of(error.number))
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, list[str]]]:
@@ -109,12 +128,12 @@ def _run(options: argparse.Namespace) -> int:
     except LostError as error:
         return _tell(str(error), START_AGAIN)
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if error.errno not in CURES:
             raise
         what = f'{error.filename}: ' if error.filename else ''
-        return _tell(f'{what}{error.strerror}. Make room on the disk; the same command then resumes', USER_MISTAKE)
-    except KeyboardInterrupt:
-        return _tell('interrupted; the same command resumes from the newest checkpoint', FAILURE)
+        return _tell(f'{what}{error.strerror}. {CURES[error.errno]}; the same command then resumes', USER_MISTAKE)
+    except MemoryError as error:
+        return _tell(f'this machine has no memory left ({error}). Set {_LESS_MEMORY[options.command]}', USER_MISTAKE)
 
 
 def _run_to_the_end(options: argparse.Namespace) -> int:
@@ -128,10 +147,18 @@ def _run_to_the_end(options: argparse.Namespace) -> int:
         try:
             code = options.run(options) or 0
         except Preempted as error:
-            code = _tell(str(error), START_AGAIN) if distributed.is_first() else START_AGAIN
+            code = code_of(error.number)
+            if distributed.is_first():
+                _tell(str(error), code)
         distributed.leave_together()
         return code
     except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' in str(error):
+            return _tell(
+                f'the devices have no memory left ({str(error).splitlines()[0]:.200}). '
+                f'Set {_LESS_MEMORY[options.command]}',
+                USER_MISTAKE,
+            )
         if not distributed.tells_of_a_loss(error):
             raise
         _tell(
@@ -140,6 +167,32 @@ def _run_to_the_end(options: argparse.Namespace) -> int:
         )
         # An orderly end would wait for the lost process.
         os._exit(START_AGAIN)
+
+
+def _interruption(options: argparse.Namespace, number: signal.Signals) -> str:
+    """What a signal has ended, and what is kept."""
+    if options.command == 'evaluate':
+        return f'stopped by {number.name}; finished scores are in result.json, and trainings resume where they saved'
+    if options.command != 'train':
+        return f'stopped by {number.name}'
+    saved = []
+    with contextlib.suppress(OSError):
+        from etils import epath
+
+        names = [path.name for path in (epath.Path(options.workdir) / 'checkpoints').iterdir()]
+        saved = [int(name) for name in names if name.isdecimal()]
+    if not saved:
+        return f'stopped by {number.name}; no checkpoint is saved yet, so that the same command starts at step 0'
+    return (
+        f'stopped by {number.name}; the newest checkpoint is of step {max(saved)}, and the same command resumes there'
+    )
+
+
+def _leave_alone(code: int) -> int:
+    """Ends this process without its job, if there is one: an orderly end would wait for the others."""
+    if 'jax' in sys.modules and sys.modules['jax'].distributed.is_initialized():
+        os._exit(code)
+    return code
 
 
 def _keep_compiled_programs() -> None:

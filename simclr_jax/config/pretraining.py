@@ -216,6 +216,7 @@ FIELDS = (
     Field('log_every_steps', 50, 'Steps between lines of the log and rows of metrics.', COUNT),
     Field('checkpoint_every_steps', 0, 'Steps between checkpoints. 0: computed from checkpoint_every_epochs.', NATURAL),
     Field('checkpoint_every_epochs', 10.0, 'Epochs between checkpoints, if checkpoint_every_steps is 0.', POSITIVE),
+    Field('checkpoint_every_minutes', 10.0, 'Minutes after which a checkpoint is due even so. 0: never.', AMOUNT),
     Field('checkpoint_keep', 3, 'Number of newest checkpoints that are kept.', COUNT),
 )
 

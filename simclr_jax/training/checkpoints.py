@@ -35,6 +35,7 @@ class Checkpoints:
         workdir: Work directory, local or gs://.
         keep: Newest checkpoints that stay, at least 1.
         say: Function that receives lines for the user.
+        before_saving: Function that is called before each save, and may refuse it.
         reads_only: Whether to leave the directory as it is. A run may save into it meanwhile. Otherwise what an
             interrupted save has left behind is removed.
 
@@ -42,7 +43,15 @@ class Checkpoints:
         CheckpointError: No checkpoint can be read below this path.
     """
 
-    def __init__(self, workdir: str, *, keep: int = 3, say: Callable[[str], None] = print, reads_only: bool = False):
+    def __init__(
+        self,
+        workdir: str,
+        *,
+        keep: int = 3,
+        say: Callable[[str], None] = print,
+        before_saving: Callable[[], None] = lambda: None,
+        reads_only: bool = False,
+    ):
         self._directory = epath.Path(workdir).absolute() / 'checkpoints'
         check_path(str(self._directory))
         if reads_only:
@@ -51,7 +60,7 @@ class Checkpoints:
             self._options = ocp.CheckpointManagerOptions(
                 max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
             )
-        self._reads_only, self._say = reads_only, say
+        self._reads_only, self._say, self._before_saving = reads_only, say, before_saving
         self._has_failed, self._has_saved = False, False
         self._open()
 
@@ -81,6 +90,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        self._before_saving()
         model, train = _parts(state)
         meta = {'model': checksum(model), 'train': checksum(train)}
         with self._writing():

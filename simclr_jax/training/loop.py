@@ -1,13 +1,16 @@
 """The story of a training run: steps, logs, online evaluation, checkpoints. It does not depend on the model."""
 
+import contextlib
 import dataclasses
+import signal
+import time
 from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from simclr_jax import sharding
+from simclr_jax import distributed, sharding
 from simclr_jax.augment.views import MakeViews, given_views
 from simclr_jax.data.spec import FeedBatch
 from simclr_jax.distributed import Preemption
@@ -24,7 +27,16 @@ PICTURED = 8
 
 
 class Preempted(Exception):
-    """The run received SIGTERM and has saved its state. The message names the step."""
+    """The run received a signal and has saved its state. The message names the step.
+
+    Args:
+        message: What the user needs to know.
+        number: Signal that the run received.
+    """
+
+    def __init__(self, message: str, number: signal.Signals):
+        super().__init__(message)
+        self.number = number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +80,10 @@ def train(state: TrainState, training: Training, checkpoints: Checkpoints, log: 
 
     Raises:
         NotFiniteError: The loss was not finite, at most meter.STEPS_IN_FLIGHT steps ago.
-        Preempted: SIGTERM came. The state is saved.
+        Preempted: SIGTERM, SIGINT (Ctrl-C) or SIGHUP came. The state is saved.
     """
     schedule, mesh = training.schedule, training.mesh
-    step = int(state.step)
+    step = first_step = int(state.step)
     if step >= schedule.total_steps:
         log.say(f'Step {step} of {schedule.total_steps} is reached already.')
         return state
@@ -79,7 +91,9 @@ def train(state: TrainState, training: Training, checkpoints: Checkpoints, log: 
     # By a program: `device_put` places no key on the devices of several processes.
     key = jax.jit(lambda key: key, out_shardings=sharding.replicated(mesh))(training.key)
     meter = Meter(schedule, checkpoints, training.step_flops)
-    with Preemption() as preemption, training.profile as profile:
+    clock = SaveClock(schedule)
+    preemption = Preemption()
+    with contextlib.ExitStack() as signals, training.profile as profile:
         while step < schedule.total_steps:
             profile.before(step + 1)
             with meter.waiting():
@@ -90,11 +104,14 @@ def train(state: TrainState, training: Training, checkpoints: Checkpoints, log: 
                 # The step is only dispatched: the devices work while the host reads the next batch. A value that
                 # travels between host and devices here would stop this, so that the guard refuses it.
                 state, metrics = training.step(state, batch, key)
+            if step == first_step:
+                # Only now there is something to save. Before, a signal ends the command at once.
+                signals.enter_context(preemption)
             step += 1
             meter.add(step, metrics, images=batch['mask'].size)
 
             is_preempted = preemption.is_due()
-            is_saved = is_preempted or schedule.is_due(schedule.checkpoint_every, step)
+            is_saved = is_preempted or clock.is_due(step)
             # Before the state is saved: a checkpoint of a loss that is not finite would displace a good one.
             meter.check_finite(all_steps=is_saved)
             if schedule.is_due(schedule.log_every, step):
@@ -104,12 +121,14 @@ def train(state: TrainState, training: Training, checkpoints: Checkpoints, log: 
                 # After the log: a run that resumes here must find the rows up to this step.
                 with meter.saving():
                     checkpoints.save(state)
+                clock.reset()
             if is_preempted and step < schedule.total_steps:
                 # Before the evaluation: a machine that is taken away leaves seconds, and the state comes first.
                 checkpoints.wait()
                 raise Preempted(
-                    f'stopped by SIGTERM: saved at step {step} of {schedule.total_steps}; '
-                    'the same command resumes there'
+                    f'stopped by {preemption.number.name}: saved at step {step} of {schedule.total_steps}; '
+                    'the same command resumes there',
+                    preemption.number,
                 )
             if training.evaluate and schedule.is_due(schedule.evaluate_every, step):
                 with meter.paused():
@@ -117,6 +136,36 @@ def train(state: TrainState, training: Training, checkpoints: Checkpoints, log: 
                 log.evaluation(step, scalars)
         checkpoints.wait()
     return state
+
+
+class SaveClock:
+    """Says when a checkpoint is due: after a number of steps, or of minutes, whichever comes first.
+
+    Processes of a job have different clocks. The first one decides, at the steps of the log, so that it costs nothing.
+
+    Args:
+        schedule: Schedule of the run.
+    """
+
+    def __init__(self, schedule: Schedule):
+        self._schedule = schedule
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins a new interval."""
+        self._start = time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint follows this step. All processes must ask after the same steps."""
+        schedule = self._schedule
+        if schedule.is_due(schedule.checkpoint_every, step):
+            return True
+        if not schedule.checkpoint_minutes:
+            return False
+        has_passed = time.monotonic() - self._start >= 60 * schedule.checkpoint_minutes
+        if jax.process_count() == 1:
+            return has_passed
+        return schedule.is_due(schedule.log_every, step) and distributed.as_first(has_passed)
 
 
 def _first_views(make_views: MakeViews, batch: dict[str, jax.Array], key: jax.Array, mesh: Mesh) -> np.ndarray:

@@ -18,6 +18,7 @@ class Schedule:
         epoch_steps: Updates per epoch, a fraction.
         log_every: Steps between two lines of the log. The last step is always logged.
         checkpoint_every: Steps between two checkpoints. The last step is always saved.
+        checkpoint_minutes: Minutes after which a checkpoint is due even so. 0 means never.
         evaluate_every: Steps between two online evaluations, which also follow the last step. 0 means never.
         learning_rate: Function of the number of updates before this one.
     """
@@ -28,6 +29,7 @@ class Schedule:
     checkpoint_every: int
     evaluate_every: int
     learning_rate: optax.Schedule
+    checkpoint_minutes: float = 10.0
 
     def is_due(self, every: int, step: int) -> bool:
         """Whether something with an interval of `every` steps (0: never) follows this step."""

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from etils import epath
@@ -11,6 +11,10 @@ from ml_collections import ConfigDict
 
 from simclr_jax.config import ConfigError
 from simclr_jax.config import pretraining as configuration
+from simclr_jax.training.checkpoint_errors import check_path
+
+# What a run leaves in its directory.
+TRACES = ('checkpoints', 'damaged', 'metrics.jsonl')
 
 
 def write_whole(path: epath.Path, content: str | Callable[[IO[bytes]], None]) -> None:
@@ -57,11 +61,11 @@ def set_aside(path: epath.Path, suffix: str) -> epath.Path:
     return path.rename(target)
 
 
-def claim(workdir: str, config: ConfigDict, *, allow_change: bool) -> list[str]:
-    """Makes a directory the work directory of a configuration. It may already be that.
+def check_claim(workdir: str, config: ConfigDict, *, allow_change: bool) -> list[str]:
+    """Checks whether a directory can be the work directory of a configuration. Nothing is written.
 
     Args:
-        workdir: Directory, local or gs://. It is made where it does not exist.
+        workdir: Directory, local or gs://.
         config: Checked configuration of the run.
         allow_change: Whether to take over the directory of another configuration.
 
@@ -70,24 +74,71 @@ def claim(workdir: str, config: ConfigDict, *, allow_change: bool) -> list[str]:
         none.
 
     Raises:
-        ConfigError: The directory belongs to another configuration, or cannot be written.
+        ConfigError: The directory belongs to another or an unknown configuration, or cannot be read.
+        CheckpointError: Checkpoints below this path could not be read.
     """
-    path = epath.Path(workdir) / 'config.json'
-    try:
-        changed = configuration.differences(read_config(workdir), config) if path.exists() else []
-        if changed and not allow_change:
+    directory = epath.Path(workdir)
+    check_path(str(directory.absolute()))
+    with _usable(workdir):
+        is_claimed = (directory / 'config.json').exists()
+        remains = [name for name in TRACES if _holds_something(directory / name)]
+        if remains and not is_claimed:
             raise ConfigError(
                 [
-                    f'--workdir={workdir} holds a run of another configuration (saved -> wanted):',
-                    *(f'  {line}' for line in changed),
-                    'Choose another --workdir, undo these changes, or resume with them by --allow-config-change',
+                    f'--workdir={workdir} holds {", ".join(remains)} but no config.json, so that it is not known which '
+                    'configuration they belong to; put its config.json back, or choose another --workdir'
                 ]
             )
+        changed = configuration.differences(read_config(workdir), config) if is_claimed else []
+    if changed and not allow_change:
+        raise ConfigError(
+            [
+                f'--workdir={workdir} holds a run of another configuration (saved -> wanted):',
+                *(f'  {line}' for line in changed),
+                'Choose another --workdir, undo these changes, or resume with them by --allow-config-change',
+            ]
+        )
+    return changed
+
+
+def claim(workdir: str, config: ConfigDict, *, allow_change: bool) -> list[str]:
+    """Makes a directory the work directory of a configuration. It may already be that.
+
+    A directory that once held a run never starts a new one in its place. With config.json and checkpoints the run
+    resumes. With config.json and no checkpoint it starts at step 0 again: it was interrupted before its first one,
+    and metrics.jsonl is set aside. With damaged checkpoints alone, `Checkpoints.restore` refuses. Without config.json,
+    any of TRACES is refused.
+
+    Args:
+        workdir: Directory, local or gs://. It is made where it does not exist.
+        config: Checked configuration of the run.
+        allow_change: Whether to take over the directory of another configuration.
+
+    Returns:
+        The changed fields, see `check_claim`.
+
+    Raises:
+        ConfigError, CheckpointError: See `check_claim`. Or the directory cannot be written.
+    """
+    changed = check_claim(workdir, config, allow_change=allow_change)
+    path = epath.Path(workdir) / 'config.json'
+    with _usable(workdir):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, configuration.to_json(config))
+    return changed
+
+
+@contextlib.contextmanager
+def _usable(workdir: str) -> Iterator[None]:
+    """Turns an error of the file system into one that names the option."""
+    try:
+        yield
     except OSError as error:
         raise ConfigError([f'--workdir={workdir} cannot be used: {error.strerror or error}; choose another']) from error
-    return changed
+
+
+def _holds_something(path: epath.Path) -> bool:
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
 
 
 def read_config(workdir: str) -> ConfigDict:

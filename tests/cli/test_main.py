@@ -4,15 +4,19 @@ import errno
 import os
 import pathlib
 import resource
+import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 
 import simclr_jax
 from simclr_jax import pretraining
 from simclr_jax.cli.main import main
 from simclr_jax.training import workdir
+from simclr_jax.training.loop import Preempted
+from simclr_jax.training.meter import NotFiniteError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 DIGITS = f'--config={REPOSITORY}/configs/digits.py'
@@ -287,20 +291,51 @@ def test_an_override_without_value_takes_no_other_option_for_it(mistake, tmp_pat
         assert '--config.seed: needs a value; write --config.seed=VALUE' in mistake('train', DIGITS, *arguments)
 
 
-def test_failures_and_interruptions_are_told_apart(capsys, monkeypatch, tmp_path):
-    from simclr_jax.training.meter import NotFiniteError
+@pytest.mark.parametrize(
+    'error, code, words',
+    [
+        (NotFiniteError('the loss is nan at step 3'), 1, 'the loss is nan at step 3'),
+        (Preempted('stopped by SIGTERM: saved', signal.SIGTERM), 42, 'stopped by SIGTERM: saved'),
+        (Preempted('stopped by SIGHUP: saved', signal.SIGHUP), 42, 'stopped by SIGHUP: saved'),
+        # The launchers do not start again what Ctrl-C has ended.
+        (Preempted('stopped by SIGINT: saved', signal.SIGINT), 1, 'stopped by SIGINT: saved'),
+        (
+            jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.\n  stack'),
+            2,
+            'no memory left (RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.). Set a smaller '
+            '--config.batch_size; or keep it and set --config.microbatch, --config.model.remat=1,2,3,4, ',
+        ),
+        (MemoryError('Unable to allocate 9 TiB'), 2, 'no memory left (Unable to allocate 9 TiB). Set a smaller'),
+        (
+            OSError(errno.ENOSPC, 'No space left on device', 'a'),
+            2,
+            'a: No space left on device. Make room on',
+        ),
+        (PermissionError(errno.EACCES, 'Permission denied', 'a'), 2, 'a: Permission denied. Allow this, or choose'),
+    ],
+)
+def test_how_a_command_ends(capsys, monkeypatch, tmp_path, error, code, words):
+    def fail(*arguments, **options):
+        raise error
 
-    for error, words in (
-        (NotFiniteError('the loss is nan at step 3'), 'the loss is nan at step 3'),
-        (KeyboardInterrupt(), 'the same command resumes'),
-    ):
+    monkeypatch.setattr(pretraining, 'pretrain', fail)
+    assert main(['train', DIGITS, f'--workdir={tmp_path}']) == code
+    told = capsys.readouterr().err
+    assert words in told
+    assert 'stack' not in told
 
-        def fail(*arguments, error=error, **options):
-            raise error
 
-        monkeypatch.setattr(pretraining, 'pretrain', fail)
-        assert main(['train', DIGITS, f'--workdir={tmp_path}']) == 1
-        assert words in capsys.readouterr().err
+@pytest.mark.parametrize('saved', [[], ['4', '12', '16.orbax-checkpoint-tmp']])
+def test_a_signal_before_the_first_step_is_told_with_what_is_saved(capsys, monkeypatch, tmp_path, saved):
+    for name in saved:
+        (tmp_path / 'checkpoints' / name).mkdir(parents=True)
+    monkeypatch.setattr(pretraining, 'pretrain', lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    handler = signal.getsignal(signal.SIGTERM)
+    assert main(['train', DIGITS, f'--workdir={tmp_path}']) == 42
+    assert signal.getsignal(signal.SIGTERM) == handler
+    told = capsys.readouterr().err
+    assert ('the newest checkpoint is of step 12, and the same command resumes there' in told) == bool(saved)
+    assert ('no checkpoint is saved yet, so that the same command starts at step 0' in told) == (not saved)
 
 
 def test_compiled_programs_are_kept_where_nothing_else_is_said(tmp_path, monkeypatch, capsys):
@@ -317,12 +352,3 @@ def test_compiled_programs_are_kept_where_nothing_else_is_said(tmp_path, monkeyp
     assert main(['evaluate', f'--workdir={tmp_path}/none']) == 2
     assert os.environ['JAX_COMPILATION_CACHE_DIR'] == 'gs://mine'
     assert 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ
-
-
-def test_a_full_disk_is_told(monkeypatch, mistake, tmp_path):
-    def train(*arguments, **options):
-        raise OSError(errno.ENOSPC, 'No space left on device', 'metrics.jsonl')
-
-    monkeypatch.setattr(pretraining, 'pretrain', train)
-    told = mistake('train', DIGITS, f'--workdir={tmp_path}/run')
-    assert 'metrics.jsonl: No space left on device. Make room on the disk; the same command then resumes' in told

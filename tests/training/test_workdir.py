@@ -8,6 +8,7 @@ from etils import epath
 
 from simclr_jax.config import ConfigError, base_config, flatten
 from simclr_jax.training import workdir
+from simclr_jax.training.checkpoints import CheckpointError
 from simclr_jax.training.log import Log
 
 
@@ -51,6 +52,33 @@ def test_another_configuration_is_accepted_where_allowed(tmp_path):
     assert workdir.claim(str(tmp_path), other, allow_change=True) == ['loss.temperature: 0.1 -> 0.5']
     assert workdir.read_config(str(tmp_path)).loss.temperature == 0.5
     assert workdir.claim(str(tmp_path), other, allow_change=False) == []
+
+
+@pytest.mark.parametrize('trace', ['checkpoints/8/model', 'damaged/4/model', 'metrics.jsonl'])
+def test_what_a_run_left_without_its_configuration_is_refused(tmp_path, trace):
+    (tmp_path / trace).mkdir(parents=True)
+    before = sorted(tmp_path.rglob('*'))
+    if trace == 'metrics.jsonl':
+        (tmp_path / trace).rmdir()
+        (tmp_path / trace).write_text('{"step": 4}')
+    for allow_change in (False, True):
+        with pytest.raises(
+            ConfigError, match=rf'holds {trace.split("/")[0]} but no config\.json.* put its config\.json'
+        ):
+            workdir.claim(str(tmp_path), base_config(), allow_change=allow_change)
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_checking_writes_nothing(tmp_path):
+    directory = tmp_path / 'run'
+    assert workdir.check_claim(str(directory), base_config(), allow_change=False) == []
+    assert not directory.exists()
+
+
+def test_a_path_below_which_no_checkpoint_can_be_read_is_refused_before_it_is_made(tmp_path):
+    with pytest.raises(CheckpointError, match=r'contains \['):
+        workdir.check_claim(str(tmp_path / '[lr=0.1]'), base_config(), allow_change=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize('damage', [b'', b'{"seed": 0, "batch_', b'\xff\xfe\x00', b'[1, 2]', b'null', b'{"sead": 0}'])

@@ -4,7 +4,9 @@ On two devices. training/test_step.py runs the step on eight.
 """
 
 import json
+import os
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -18,12 +20,17 @@ from simclr_jax.config import load_config
 from simclr_jax.data import feed
 from simclr_jax.evaluation.extractor import make_baseline, open_extractor
 from simclr_jax.training import loop
+from simclr_jax.training.lock import Lock
 from support.paths import REPOSITORY, SHARED
 from support.runs import DIGITS_HERE, assert_same_bits, mesh_of_two, model_of, rows_of
 
 
 def train(workdir, *options, base=DIGITS_HERE):
     return main(['train', *base, f'--workdir={workdir}', *options])
+
+
+def contents_of(directory):
+    return {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()}
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -90,6 +97,29 @@ class TestFinishedRun:
         assert '-> 0.7' in message
         assert 'seed: 0 -> 3' in message
         assert '--allow-config-change' in message
+
+    def test_a_change_of_shapes_moves_and_writes_nothing(self, finished, capsys):
+        before = contents_of(finished)
+        changes = '--config.model.width=0.0625', '--config.optimizer.name=adam', '--config.head.layers=3'
+        assert train(finished, *changes, '--allow-config-change') == 2
+        message = capsys.readouterr().err
+        assert 'belongs to another model or optimiser' in message
+        assert f'--config.init_from={finished}' in message
+        assert 'Traceback' not in message
+        assert contents_of(finished) == before
+
+    def test_a_second_training_in_the_directory_is_refused(self, finished, capsys):
+        before = contents_of(finished)
+        with Lock(str(finished), 'train'):
+            assert train(finished) == 2
+        assert f'is in use by another process (process {os.getpid()} on ' in capsys.readouterr().err
+        assert contents_of(finished) == before
+
+    def test_without_its_configuration_nothing_starts(self, finished, tmp_path, capsys):
+        shutil.copytree(finished, tmp_path / 'run')
+        (tmp_path / 'run' / 'config.json').unlink()
+        assert train(tmp_path / 'run') == 2
+        assert 'but no config.json' in capsys.readouterr().err
 
     def test_what_changes_no_parameter_may_change(self, finished):
         assert train(finished, '--config.log_every_steps=5', '--config.knn.k=7') == 0
