@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from simclr_jax import distributed, sharding
 from simclr_jax.build import Program, make_program, make_schedule
 from simclr_jax.config import ConfigError, check
+from simclr_jax.config.paths import directory_path
 from simclr_jax.data.feed import open_feed
 from simclr_jax.data.sources import align_classes, load_examples, without_multi_labels
 from simclr_jax.data.spec import DataError, Examples
@@ -57,6 +58,7 @@ def pretrain(
     problems = check(config)
     if problems:
         raise ConfigError(problems)
+    directory = directory_path(directory)
     mesh = sharding.make_mesh()
 
     def prepare():
@@ -123,6 +125,7 @@ def _initialised_from(directory: str, state: TrainState, mesh: Mesh, say: Say) -
         ConfigError: The encoder of the other run has another shape, or the directory holds no run.
         CheckpointError: The other run has no undamaged checkpoint.
     """
+    directory = directory_path(directory)
     workdir.read_config(directory)
     source = Checkpoints(directory, say=say, reads_only=True)
     loaded, step = source.restore_model(mesh)
@@ -160,7 +163,7 @@ def _online_knn(
             bank.labels,
             queries.values,
             queries.labels,
-            k=config.knn.k,
+            k=sorted({min(k, len(bank.labels)) for k in config.knn.k}),
             temperature=config.knn.temperature,
             num_classes=examples.num_classes,
         )
@@ -183,6 +186,11 @@ def _introduce(
     labels = f'{examples.num_classes} classes' if examples.num_classes else 'no labels'
     evaluated = f', evaluated on {eval_examples.name} ({eval_examples.size:,})' if eval_examples else ''
     say(f'Data: {examples.name}, {examples.size:,} images, {labels}{evaluated}; feed: {program.feed.name}.')
+    for note in dict.fromkeys((*examples.notes, *(eval_examples.notes if eval_examples else ()))):
+        say(note)
+    bank_size = min(config.knn.bank_images, examples.size)
+    if eval_examples and examples.num_classes and max(config.knn.k) > bank_size:
+        say(f'knn.k={config.knn.k}: the bank has only {bank_size} images; they all vote where k is larger.')
     say(
         f'Model: ResNet-{config.model.depth} x{config.model.width:g}, {count:,} parameters, '
         f'{config.head.kind} head; loss {config.loss.name}.'

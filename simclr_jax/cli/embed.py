@@ -6,7 +6,7 @@ Examples:
 
 An .npz file holds the arrays features [N, F], labels [N] (or [N, K] if an image has several), ids [N] and index [N].
 A .parquet file holds one row per image. The images need no labels. The command lists files that it cannot read as
-images and leaves them out.
+images and leaves them out. An image file with a comma in its name needs quotes: --neighbours='"a,b.jpg",c.jpg'.
 """
 
 import argparse
@@ -16,16 +16,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from simclr_jax.cli.options import needed_path, path
+
 NAME = 'embed'
 SUMMARY = 'write the features of images to a file, and draw nearest neighbours'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's options."""
-    parser.add_argument('--workdir', required=True, metavar='DIR', help='work directory of a `simclr train`')
+    parser.add_argument(
+        '--workdir', required=True, type=needed_path, metavar='DIR', help='work directory of a `simclr train`'
+    )
     parser.add_argument(
         '--dataset',
         default='',
+        type=path,
         metavar='NAME',
         help='TFDS name, directory of images or .npz file (default: data of the pretraining)',
     )
@@ -35,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='NAME',
         help='split of the data set (default: test, or all images without splits)',
     )
-    parser.add_argument('--out', required=True, metavar='FILE', help='file to write, *.npz or *.parquet')
+    parser.add_argument(
+        '--out', required=True, type=needed_path, metavar='FILE', help='file to write, *.npz or *.parquet'
+    )
     parser.add_argument('--overwrite', action='store_true', help='replace existing files')
     parser.add_argument(
         '--layer', default='h', metavar='NAME', help='features: h (default), or the pooled maps feature1 to feature5'
@@ -45,7 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--k', type=int, default=8, metavar='N', help='number of neighbours to draw (default: 8)')
     parser.add_argument(
-        '--picture', default='', metavar='FILE', help='picture of the neighbours (default: the name of --out with .png)'
+        '--picture',
+        default='',
+        type=path,
+        metavar='FILE',
+        help='picture of the neighbours (default: the name of --out with .png)',
     )
     parser.add_argument(
         '--image-size',
@@ -65,12 +76,14 @@ def run(options: argparse.Namespace) -> int:
 
     from simclr_jax import distributed
     from simclr_jax.config import ConfigError
+    from simclr_jax.config.overrides import split_list
+    from simclr_jax.config.paths import user_path
     from simclr_jax.evaluation import embed
     from simclr_jax.evaluation.extractor import open_extractor
     from simclr_jax.report import neighbours
 
     out = epath.Path(options.out)
-    names = [name.strip() for name in options.neighbours.split(',') if name.strip()]
+    names = [user_path(name) for name in split_list(options.neighbours) if name]
     picture = epath.Path(options.picture) if options.picture else out.with_suffix('.png')
     problems = _problems(options, out, picture if names else None)
     if problems:
@@ -80,6 +93,8 @@ def run(options: argparse.Namespace) -> int:
     encoder, step = open_extractor(options.workdir, image_size=options.image_size, batch_size=options.batch_size)
     examples = embed.open_split(encoder.config.data, options.dataset, options.split)
     distributed.say(f'Step {step} of {options.workdir}; {examples.name}, {examples.size:,} images.')
+    for note in examples.notes:
+        distributed.say(note)
     queries = neighbours.open_queries(names, examples, encoder, options.layer)
     started = time.perf_counter()
     with _progress(examples.size) as progress:
@@ -120,15 +135,15 @@ def _problems(options: argparse.Namespace, out, picture) -> list[str]:
         problems.append(f'--picture={options.picture}: only neighbours are drawn; add --neighbours=IMAGE,IMAGE')
     if out.suffix == '.parquet' and importlib.util.find_spec('pyarrow') is None:
         problems.append(f'--out={out}: a .parquet file needs pyarrow; pip install pyarrow, or write an .npz file')
-    for name, path, endings in (('out', out, ENDINGS), ('picture', picture, ('.png',))):
-        if path is None:
+    for name, file, endings in (('out', out, ENDINGS), ('picture', picture, ('.png',))):
+        if file is None:
             continue
-        if path.suffix not in endings:
-            problems.append(f'--{name}={path}: must end in {" or ".join(endings)}')
-        elif not path.parent.is_dir():
-            problems.append(f'--{name}={path}: there is no directory {path.parent}; make it first')
-        elif path.exists() and not options.overwrite:
-            problems.append(f'--{name}={path}: the file exists; choose another, or replace it with --overwrite')
+        if file.suffix not in endings:
+            problems.append(f'--{name}={file}: must end in {" or ".join(endings)}')
+        elif not file.parent.is_dir():
+            problems.append(f'--{name}={file}: there is no directory {file.parent}; make it first')
+        elif file.exists() and not options.overwrite:
+            problems.append(f'--{name}={file}: the file exists; choose another, or replace it with --overwrite')
     return problems
 
 
@@ -160,7 +175,9 @@ def _tell_unreadable(paths: list[str]) -> None:
     if not paths:
         return
     shown = paths[:20]
+    from simclr_jax.config.paths import printable
+
     print(f'{len(paths)} files could not be read as images and were left out:')
-    print(*(f'  {path}' for path in shown), sep='\n')
+    print(*(f'  {printable(name)}' for name in shown), sep='\n')
     if len(paths) > len(shown):
         print(f'  and {len(paths) - len(shown)} more')

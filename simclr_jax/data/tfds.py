@@ -1,15 +1,21 @@
 """Source: data sets prepared by TensorFlow Datasets. Behind the TensorFlow door: imported only when used."""
 
 import dataclasses
+import difflib
+import os
+import re
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from simclr_jax.config.paths import user_path
 from simclr_jax.data.spec import DataError, Encoded, Examples, Streamed
 from simclr_jax.data.streams import stored_rows
 
+# Environment variable. '1' allows data sets of communities, whose code comes from the network.
+COMMUNITIES_ALLOWED = 'SIMCLR_TFDS_COMMUNITY'
 # Examples that are parsed by one call.
 _BLOCK = 1024
 
@@ -119,13 +125,16 @@ def open_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         data_dir: Directory of prepared data sets, see `load_tfds`.
 
     Raises:
-        DataError: The data set is unknown or not prepared.
+        DataError: The data set is unknown, not prepared, or of a community whose code TFDS would fetch.
     """
+    _refuse_communities(name)
     try:
-        builder = tfds.builder(name, data_dir=data_dir or None)
-    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
+        builder = tfds.builder(name, data_dir=user_path(data_dir) or None)
+    except (tfds.core.DatasetNotFoundError, ValueError, TypeError, AssertionError, ImportError) as error:
         first_line = str(error).strip().splitlines()[0]
-        raise DataError(f'data.name={name}: TensorFlow Datasets cannot load it: {first_line}') from error
+        raise DataError(
+            f'data.name={name}: TensorFlow Datasets cannot load it: {first_line}{_nearest(name)}'
+        ) from error
     if not builder.info.splits:
         raise DataError(
             f'data.name={name} is not prepared in {builder.data_path.parent}; set TFDS_DATA_DIR '
@@ -133,6 +142,29 @@ def open_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
             f'python -m tensorflow_datasets.scripts.cli.main build {name}'
         )
     return builder
+
+
+def _refuse_communities(name: str) -> None:
+    """Raises DataError for a name like 'kubric:movi_a', unless the environment allows it.
+
+    TFDS looks such names up in the network and runs what it finds there. A config.json from elsewhere must not decide
+    about that, so no field allows it.
+    """
+    namespace, colon, rest = name.partition(':')
+    is_version = re.fullmatch(r'[\d*]+([.][\d*]+)*', rest.partition('/')[0])
+    if colon and not is_version and os.environ.get(COMMUNITIES_ALLOWED) != '1':
+        raise DataError(
+            f'data.name={name}: TensorFlow Datasets would fetch data sets of {namespace} from the network; prepare a '
+            f'data set of its own, or allow it with the environment variable {COMMUNITIES_ALLOWED}=1'
+        )
+
+
+def _nearest(name: str) -> str:
+    """Names of TFDS that are similar to an unknown one, as a question."""
+    known = tfds.list_builders(with_community_datasets=False)
+    plain = re.split('[:/]', name)[0]
+    nearest = [] if plain in known else difflib.get_close_matches(plain, known, n=3)
+    return f'; did you mean {" or ".join(nearest)}?' if nearest else ''
 
 
 def _stored_bytes(builder, size: int) -> float:

@@ -11,6 +11,7 @@ from simclr_jax.data.sources import align_classes, load_examples
 from simclr_jax.data.spec import DataError, Examples
 from simclr_jax.data.subsets import train_validation_split
 from simclr_jax.data.suite import resolve_dataset
+from simclr_jax.evaluation.embed import open_split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +45,17 @@ class Dataset:
     @property
     def description(self) -> str:
         """The splits with their sizes."""
+        if self.train is self.test:
+            return f'{self.test.name} ({self.test.size:,})'
         learnt = [part for part in (self.train, self.validation) if part is not None]
         sources = ' and '.join(f'{part.name} ({part.size:,})' for part in learnt)
         return f'{sources} -> {self.test.name} ({self.test.size:,})'
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines for the user about the splits."""
+        parts = [part for part in (self.train, self.validation, self.test) if part is not None]
+        return list(dict.fromkeys(note for part in parts for note in part.notes))
 
     def published(self, labels: Labels) -> 'Dataset | None':
         """This data set with a published subset in place of `train`. None if no subset has this label budget."""
@@ -105,7 +114,10 @@ def open_dataset(text: str, home: ConfigDict) -> Dataset:
         with data.unlocked():
             data.update(spec.data_fields())
     if not data.eval_split:
-        raise DataError("data.eval_split='': the pretraining had no split to evaluate on; choose a --dataset")
+        raise DataError(
+            "data.eval_split='': the pretraining had no split to evaluate on; choose a --dataset, or "
+            '--protocols=measures, which needs no labels'
+        )
     train = load_examples(data, data.split)
     validation = None
     if spec is not None and spec.validation_split:
@@ -117,6 +129,23 @@ def open_dataset(text: str, home: ConfigDict) -> Dataset:
         metric = spec.metric(train)
         remark = spec.size_difference(train.size + (validation.size if validation else 0), test.size)
     return Dataset(dataset_name(text, home), data, train, validation, test, metric, remark)
+
+
+def open_images(text: str, home: ConfigDict) -> Dataset:
+    """Opens images to measure without labels: the test split, or all images where there are no splits.
+
+    Args:
+        text: Name of the data set, see `embed.open_split`. '' means the data of the pretraining.
+        home: Group `data` of the pretraining's configuration.
+
+    Returns:
+        A data set whose only split serves for learning and testing.
+
+    Raises:
+        DataError: The data set does not exist, is not prepared, or has no image.
+    """
+    images = open_split(home, text, '')
+    return Dataset(dataset_name(text, home), home, images, None, images, 'top1')
 
 
 def dataset_name(text: str, home: ConfigDict) -> str:

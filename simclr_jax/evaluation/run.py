@@ -7,8 +7,9 @@ from ml_collections import ConfigDict
 from simclr_jax import distributed
 from simclr_jax.config import ConfigError, check_evaluation
 from simclr_jax.config.label_budget import Labels, parse_labels
+from simclr_jax.config.paths import directory_path
 from simclr_jax.data.spec import DataError
-from simclr_jax.evaluation.datasets import Dataset, dataset_name, open_dataset
+from simclr_jax.evaluation.datasets import Dataset, dataset_name, open_dataset, open_images
 from simclr_jax.evaluation.extractor import FeatureExtractor, make_baseline, open_extractor
 from simclr_jax.evaluation.protocols import PROTOCOLS, Protocol
 from simclr_jax.evaluation.protocols.measurement import Measurement
@@ -37,12 +38,15 @@ def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = pr
     problems = check_evaluation(config)
     if problems:
         raise ConfigError(problems)
+    directory = directory_path(directory)
     protocols = [protocol for name in config.protocols for protocol in PROTOCOLS if protocol.name == name]
     home = workdir.read_config(directory).data
     earlier = read_results(directory)
-    datasets = _open_all(config.datasets, home)
+    datasets = _open_all(config.datasets, home, any(protocol.needs_labels for protocol in protocols))
     for dataset in datasets:
         _check(dataset, protocols)
+        for note in dataset.notes:
+            say(note)
     trained, step = open_extractor(
         directory,
         image_size=config.image_size,
@@ -70,12 +74,13 @@ def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = pr
     return results
 
 
-def _open_all(names: tuple[str, ...], home: ConfigDict) -> list[Dataset]:
-    """Opens all data sets. The error names all that cannot be opened."""
+def _open_all(names: tuple[str, ...], home: ConfigDict, needs_labels: bool) -> list[Dataset]:
+    """Opens all data sets, without labels only what is to be measured. The error names all that cannot be opened."""
+    open_one = open_dataset if needs_labels else open_images
     datasets, problems = [], []
     for text in names:
         try:
-            datasets.append(open_dataset(text, home))
+            datasets.append(open_one(text, home))
         except DataError as error:
             problems.append(str(error))
     if problems:
@@ -98,7 +103,7 @@ def _measurements(
             say(dataset.remark)
         for protocol in protocols:
             for labels in _budgets(protocol, extractor, dataset, asked, say):
-                yield protocol, Measurement(extractor, dataset, labels, config, directory)
+                yield protocol, Measurement(extractor, dataset, labels, config, directory, say)
 
 
 def _budgets(

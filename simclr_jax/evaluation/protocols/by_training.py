@@ -50,6 +50,9 @@ from simclr_jax.training.task import Step, Task
 VIEW = 'crop flip'
 CHECKPOINTS_PER_TRAINING = 10
 
+# Bytes of a training's name in the name of its directory.
+LONGEST_NAME = 120
+
 
 class SupervisedTask(Task, Protocol):
     """A task whose predictions are scored.
@@ -292,6 +295,8 @@ def _claim(trainer: Trainer, settings: ConfigDict, programs: Programs, name: str
     text = json.dumps(identity, indent=2) + '\n'
     plain = ''.join(letter if letter.isalnum() or letter in '.-%' else '_' for letter in name)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    # File systems allow names of 255 bytes. The name may be a path, whose end says most.
+    plain = plain.encode()[-LONGEST_NAME:].decode(errors='ignore')
     directory = epath.Path(measurement.directory) / 'trained' / f'{trainer.protocol}-{plain}-{digest}'
     if distributed.is_first():
         directory.mkdir(parents=True, exist_ok=True)

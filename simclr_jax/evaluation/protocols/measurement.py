@@ -1,6 +1,7 @@
 """The input of every protocol."""
 
 import dataclasses
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
@@ -19,6 +20,7 @@ class Measurement:
         labels: Label budget. Protocols that have their own budget, or none, do not read it.
         config: Checked configuration of the evaluation.
         directory: Work directory of the encoder, local or gs://. Protocols that train keep their runs there.
+        say: Function that receives lines for the user.
     """
 
     extractor: FeatureExtractor
@@ -26,3 +28,4 @@ class Measurement:
     labels: Labels
     config: ConfigDict
     directory: str
+    say: Callable[[str], None] = print

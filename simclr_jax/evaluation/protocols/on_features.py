@@ -49,8 +49,16 @@ Classify = Callable[[Material, Labels], dict[str, np.ndarray]]
 
 
 def knn(measurement: Measurement) -> list[Score]:
-    """Scores of cosine kNN, one for each k."""
-    return _scores('knn', classify_by_knn, measurement, {'h': ''}, measurement.dataset.metric)
+    """Scores of cosine kNN, one for each k. A k above the size of the bank, or of a class of it, is lowered to that."""
+    scores = _scores('knn', classify_by_knn, measurement, {'h': ''}, measurement.dataset.metric)
+    measured = [score.detail for score in scores]
+    left_out = [k for k in measurement.config.knn.k if f'k={k}' not in measured]
+    if left_out:
+        measurement.say(
+            f'knn.k={",".join(map(str, left_out))}: more than can be right, of {measurement.dataset.name} with '
+            f'{measurement.labels} labels; measured with {measured[-1]} instead.'
+        )
+    return scores
 
 
 def linear(measurement: Measurement) -> list[Score]:
