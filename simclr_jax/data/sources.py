@@ -26,7 +26,7 @@ def load_examples(data: ConfigDict, split: str) -> Examples:
 
 def _tfds(data: ConfigDict, split: str) -> Examples:
     # Imported here: it needs TensorFlow.
-    with needs_tensorflow('data.source=tfds', 'choose data.source=folder or arrays'):
+    with needs_tensorflow(f'data.source=tfds (data.name={data.name})', 'choose data.source=folder or arrays'):
         from simclr_jax.data.tfds import load_tfds
 
     return load_tfds(

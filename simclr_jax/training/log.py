@@ -33,7 +33,8 @@ class Log:
             try:
                 self._events = EventFile(str(epath.Path(workdir) / 'tensorboard'))
             except ModuleNotFoundError as error:
-                self.say(f'No TensorBoard events: the package {error.name} is not installed.')
+                package = str(error.name).partition('.')[0]
+                self.say(f'No TensorBoard events: the package {package} is not installed.')
 
     def say(self, text: str) -> None:
         """Writes a line for the user."""

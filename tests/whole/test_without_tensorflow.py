@@ -114,8 +114,8 @@ def test_folders_and_jpegs_in_arrays_are_trained_on_and_name_what_is_damaged(res
 @pytest.mark.parametrize(
     'name, subject',
     [
-        ('tfds', 'data.source=tfds'),
-        ('dataset', 'the data set cifar10'),
+        ('tfds', 'data.source=tfds (data.name=cifar10)'),
+        ('dataset', 'data.source=tfds (data.name=cifar10)'),
         ('host', 'data.feed=host'),
         ('finetune', 'the augmentation by the host'),
     ],
