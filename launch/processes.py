@@ -151,10 +151,13 @@ def _start_watcher() -> int:
         The writing end of a pipe to the watcher. It takes process numbers, and 'end' after the end of the job.
     """
     reading, writing = os.pipe()
-    if os.fork():
+    if child := os.fork():
         os.close(reading)
+        os.waitpid(child, 0)
         return writing
     os.setsid()  # what kills the group of this program leaves the watcher alive
+    if os.fork():
+        os._exit(0)  # the watcher is no child of this program, whose children are the processes of the job
     os.close(writing)
     silent = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):

@@ -1,7 +1,6 @@
 """The processes of a job: how they find each other, agree and end together.
 
-If one process is lost, the others end too. JAX's coordination service misses the heartbeats of the lost process and
-aborts all others (SIGABRT), wherever they wait. The message names the number of the lost process.
+If one process is lost, the others end too, wherever they wait: see `liveness`.
 """
 
 import os
@@ -10,13 +9,14 @@ import threading
 import time
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from simclr_jax import liveness
 from simclr_jax.config import ConfigError
 
 # A process counts as lost after this number of seconds without a heartbeat.
@@ -33,6 +33,8 @@ NUMBERS = ('JAX_PROCESS_ID', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 Result = TypeVar('Result')
+# The watch on the other processes, from `start` to `leave_together`.
+_watch: liveness.Watch | None = None
 
 
 class FailedElsewhere(RuntimeError):
@@ -59,6 +61,9 @@ def start(*, saves: bool = True) -> None:
     arguments = find_job(os.environ, has_tpu())
     if arguments is None:
         return
+    global _watch
+    # JAX's service must not abort this process when another one is lost. `liveness` ends it in order.
+    jax.config.update('jax_enable_recoverability', True)
     handler = signal.getsignal(signal.SIGTERM)
     try:
         jax.distributed.initialize(
@@ -71,6 +76,7 @@ def start(*, saves: bool = True) -> None:
         raise ConfigError([f'the environment describes this job incompletely: {error}; see launch/']) from error
     except RuntimeError as error:
         raise LostError(f'the processes of this job did not find each other: {str(error).splitlines()[0]}') from error
+    _watch = liveness.Watch()
     if not saves and handler is not None:
         signal.signal(signal.SIGTERM, handler)
 
@@ -167,7 +173,22 @@ def leave_together() -> None:
     """
     if jax.distributed.is_initialized():
         wait_for_all('the end')
-        jax.distributed.shutdown()
+        _agree_to_end()
+        if _watch:
+            _watch.leave()
+
+
+def end_for_a_loss() -> NoReturn:
+    """Ends this process at once, because another one is lost. An orderly end would wait for the lost process."""
+    if _watch:
+        _watch.say_farewell()
+    os._exit(liveness.START_AGAIN)
+
+
+def _agree_to_end() -> None:
+    """To be called when all processes know that they end."""
+    if _watch:
+        _watch.agree()
 
 
 def together(action: Callable[[], Result], mistakes: tuple[type[Exception], ...]) -> Result:
@@ -188,9 +209,11 @@ def together(action: Callable[[], Result], mistakes: tuple[type[Exception], ...]
         result = action()
     except mistakes:
         _of_all(True)
+        _agree_to_end()
         raise
     failed = np.flatnonzero(_of_all(False))
     if failed.size:
+        _agree_to_end()
         raise FailedElsewhere(f'process {failed[0]} stopped, see its message')
     return result
 

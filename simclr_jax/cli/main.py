@@ -165,8 +165,7 @@ def _run_to_the_end(options: argparse.Namespace) -> int:
             f'another process of this job is lost; start the whole job again ({str(error).splitlines()[0]})',
             START_AGAIN,
         )
-        # An orderly end would wait for the lost process.
-        os._exit(START_AGAIN)
+        distributed.end_for_a_loss()
 
 
 def _interruption(options: argparse.Namespace, number: signal.Signals) -> str:
