@@ -8,8 +8,10 @@ Examples:
 has commas between its members. A member with a comma in it needs quotes. The configuration file is Python code and is
 executed, so use only files that you trust.
 
-Several processes train together if a scheduler or environment variables describe them as one job (see launch/). After
-SIGTERM the run saves a checkpoint and exits with code 42. The same command then resumes it.
+Several processes train together if a scheduler or environment variables describe them as one job (see launch/).
+
+SIGTERM, SIGHUP and Ctrl-C make the run save a checkpoint and end. The same command then resumes it. The exit code is 42
+after SIGTERM and SIGHUP, so that the launchers restart the run, and 1 after Ctrl-C. A second signal ends it at once.
 """
 
 import argparse

@@ -112,6 +112,7 @@ def action():
     return jax.process_index()
 
 found = [distributed.all_agree(True), distributed.all_agree(jax.process_index() != 2), distributed.is_first()]
+found += [distributed.as_first(jax.process_index() == 0), distributed.as_first(jax.process_index() == 1)]
 found.append(distributed.together(jax.process_count, (ConfigError,)))
 try:
     distributed.together(action, (ConfigError,))
@@ -131,6 +132,8 @@ def test_a_mistake_of_one_stops_all():
     assert done.stdout.count('said') == 1
     found = sorted(json.loads(text) for text in re.findall(r'\[true.*?\]', done.stdout))
     elsewhere = ['FailedElsewhere', 'process 1 stopped, see its message']
-    assert found == [[True, False, False, 3, 'ConfigError', 'mine'], [True, False, False, 3, *elsewhere]] + [
-        [True, False, True, 3, *elsewhere]
+    assert found == [
+        [True, False, False, True, False, 3, 'ConfigError', 'mine'],
+        [True, False, False, True, False, 3, *elsewhere],
+        [True, False, True, True, False, 3, *elsewhere],
     ]

@@ -1,5 +1,6 @@
 """A run that is killed without warning and started again ends in the bits of an undisturbed one."""
 
+import json
 import os
 import random
 import signal
@@ -77,3 +78,27 @@ def test_cifar_killed_at_a_random_step_ends_the_same(tmp_path):
         '--config.log_every_steps=1', '--config.checkpoint_every_steps=2', '--config.knn.every_epochs=0',
     ]  # fmt: skip
     assert_killed_run_ends_the_same(arguments, tmp_path, last_step=12)
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_sigterm_ends_an_evaluation_of_two_processes_and_keeps_its_scores(tmp_path):
+    options = '--config.model.depth=6', '--config.train_steps=2', '--config.knn.every_epochs=0'
+    program = [sys.executable, '-m', 'simclr_jax']
+    subprocess.run([*program, 'train', *DIGITS, *options, f'--workdir={tmp_path}'], **ONE_DEVICE, check=True)
+    evaluate = ['evaluate', f'--workdir={tmp_path}', '--protocols=knn,linear', '--labels=all']
+    launcher = subprocess.Popen(
+        [sys.executable, 'launch/processes.py', '--processes=2', *program, *evaluate],
+        **ONE_DEVICE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines = iter(launcher.stdout.readline, '')
+    assert any('linear, all labels' in line for line in lines)
+    launcher.send_signal(signal.SIGTERM)
+    output = launcher.communicate(timeout=30)[0]
+    assert launcher.returncode == 42, output
+    assert 'simclr: stopped by SIGTERM; finished scores are in result.json' in output
+    assert 'Traceback' not in output
+    assert [score['protocol'] for score in json.loads((tmp_path / 'result.json').read_text())['scores']] == ['knn'] * 4
