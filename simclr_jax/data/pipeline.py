@@ -73,14 +73,15 @@ class TrainBatches(Iterator[Batch]):
             index, wanted = (tf.cast(row[name], tf.int32) for name in ('index', 'wanted'))
             return {'views': views, 'label': row['label'], 'index': index, 'wanted': wanted}
 
-        def open_rows() -> Iterator[Batch]:
-            order = {'batch_size': batch_size, 'seed': seed, 'start_step': self._step, 'share': share}
-            dataset = _training_rows(examples, **order, reading=reading, is_careful=self._is_careful)
+        # Without `self`: a circle of references would keep the threads of a pipeline that nobody reads any more.
+        def open_rows(start_step: int, is_careful: bool) -> Iterator[Batch]:
+            order = {'batch_size': batch_size, 'seed': seed, 'start_step': start_step, 'share': share}
+            dataset = _training_rows(examples, **order, reading=reading, is_careful=is_careful)
             dataset = dataset.map(make_views, num_parallel_calls=_tuned(reading.parallel_calls))
             return _batches(dataset, batch_size // share.count, reading)
 
         self._open_rows = open_rows
-        self._rows = open_rows()
+        self._rows = open_rows(self._step, self._is_careful)
 
     @property
     def unreadable(self) -> list[str]:
@@ -109,7 +110,7 @@ class TrainBatches(Iterator[Batch]):
             if self._is_careful:
                 raise
             self._is_careful = True
-            self._rows = self._open_rows()
+            self._rows = self._open_rows(self._step, self._is_careful)
             return next(self._rows)
 
 
@@ -293,11 +294,7 @@ def _image_reader(examples: Examples) -> Callable[[tf.Tensor], tf.Tensor]:
     assert isinstance(content, Files)
     # Names of files are bytes that need not be UTF-8.
     paths = tf.constant(np.array([os.fsencode(path) for path in content.paths], object))
-
-    def read(path: bytes) -> bytes:
-        return images.read_bytes(os.fsdecode(path), max_pixels)
-
-    return lambda index: decode(tf.numpy_function(read, [tf.gather(paths, index)], tf.string), max_pixels)
+    return lambda index: decode(tf.io.read_file(tf.gather(paths, index)), max_pixels)
 
 
 def decode(file: tf.Tensor, max_pixels: int = MAX_IMAGE_PIXELS) -> tf.Tensor:
