@@ -11,9 +11,16 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from simclr_jax.build import make_task
+from simclr_jax.config import load_config
+from simclr_jax.sharding import make_mesh
+from simclr_jax.training import workdir
+from simclr_jax.training.checkpoints import Checkpoints
+from simclr_jax.training.state import TrainState
 from support.paths import REPOSITORY, SHARED
 from support.runs import DIGITS, model_of, rows_of
 
@@ -196,18 +203,37 @@ CIFAR10 = [
 ]
 
 
+def make_start(directory):
+    """A run that has done nothing, whose parameters are away from where they begin.
+
+    The last scale of a block and all offsets begin at zero, so that rectifiers begin at their kinks. There a sum in
+    another order decides whether a gradient goes through.
+    """
+    options = [option.removeprefix('--config.').split('=', 1) for option in CIFAR10[1:]]
+    config = load_config(CIFAR10[0].removeprefix('--config='), options)
+    mesh = make_mesh(jax.devices()[:1])
+    variables = jax.jit(make_task(config, 10, mesh).init)(jax.random.key(0))
+    params = jax.tree.map(lambda x: jnp.where(jnp.any(x), x, 0.5), variables['params'])
+    workdir.claim(str(directory), config, allow_change=False)
+    checkpoints = Checkpoints(str(directory))
+    checkpoints.save(TrainState(np.int32(0), params, variables['batch_stats'], opt_state={'none': np.zeros(1)}))
+    checkpoints.close()
+
+
 def test_every_layout_is_the_same_run(tmp_path):
     """One process with eight devices, two with four, four with two: 20 steps on CIFAR-10."""
     if not (SHARED / 'data' / 'tfds').is_dir():
         pytest.skip(f'CIFAR-10 is not at {SHARED}')
+    make_start(tmp_path / 'start')
+    arguments = [*CIFAR10, f'--config.init_from={tmp_path}/start']
     layouts = [(1, 8), (2, 4), (4, 2)]
     for processes, devices in layouts:
-        run(processes, devices, tmp_path / f'{processes}x{devices}', CIFAR10)
+        run(processes, devices, tmp_path / f'{processes}x{devices}', arguments)
     # What four processes have saved half-way, one takes to the end.
     other = tmp_path / 'other'
     shutil.copytree(tmp_path / '4x2', other)
     shutil.rmtree(other / 'checkpoints' / '20')
-    assert 'Resuming at step 10' in run(1, 8, other, CIFAR10)
+    assert 'Resuming at step 10' in run(1, 8, other, arguments)
 
     names = [f'{processes}x{devices}' for processes, devices in layouts] + ['other']
     expected, *others = (np.array([row['loss'] for row in rows_of(tmp_path / name)]) for name in names)
