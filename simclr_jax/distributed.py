@@ -179,10 +179,9 @@ def leave_together() -> None:
 
 
 def end_for_a_loss() -> NoReturn:
-    """Ends this process at once, because another one is lost. An orderly end would wait for the lost process."""
-    if _watch:
-        _watch.say_farewell()
-    os._exit(liveness.START_AGAIN)
+    """Ends this process of several with a message and liveness.START_AGAIN, because another one is lost."""
+    assert _watch
+    _watch.end_for_a_loss('another process')
 
 
 def _agree_to_end() -> None:

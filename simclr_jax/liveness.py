@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from typing import NoReturn
 
 import jax
 from jax._src import distributed
@@ -42,7 +43,7 @@ class Watch:
         self._client, self._index = state.client, state.process_id
         self._all = set(range(state.num_processes))
         self._stopped, self._agreed, self._left = threading.Event(), False, False
-        self._unanswered = 0
+        self._telling, self._unanswered = threading.Lock(), 0
         for watcher in (self._ask_who_lives, self._ask_for_news, self._count_silence):
             threading.Thread(target=watcher, daemon=True).start()
         atexit.register(self.leave)
@@ -64,10 +65,24 @@ class Watch:
                 self._wait_until_the_others_left()
             else:
                 self._client.key_value_set(LOST, f'process {self._index}', allow_overwrite=True)
-                self.say_farewell()
+                self._say_farewell()
         jax.distributed.shutdown()
 
-    def say_farewell(self) -> None:
+    def end_for_a_loss(self, lost: str) -> NoReturn:
+        """Ends this process with START_AGAIN. An orderly end would wait for the lost process.
+
+        Args:
+            lost: Name of the lost process. The first call prints it.
+        """
+        with self._telling:
+            if not self._stopped.is_set():
+                self._stopped.set()
+                sys.stderr.write(f'simclr: {lost} of this job is lost; start the whole job again\n')
+                sys.stderr.flush()
+        self._say_farewell()
+        os._exit(START_AGAIN)
+
+    def _say_farewell(self) -> None:
         """Gives the others time to learn from the service, which ends with process 0."""
         if self._index == 0:
             time.sleep(FAREWELL)
@@ -108,11 +123,5 @@ class Watch:
                 self._end('process 0')
 
     def _end(self, lost: str) -> None:
-        if self._stopped.is_set():
-            return
-        self._stopped.set()
-        sys.stderr.write(f'simclr: {lost} of this job is lost; start the whole job again\n')
-        sys.stderr.flush()
-        self.say_farewell()
-        # An orderly end would wait for the lost process.
-        os._exit(START_AGAIN)
+        if not self._stopped.is_set():
+            self.end_for_a_loss(lost)

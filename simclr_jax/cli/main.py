@@ -161,10 +161,6 @@ def _run_to_the_end(options: argparse.Namespace) -> int:
             )
         if not distributed.tells_of_a_loss(error):
             raise
-        _tell(
-            f'another process of this job is lost; start the whole job again ({str(error).splitlines()[0]})',
-            START_AGAIN,
-        )
         distributed.end_for_a_loss()
 
 
