@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from simclr_jax import sharding
 from simclr_jax.config import load_evaluation
 from simclr_jax.config.label_budget import Labels
 from simclr_jax.evaluation.features import Features
@@ -107,6 +108,6 @@ def test_a_class_absent_from_training_is_never_predicted(protocol):
 
 def test_the_rows_are_divided_among_eight_devices():
     """Where the machines and the regression above are fitted; of 241 rows the last device has a shorter share."""
-    (rows,) = linear_model.on_devices(np.ones((241, 2), np.float32))
+    (rows,) = linear_model.on_devices(sharding.make_mesh(), np.ones((241, 2), np.float32))
     assert len(rows.sharding.device_set) == 8
     assert rows.shape == (248, 2)
