@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh
@@ -17,6 +16,7 @@ from jax.sharding import Mesh
 from simclr_jax import distributed
 from simclr_jax.sharding import replicated
 from simclr_jax.training.checkpoint_errors import CheckpointError, check_path, is_damage, quiet, reason
+from simclr_jax.training.checkpoint_fit import differences, misfit
 from simclr_jax.training.checksum import checksum
 from simclr_jax.training.state import TrainState
 
@@ -24,8 +24,6 @@ __all__ = ['CheckpointError', 'Checkpoints']
 
 # Attempts to read a checkpoint beside a run that saves newer ones and deletes the older ones.
 ATTEMPTS = 10
-# Differing arrays that a message names.
-NAMED = 5
 
 
 class Checkpoints:
@@ -146,19 +144,7 @@ class Checkpoints:
             except Exception:  # Damage, which `restore` names.
                 continue
             if differing:
-                more = [f'  and {len(differing) - NAMED} more'] if len(differing) > NAMED else []
-                raise CheckpointError(
-                    '\n'.join(
-                        [
-                            f'the checkpoint of step {step} in {self._directory} belongs to another model or '
-                            f'optimiser: {len(differing)} arrays differ (saved -> wanted):',
-                            *(f'  {line}' for line in differing[:NAMED]),
-                            *more,
-                            'Undo these changes of the configuration; or choose another --workdir, and take over the '
-                            f'parts that fit by --config.init_from={self._directory.parent}',
-                        ]
-                    )
-                )
+                raise misfit(str(self._directory), step, differing)
             return
 
     def _differences_of(self, step: int, like: TrainState) -> list[str]:
@@ -171,13 +157,7 @@ class Checkpoints:
         for item, part in zip(('model', 'train'), _parts(like), strict=True):
             # Without this file Orbax makes up a description from the names of the arrays.
             (self._directory / str(step) / item / '_METADATA').read_bytes()
-            saved = _described(self._manager.item_metadata(step)[item].tree)
-            wanted = _described(part)
-            lines += [
-                f'{name}: {saved.get(name, "none")} -> {wanted.get(name, "none")}'
-                for name in sorted({*saved, *wanted})
-                if saved.get(name) != wanted.get(name)
-            ]
+            lines += differences(self._manager.item_metadata(step)[item].tree, part)
         return lines
 
     def restore(self, like: TrainState) -> TrainState | None:
@@ -311,12 +291,3 @@ class Checkpoints:
 def _parts(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
     model = {'params': state.params, 'batch_stats': state.batch_stats}
     return model, {'step': state.step, 'opt_state': state.opt_state}
-
-
-def _described(tree: Any) -> dict[str, str]:
-    """Shape and type of each array by its path, as Orbax names it."""
-    return {
-        '/'.join(map(str, path)): f'{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}'
-        for path, leaf in ocp.tree.to_flat_dict(tree).items()
-        if leaf is not None
-    }
