@@ -29,12 +29,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.11',
-    # The configuration files lie beside the package in the repository, and inside of it after an installation.
-    packages=[
-        *find_packages(include=['simclr_jax', 'simclr_jax.*']),
-        'simclr_jax.configs',
-        'simclr_jax.configs.evaluate',
-    ],
+    packages=[*find_packages(include=['simclr_jax', 'simclr_jax.*']), *CONFIGURATIONS],
     package_dir={'simclr_jax.configs': 'configs'},
     package_data={'simclr_jax': ['py.typed']},
     install_requires=[

@@ -107,7 +107,7 @@ install_environment() {
   else
     echo "There are no locked versions for Python $version. Installing the newest ones" >&2
   fi
-  "$place/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check ${locked[@]+"${locked[@]}"} \
+  "$place/bin/python" -m pip install --quiet --disable-pip-version-check ${locked[@]+"${locked[@]}"} \
     --editable "$root${extras:+[${extras// /,}]}"
   printf '%s\n' "$(sums_of_versions)" "$extras" >"$place/installed"
   [ "$place" = "$environment" ] || move_environment "$place"

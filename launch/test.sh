@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks style and types, and runs the tests, in the environment of launch/local.sh.
-#   launch/test.sh                 all tests except the slow ones
+#   launch/test.sh                 all tests except the slow ones and those of launch/matrix.sh
 #   launch/test.sh -m slow         the slow tests
 #   launch/test.sh -m ''           all tests
 #   launch/test.sh ARGUMENTS       with further arguments for pytest: paths, -k NAME, -x ...
@@ -26,7 +26,7 @@ PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/pyright --project pyproject.toml >"$t
 pyright=$!
 
 status=0
-.venv/bin/python -m pytest --numprocesses=2 --dist=loadfile -m 'not slow' "$@" || status=$?
+.venv/bin/python -m pytest --numprocesses=2 --dist=loadfile -m 'not slow and not smoke' "$@" || status=$?
 if ! wait "$pyright"; then
   cat "$types"
   exit 1

@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from simclr_jax import liveness
 from simclr_jax.config import ConfigError
+from simclr_jax.exits import SAME, SIGNALS
 
 # A process counts as lost after this number of seconds without a heartbeat.
 HEARTBEAT_TIMEOUT = 20
@@ -28,9 +29,6 @@ START_TIMEOUT = 300
 # With JAX_COORDINATOR_ADDRESS, these variables may hold the number of processes and the index of this process.
 COUNTS = ('JAX_NUM_PROCESSES', 'SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
 NUMBERS = ('JAX_PROCESS_ID', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
-
-# A scheduler ends a process by SIGTERM, Ctrl-C by SIGINT, a lost terminal by SIGHUP.
-SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 Result = TypeVar('Result')
 # The watch on the other processes, from `start` to `leave_together`.
@@ -179,7 +177,7 @@ def leave_together() -> None:
 
 
 def end_for_a_loss() -> NoReturn:
-    """Ends this process of several with a message and liveness.START_AGAIN, because another one is lost."""
+    """Ends this process of several with a message and exits.START_AGAIN, because another one is lost."""
     assert _watch
     _watch.end_for_a_loss('another process')
 
@@ -261,10 +259,11 @@ class Preemption:
 
     def __enter__(self) -> 'Preemption':
         if threading.current_thread() is threading.main_thread():
-            numbers = SIGNALS if jax.process_count() == 1 else SIGNALS - {signal.SIGTERM}
-            # nohup ignores SIGHUP, and background commands of a shell ignore SIGINT.
-            for number in (number for number in numbers if signal.getsignal(number) != signal.SIG_IGN):
-                self._before[number] = signal.signal(number, self._tell)
+            for number in SIGNALS:
+                is_jax_s = number == signal.SIGTERM and jax.process_count() > 1
+                # nohup ignores SIGHUP, and background commands of a shell ignore SIGINT.
+                if not is_jax_s and signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._tell)
         return self
 
     def __exit__(self, *error) -> None:
@@ -273,8 +272,7 @@ class Preemption:
 
     def _tell(self, number: int, frame: types.FrameType | None) -> None:
         if self._told_at is not None:
-            # A closed terminal sends the same signal more than once.
-            if time.monotonic() - self._told_at < 1:
+            if time.monotonic() - self._told_at < SAME:
                 return
             before = self._before[signal.Signals(number)]
             if callable(before):

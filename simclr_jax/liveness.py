@@ -16,8 +16,8 @@ from typing import NoReturn
 import jax
 from jax._src import distributed
 
-# Exit code of a job that can resume if it is started again.
-START_AGAIN = 42
+from simclr_jax.exits import START_AGAIN
+
 # Seconds between two questions to the coordination service, which runs in process 0.
 INTERVAL = 1.0
 # Process 0 is lost after this number of questions without an answer. JAX itself would abort 5 seconds later.

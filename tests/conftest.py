@@ -7,8 +7,8 @@ import shutil
 import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# Tests compile many programs and run each of them a few times. With these settings the compiler optimises less, and the
-# tests take a third less time.
+# Tests compile many programs and run each of them a few times. With these settings the compiler optimises less, which
+# saves more time than the programs lose.
 COMPILE_SOON = [
     '--xla_backend_optimization_level=1',
     '--xla_llvm_disable_expensive_passes=true',

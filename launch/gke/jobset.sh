@@ -74,7 +74,8 @@ render() {
   for pair in ${node_selector[@]+"${node_selector[@]}"}; do more+=(--node-selector "$pair"); done
   for pair in ${env[@]+"${env[@]}"}; do more+=(--env "$pair"); done
   "$python" "$root/launch/gke/render.py" ${spot:+--spot} ${more[@]+"${more[@]}"} \
-    name="$name" namespace="$namespace" image="$image" service_account="$service_account" accelerator="$gke_accelerator" shape="$shape" hosts="$hosts" slices="$slices" \
+    name="$name" namespace="$namespace" image="$image" service_account="$service_account" \
+    accelerator="$gke_accelerator" shape="$shape" hosts="$hosts" slices="$slices" \
     chips_per_host="$chips_per_host" restarts="$restarts" -- "$@"
 }
 

@@ -174,9 +174,9 @@ def _tell_unreadable(paths: list[str]) -> None:
     """Lists the files that were left out, as many as fit on a screen."""
     if not paths:
         return
-    shown = paths[:20]
     from simclr_jax.config.paths import printable
 
+    shown = paths[:20]
     print(f'{len(paths)} files could not be read as images and were left out:')
     print(*(f'  {printable(name)}' for name in shown), sep='\n')
     if len(paths) > len(shown):

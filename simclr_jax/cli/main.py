@@ -16,9 +16,9 @@ import simclr_jax
 from simclr_jax import cache
 from simclr_jax.cli import config, embed, evaluate, plan, third_parties, train
 from simclr_jax.cli.options import unknown_command, unknown_options
-from simclr_jax.cli.stopping import FAILURE, START_AGAIN, Interrupted, Watch, code_of
+from simclr_jax.cli.stopping import Interrupted, Watch, code_of
+from simclr_jax.exits import FAILURE, START_AGAIN, USER_MISTAKE
 
-USER_MISTAKE = 2
 # What the user can do about an error of the file system.
 CURES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), 'Make room on the disk'),
@@ -27,7 +27,7 @@ CURES = {
 # What the user can do about memory, for each command.
 _LESS_MEMORY = {
     **dict.fromkeys(('evaluate', 'plan', 'config'), 'a smaller --config.batch_size'),
-    'embed': 'a smaller --batch_size',
+    'embed': 'a smaller --batch-size',
     'train': 'a smaller --config.batch_size; or keep it and set --config.microbatch, --config.model.remat=1,2,3,4, '
     '--config.loss.block_size or --config.sharding=fsdp. `simclr plan` tells for a TPU what fits',
 }

@@ -2,7 +2,7 @@
 
 import argparse
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 
 def path(text: str) -> str:
@@ -14,13 +14,9 @@ def path(text: str) -> str:
     Raises:
         argparse.ArgumentTypeError: There is no home directory to put in the place of ~.
     """
-    from simclr_jax.config import ConfigError
     from simclr_jax.config.paths import user_path
 
-    try:
-        return user_path(text)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    return _of_type(user_path, text)
 
 
 def needed_path(text: str) -> str:
@@ -32,9 +28,18 @@ def needed_path(text: str) -> str:
     Raises:
         argparse.ArgumentTypeError: The text is empty, or there is no home directory to put in the place of ~.
     """
-    if not text.strip():
-        raise argparse.ArgumentTypeError('it names no file or directory; give a path, for example runs/digits')
-    return path(text)
+    from simclr_jax.config.paths import directory_path
+
+    return _of_type(directory_path, text)
+
+
+def _of_type(read: Callable[[str], str], text: str) -> str:
+    from simclr_jax.config import ConfigError
+
+    try:
+        return read(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def unknown_command(arguments: Sequence[str], commands: Sequence[str]) -> str:

@@ -10,12 +10,10 @@ import time
 import types
 from collections.abc import Callable
 
-START_AGAIN, FAILURE = 42, 1
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+from simclr_jax.exits import FAILURE, SAME, SIGNALS, START_AGAIN
+
 # Seconds in which a command cleans up. Compilers and devices cannot be interrupted.
 GRACE = 5.0
-# A closed terminal sends the same signal more than once. After this number of seconds it is a second wish.
-SAME = 1.0
 
 
 class Interrupted(KeyboardInterrupt):

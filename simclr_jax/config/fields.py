@@ -20,6 +20,8 @@ BELOW_ONE: Rule = ('a number in [0, 1)', lambda value: 0 <= value < 1)
 COUNTS: Rule = ('integers >= 1', lambda value: bool(value) and all(member >= 1 for member in value))
 SEED: Rule = ('an integer in [0, 2^31)', lambda value: value >= 0)
 
+# Most pixels of an image that is unpacked: Pillow's own number, a quarter of a gibibyte of RGB.
+MAX_IMAGE_PIXELS = 89_478_485
 # Steps, sizes and positions are int32 on the devices.
 INTEGERS_END = 2**31
 _LONGEST_SHOWN = 80

@@ -63,6 +63,15 @@ def directory_path(text: str) -> str:
     return user_path(text)
 
 
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a path lies in a storage such as gs://, where the functions of the operating system do not reach.
+
+    Args:
+        path: Path, local or remote.
+    """
+    return '://' in os.fspath(path)
+
+
 def printable(path: str | os.PathLike[str]) -> str:
     """A path or name as text for one line of a message: what cannot be printed becomes an escape.
 

@@ -15,6 +15,7 @@ from simclr_jax.config.fields import (
     BELOW_ONE,
     COUNT,
     COUNTS,
+    MAX_IMAGE_PIXELS,
     NATURAL,
     POSITIVE,
     SEED,
@@ -88,7 +89,7 @@ FIELDS = (
     Field('data.max_unreadable', 0.01, 'Largest share of unreadable images. The run stops above it.', SHARE),
     Field(
         'data.max_image_pixels',
-        89_478_485,
+        MAX_IMAGE_PIXELS,
         'Largest number of pixels of an encoded image, by its header. A larger one counts as unreadable.',
         COUNT,
     ),

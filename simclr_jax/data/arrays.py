@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from simclr_jax.config.paths import user_path
 from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, three_channels
 
 # Digits come as one set. Every fifth image is for testing.
@@ -40,8 +41,8 @@ def load_npz(path: str, split: str, most_bytes: int = 2**31) -> Examples:
             f"data.path={path} is one file and holds no split '{split}'; write {{split}} where the files' "
             "names differ, as in data_{split}.npz, or set data.eval_split=''"
         )
-    path = path.replace('{split}', split)
-    file = epath.Path(path).expanduser()
+    path = user_path(path.replace('{split}', split))
+    file = epath.Path(path)
     if not file.exists() or file.is_dir():
         raise DataError(f"data.path: there is no file {path}; give one ({{split}} in it becomes '{split}')")
     arrays = _read_arrays(file, most_bytes)

@@ -20,7 +20,7 @@ not identical.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -95,9 +95,9 @@ def open_feed(config: ConfigDict, examples: Examples, mesh: Mesh, platform: str 
         return _open(wanted, config, examples, mesh)
     if not has_tensorflow():
         in_memory = _in_memory(config, examples, _free_bytes())
-        assert isinstance(in_memory[0].content, Decoded)
-        is_small = in_memory[0].content.images.nbytes <= RESIDENT_BYTES
-        return (_resident if is_small else _decoded)(config, *in_memory, mesh)
+        assert isinstance(in_memory.content, Decoded)
+        is_small = in_memory.content.images.nbytes <= RESIDENT_BYTES
+        return (_resident if is_small else _decoded)(config, in_memory, mesh)
     planned = _without_data(wanted, platform or _platform(mesh))
     if planned == 'host' or not isinstance(examples.content, Decoded | Encoded):
         return _open(planned, config, examples, mesh)
@@ -105,16 +105,16 @@ def open_feed(config: ConfigDict, examples: Examples, mesh: Mesh, platform: str 
         in_memory = _in_memory(config, examples, RESIDENT_BYTES)
     except DataError:
         return _open(planned, config, examples, mesh)
-    return _resident(config, *in_memory, mesh)
+    return _resident(config, in_memory, mesh)
 
 
 def _open(name: str, config: ConfigDict, examples: Examples, mesh: Mesh) -> Feed:
     """Opens a feed by its name."""
     if name in ('decoded', 'resident'):
-        return _FEEDS[name](config, *_in_memory(config, examples, _free_bytes()), mesh)
+        return _FEEDS[name](config, _in_memory(config, examples, _free_bytes()), mesh)
     with needs_tensorflow(f'data.feed={name}', 'choose data.feed=resident or decoded for images of one size'):
         import simclr_jax.data.pipeline  # noqa: F401
-    return _FEEDS[name](config, examples, (), mesh)
+    return _FEEDS[name](config, examples, mesh)
 
 
 def plan_feed(config: ConfigDict, mesh: Mesh) -> Feed:
@@ -124,7 +124,7 @@ def plan_feed(config: ConfigDict, mesh: Mesh) -> Feed:
         config: Checked configuration of a pretraining.
         mesh: Devices that would train.
     """
-    return _FEEDS[_without_data(config.data.feed, _platform(mesh))](config, None, (), mesh)
+    return _FEEDS[_without_data(config.data.feed, _platform(mesh))](config, None, mesh)
 
 
 def host_batches(
@@ -180,44 +180,31 @@ def _free_bytes() -> int:
     return psutil.virtual_memory().available
 
 
-def _in_memory(config: ConfigDict, examples: Examples, most_bytes: float) -> tuple[Examples, list[str]]:
-    """The images decoded, and the ids of those that are not readable.
-
-    Raises:
-        DataError: They are streamed, have several sizes, take more bytes, or too many are not readable.
-    """
+def _in_memory(config: ConfigDict, examples: Examples, most_bytes: float) -> Examples:
+    """The readable images, decoded, see `reader.decode_all`."""
     return decode_all(examples, most_bytes, config.data.max_unreadable)
 
 
-def _host(config: ConfigDict, examples: Examples | None, unreadable: Sequence[str], mesh: Mesh) -> Feed:
-    del unreadable
+def _host(config: ConfigDict, examples: Examples | None, mesh: Mesh) -> Feed:
     batch = _batch(config, 'views', _views_shape(config), np.float32)
     batches = _made_by_host(config, examples, training_policy(config), mesh, as_bytes=False)
     return Feed('host', given_views, batch, examples, batches)
 
 
-def _hybrid(config: ConfigDict, examples: Examples | None, unreadable: Sequence[str], mesh: Mesh) -> Feed:
-    del unreadable
+def _hybrid(config: ConfigDict, examples: Examples | None, mesh: Mesh) -> Feed:
     first, rest = training_policy(config).split()
     batch = _batch(config, 'views', _views_shape(config), np.uint8)
     batches = _made_by_host(config, examples, first, mesh, as_bytes=True)
     return Feed('hybrid', make_views_of('views', rest), batch, examples, batches)
 
 
-def _decoded(config: ConfigDict, examples: Examples | None, unreadable: Sequence[str], mesh: Mesh) -> Feed:
+def _decoded(config: ConfigDict, examples: Examples | None, mesh: Mesh) -> Feed:
     share = Share.of_this_process(mesh)
-
-    def batches(images: np.ndarray, labels: np.ndarray, **order) -> Iterator[FeedBatch]:
-        return DecodedBatches(images, labels, share=share, unreadable=unreadable, **order)
-
-    return _of_whole_images('decoded', config, examples, batches)
+    return _of_whole_images('decoded', config, examples, functools.partial(DecodedBatches, share=share))
 
 
-def _resident(config: ConfigDict, examples: Examples | None, unreadable: Sequence[str], mesh: Mesh) -> Feed:
-    def batches(images: np.ndarray, labels: np.ndarray, **order) -> Iterator[FeedBatch]:
-        return ResidentBatches(images, labels, mesh, unreadable=unreadable, **order)
-
-    return _of_whole_images('resident', config, examples, batches)
+def _resident(config: ConfigDict, examples: Examples | None, mesh: Mesh) -> Feed:
+    return _of_whole_images('resident', config, examples, functools.partial(ResidentBatches, mesh=mesh))
 
 
 def _of_whole_images(

@@ -20,7 +20,8 @@ import numpy as np
 from etils import epath
 from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from simclr_jax.data.spec import MAX_IMAGE_PIXELS
+from simclr_jax.config.fields import MAX_IMAGE_PIXELS
+from simclr_jax.config.paths import is_remote
 
 # First bytes of a file, and Pillow's class for it. `Image.open` would add a limit of its own on the number of pixels.
 _FORMATS: tuple[tuple[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]], ...] = (
@@ -83,13 +84,13 @@ def read_bytes(path: str, max_pixels: int = MAX_IMAGE_PIXELS) -> bytes:
 
     Args:
         path: Path of the file, local or gs://.
-        max_pixels: Largest number of pixels. A file that is larger than such an image can be is not read.
+        max_pixels: Largest number of pixels. A local file that is larger than such an image can be is not read.
 
     Raises:
         ImageError: The file cannot be opened, or is too large.
     """
     try:
-        if '://' in path:
+        if is_remote(path):
             return epath.Path(path).read_bytes()
         with open(path, 'rb') as file:
             size = os.fstat(file.fileno()).st_size

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from simclr_jax.config.paths import printable
+from simclr_jax.config.paths import is_remote, printable
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')
 # Directories that programs make beside the images: archives of macOS, and the thumbnails of network drives.
@@ -134,7 +134,7 @@ def _is_utf8(name: str) -> bool:
 
 
 def _entries(directory: str) -> Iterator[_Entry]:
-    if '://' not in directory:
+    if not is_remote(directory):
         with os.scandir(directory) as entries:
             for entry in entries:
                 yield _Entry(entry.path, entry.name, _kind(entry), entry.is_symlink())
@@ -156,7 +156,7 @@ def _kind(entry: os.DirEntry) -> str:
 def _above(base: str) -> set[tuple[int, int] | str]:
     """Identities of a directory and of all above it."""
     seen = set()
-    if '://' not in base:
+    if not is_remote(base):
         place = os.path.realpath(base)
         while _is_new(place, seen):
             place = os.path.dirname(place)
@@ -165,7 +165,7 @@ def _above(base: str) -> set[tuple[int, int] | str]:
 
 def _is_new(directory: str, seen: set[tuple[int, int] | str]) -> bool:
     """Whether a directory was not seen before. Now it is."""
-    if '://' in directory:
+    if is_remote(directory):
         identity = directory
     else:
         status = os.stat(directory)

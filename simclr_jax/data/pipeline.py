@@ -14,9 +14,10 @@ import tensorflow as tf
 
 from simclr_jax.augment import host
 from simclr_jax.augment.policy import Policy
+from simclr_jax.config.fields import MAX_IMAGE_PIXELS
 from simclr_jax.data import images, streams
 from simclr_jax.data.reader import check_unreadable, too_many_unreadable
-from simclr_jax.data.spec import MAX_IMAGE_PIXELS, Batch, Decoded, Encoded, Examples, Files, Reading, Share, Streamed
+from simclr_jax.data.spec import Batch, Decoded, Encoded, Examples, Files, Reading, Share, Streamed
 
 # Images that are tried in the place of an unreadable one, itself included.
 SUBSTITUTES = 8

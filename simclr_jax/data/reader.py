@@ -17,6 +17,7 @@ from simclr_jax.augment.policy import CENTER_CROP_PROPORTION
 from simclr_jax.data import images
 from simclr_jax.data.select import select
 from simclr_jax.data.spec import (
+    SKIPPED,
     Batch,
     DataError,
     Decoded,
@@ -136,7 +137,7 @@ def images_at(examples: Examples, indices: Sequence[int]) -> Iterator[tuple[int,
         yield from block
 
 
-def decode_all(examples: Examples, most_bytes: float, max_unreadable: float = 0.0) -> tuple[Examples, list[str]]:
+def decode_all(examples: Examples, most_bytes: float, max_unreadable: float = 0.0) -> Examples:
     """Decodes all images of a split into the memory of this process. Images that are not readable are left out.
 
     Args:
@@ -145,7 +146,7 @@ def decode_all(examples: Examples, most_bytes: float, max_unreadable: float = 0.
         max_unreadable: Tolerated share of images that are not readable, in [0, 1].
 
     Returns:
-        The split with content `Decoded`, and the ids of the images that are not readable.
+        The split with content `Decoded`. A note names each image that is left out.
 
     Raises:
         DataError: The split is streamed, has several sizes of images or takes more than `most_bytes`, or too many
@@ -155,7 +156,7 @@ def decode_all(examples: Examples, most_bytes: float, max_unreadable: float = 0.
         raise DataError(f'{examples.name} is too large to be in memory as a whole; {_by_host()}')
     if isinstance(examples.content, Decoded):
         _check_bytes(examples, examples.content.images.nbytes, most_bytes)
-        return examples, []
+        return examples
     decoded, is_readable = np.empty([0, 0, 0, 3], np.uint8), np.zeros(examples.size, bool)
     for index, image in images_at(examples, range(examples.size)):
         if not len(decoded):
@@ -169,8 +170,9 @@ def decode_all(examples: Examples, most_bytes: float, max_unreadable: float = 0.
         decoded[index], is_readable[index] = image, True
     unreadable = [examples.id_of(int(index)) for index in np.flatnonzero(~is_readable)]
     check_unreadable(examples, unreadable, max_unreadable)
-    whole = dataclasses.replace(examples, content=Decoded(decoded))
-    return (select(whole, np.flatnonzero(is_readable)) if unreadable else whole), unreadable
+    notes = (*examples.notes, *map(SKIPPED.format, unreadable))
+    whole = dataclasses.replace(examples, content=Decoded(decoded), notes=notes)
+    return select(whole, np.flatnonzero(is_readable)) if unreadable else whole
 
 
 def check_unreadable(examples: Examples, unreadable: Sequence[str], allowed: float) -> None:

@@ -5,12 +5,12 @@ own permutation.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from simclr_jax import sharding
 from simclr_jax.data.spec import Batch, Share
@@ -29,22 +29,13 @@ class ResidentBatches(Iterator[dict[str, jax.Array]]):
         batch_size: B, a multiple of the number of devices.
         seed: Seed of the order.
         start_step: Step of the first batch.
-        unreadable: Ids of the images that were left out, for the log.
     """
 
     def __init__(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray,
-        mesh: Mesh,
-        *,
-        batch_size: int,
-        seed: int,
-        start_step: int = 0,
-        unreadable: Sequence[str] = (),
+        self, images: np.ndarray, labels: np.ndarray, mesh: Mesh, *, batch_size: int, seed: int, start_step: int = 0
     ):
         self._labels, self._mesh, self._batch_size, self._seed = labels, mesh, batch_size, seed
-        self._step, self.unreadable = start_step, unreadable
+        self._step = start_step
         self._images = _divide(images, mesh)
         self._take = _make_take(mesh)
 
@@ -53,7 +44,7 @@ class ResidentBatches(Iterator[dict[str, jax.Array]]):
         self._step += 1
         rows = {'label': self._labels[index], 'mask': np.ones(index.shape, np.float32), 'index': index}
         by_rows = sharding.by_rows(self._mesh)
-        batch = {name: _from_everywhere(values, by_rows) for name, values in rows.items()}
+        batch = {name: sharding.from_everywhere(values, by_rows) for name, values in rows.items()}
         return batch | {'images': self._take(self._images, index)}
 
 
@@ -69,7 +60,6 @@ class DecodedBatches(Iterator[Batch]):
         seed: Seed of the order.
         start_step: Step of the first batch.
         share: Rows of this process.
-        unreadable: Ids of the images that were left out, for the log.
     """
 
     def __init__(
@@ -81,10 +71,9 @@ class DecodedBatches(Iterator[Batch]):
         seed: int,
         start_step: int = 0,
         share: Share = Share(),
-        unreadable: Sequence[str] = (),
     ):
         self._images, self._labels, self._batch_size, self._seed = images, labels, batch_size, seed
-        self._step, self._rows, self.unreadable = start_step, share.rows(batch_size), unreadable
+        self._step, self._rows = start_step, share.rows(batch_size)
 
     def __next__(self) -> Batch:
         index = images_of_step(self._step, self._batch_size, self._seed, len(self._labels))
@@ -121,12 +110,7 @@ def _divide(images: np.ndarray, mesh: Mesh) -> jax.Array:
     """Rows divided among the devices. Empty images fill up the share of the last device."""
     missing = -len(images) % mesh.size
     padded = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else images
-    return _from_everywhere(padded, sharding.by_rows(mesh))
-
-
-def _from_everywhere(values: np.ndarray, place: NamedSharding) -> jax.Array:
-    """A global array of values that every process holds in full."""
-    return jax.make_array_from_callback(values.shape, place, lambda part: values[part])
+    return sharding.from_everywhere(padded, sharding.by_rows(mesh))
 
 
 def _make_take(mesh: Mesh):

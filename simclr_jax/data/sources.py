@@ -6,7 +6,6 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax.config.paths import user_path
 from simclr_jax.data import arrays, folder
 from simclr_jax.data.spec import DataError, Examples, needs_tensorflow
 
@@ -43,7 +42,7 @@ def _tfds(data: ConfigDict, split: str) -> Examples:
 SOURCES: dict[str, Callable[[ConfigDict, str], Examples]] = {
     'tfds': _tfds,
     'folder': lambda data, split: folder.load_folder(data.path, split),
-    'arrays': lambda data, split: arrays.load_npz(user_path(data.path), split, int(data.memory_limit_gb * 2**30)),
+    'arrays': lambda data, split: arrays.load_npz(data.path, split, int(data.memory_limit_gb * 2**30)),
     'digits': lambda data, split: arrays.load_digits(split),
     'fake': lambda data, split: arrays.make_fake(split, data.fake_images, data.image_size),
 }

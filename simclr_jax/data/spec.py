@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simclr_jax.config.fields import MAX_IMAGE_PIXELS
+
 if TYPE_CHECKING:
     import jax
     from jax.sharding import Mesh
@@ -26,8 +28,8 @@ Batch = dict[str, np.ndarray]
 FeedBatch = Mapping[str, 'np.ndarray | jax.Array']
 
 
-# Most pixels of an image that is unpacked: Pillow's own number, a quarter of a gibibyte of RGB.
-MAX_IMAGE_PIXELS = 89_478_485
+# The line for the user about an image that training leaves out.
+SKIPPED = 'Skipped, not a readable image: {}'
 
 
 class DataError(ValueError):

@@ -36,7 +36,7 @@ def draw(directory: str, results: Results) -> epath.Path:
 
     path = epath.Path(directory) / 'metrics.jsonl'
     # The work directory of a converted encoder holds no metrics.
-    rows = read_metrics(str(path)) if path.exists() else []
+    rows = read_metrics(str(path))
     # Heights in inches of views, curves and bars. The number of bars depends on the protocols.
     heights = (1.9, 2.8, 1.2 + 0.14 * len(_shares(results)))
     figure = pyplot.figure(figsize=(13, sum(heights)), layout='constrained')

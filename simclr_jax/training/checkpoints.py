@@ -5,6 +5,7 @@ A checkpoint has three items: `model` (params, batch_stats), which can be read a
 """
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -107,11 +108,11 @@ class Checkpoints:
 
     def _read_back(self, step: int, state: TrainState) -> None:
         """Raises CheckpointError unless the description of a checkpoint can be read and is that of the state."""
-        try:
-            with quiet():
+        with quiet():
+            try:
                 differing = self._differences_of(step, state)
-        except Exception as error:
-            raise CheckpointError(f'it cannot be read back ({reason(error)})') from error
+            except Exception as error:
+                raise CheckpointError(f'it cannot be read back ({reason(error)})') from error
         if differing:
             raise CheckpointError(f'it cannot be read back ({len(differing)} arrays are missing or differ)')
 
@@ -138,11 +139,14 @@ class Checkpoints:
             CheckpointError: Arrays are missing, are too many, or have another shape or type. The message names them.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                with quiet():
+            with quiet():
+                try:
                     differing = self._differences_of(step, like)
-            except Exception:  # Damage, which `restore` names.
-                continue
+                except Exception:  # Damage, which `restore` names.
+                    differing = None
+                if differing is None:
+                    gc.collect()
+                    continue
             if differing:
                 raise misfit(str(self._directory), step, differing)
             return
@@ -234,6 +238,7 @@ class Checkpoints:
                     raise
                 except Exception as error:  # Orbax raises bare Exception, and others, on damaged files.
                     why, can_be_good = reason(error), not is_damage(error)
+                gc.collect()
             attempts += 1
             if self._reads_only and attempts < ATTEMPTS and self._run_has_gone_on(step):
                 continue

@@ -23,6 +23,7 @@ import psutil
 from etils import epath
 
 from simclr_jax.config import ConfigError
+from simclr_jax.config.paths import is_remote
 
 # Seconds between two signs of life where the kernel holds no lock.
 BEAT = 15.0
@@ -122,7 +123,7 @@ class Lock:
 
     def _take(self) -> '_Held | Owner':
         owner = _this_process()
-        if '://' not in str(self._path):
+        if not is_remote(self._path):
             try:
                 return _by_the_kernel(self._path, owner)
             except OSError as error:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from simclr_jax import distributed, sharding
 from simclr_jax.augment.views import MakeViews, given_views
-from simclr_jax.data.spec import FeedBatch
+from simclr_jax.data.spec import SKIPPED, FeedBatch
 from simclr_jax.distributed import Preemption
 from simclr_jax.training.checkpoints import Checkpoints
 from simclr_jax.training.log import Log
@@ -182,5 +182,5 @@ def _first_views(make_views: MakeViews, batch: dict[str, jax.Array], key: jax.Ar
 def _report_unreadable(batches: Iterator[FeedBatch], log: Log, meter: Meter) -> None:
     for path in getattr(batches, 'unreadable', []):
         if path not in meter.reported:
-            log.say(f'Skipped, not a readable image: {path}')
+            log.say(SKIPPED.format(path))
             meter.reported.add(path)

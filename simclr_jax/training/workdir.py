@@ -157,7 +157,7 @@ def read_config(workdir: str) -> ConfigDict:
         )
     try:
         return configuration.from_json(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError([f'{path} is damaged: {error}; restore it, or choose another --workdir']) from error
     except ConfigError as error:
         raise ConfigError(

@@ -325,6 +325,17 @@ def test_how_a_command_ends(capsys, monkeypatch, tmp_path, error, code, words):
     assert 'stack' not in told
 
 
+def test_embed_names_its_own_option_where_memory_ends(capsys, monkeypatch, tmp_path):
+    def fail(*arguments, **options):
+        raise MemoryError('Unable to allocate 9 TiB')
+
+    monkeypatch.setattr('simclr_jax.evaluation.extractor.open_extractor', fail)
+    assert main(['embed', f'--workdir={tmp_path}', f'--out={tmp_path}/x.npz']) == 2
+    option = capsys.readouterr().err.split('a smaller ')[1].split()[0]
+    assert main(['embed', '--workdir=x', f'--out={tmp_path}/x.npz', f'{option}=-1']) == 2
+    assert f'{option}=-1: must be 0 or more' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('saved', [[], ['4', '12', '16.orbax-checkpoint-tmp']])
 def test_a_signal_before_the_first_step_is_told_with_what_is_saved(capsys, monkeypatch, tmp_path, saved):
     for name in saved:

@@ -5,10 +5,11 @@ import warnings
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from simclr_jax.config import base_config
 from simclr_jax.data import images
-from simclr_jax.data.spec import MAX_IMAGE_PIXELS, DataError, Decoded, three_channels
+from simclr_jax.data.spec import DataError, Decoded, three_channels
 from support import image_files
 
 
@@ -59,8 +60,8 @@ def test_the_limit_can_be_higher_than_pillows():
         images.decode(image_files.png_of_size(14_000, 14_000, color_type=0), 10**9)
 
 
-def test_the_default_is_that_of_the_configuration():
-    assert base_config().data.max_image_pixels == MAX_IMAGE_PIXELS
+def test_the_default_is_pillows():
+    assert base_config().data.max_image_pixels == Image.MAX_IMAGE_PIXELS
 
 
 def test_a_file_too_large_for_any_image_is_not_read(tmp_path):

@@ -129,8 +129,8 @@ def test_unreadable_images_are_not_given(tmp_path, kind):
 @pytest.mark.parametrize('kind', ['decoded', 'encoded', 'files'])
 def test_a_whole_split_is_decoded(tmp_path, kind):
     examples = make(kind, tmp_path)
-    decoded, unreadable = decode_all(examples, IMAGES.nbytes)
-    assert unreadable == []
+    decoded = decode_all(examples, IMAGES.nbytes)
+    assert decoded.notes == ()
     np.testing.assert_array_equal(decoded.content.images, IMAGES)
     with pytest.raises(DataError, match=r'takes 6,480 bytes in memory, more than 6,479; choose data\.feed=hybrid'):
         decode_all(examples, IMAGES.nbytes - 1)
@@ -139,9 +139,9 @@ def test_a_whole_split_is_decoded(tmp_path, kind):
 @pytest.mark.parametrize('kind', ['encoded', 'files'])
 def test_a_split_is_decoded_without_its_unreadable_images(tmp_path, kind):
     examples = make(kind, tmp_path, WITH_DAMAGE)
-    decoded, unreadable = decode_all(examples, 10**6, max_unreadable=1 / 6)
+    decoded = decode_all(examples, 10**6, max_unreadable=1 / 6)
     readable = [n for n in range(SIZE) if n not in DAMAGED]
-    assert unreadable == [examples.ids()[n] for n in DAMAGED]
+    assert decoded.notes == tuple(f'Skipped, not a readable image: {examples.ids()[n]}' for n in DAMAGED)
     np.testing.assert_array_equal(decoded.content.images, IMAGES[readable])
     np.testing.assert_array_equal(decoded.labels, LABELS[readable])
     with pytest.raises(DataError, match=r'3 of 18 .* are not readable images, more than data\.max_unreadable=0\.1'):

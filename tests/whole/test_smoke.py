@@ -13,6 +13,9 @@ from simclr_jax.cli.main import main
 from support.paths import REPOSITORY
 from support.runs import DIGITS_HERE, rows_of
 
+# The other tests go through the same parts one by one, so that launch/test.sh leaves this file out.
+pytestmark = pytest.mark.smoke
+
 # Two dispatches of each run, and an online kNN at its end. `resident` needs no TensorFlow on any platform.
 TINY = [*DIGITS_HERE, '--config.model.width=0.0625', '--config.log_every_steps=2', '--config.data.feed=resident']
 

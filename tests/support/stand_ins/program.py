@@ -64,7 +64,6 @@ def perform(act: str) -> int:
 def end(code: int) -> None:
     # A second signal would kill the interpreter while it ends.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.stdout.flush()
     os._exit(code)
 
 
