@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from simclr_jax.config import base_config, with_values
+from simclr_jax.config.label_budget import Labels
 from simclr_jax.data.spec import DataError, Decoded, Examples
 from simclr_jax.evaluation import extractor
 from simclr_jax.evaluation.datasets import open_dataset, open_images
@@ -59,10 +60,14 @@ def test_numbers_of_neighbours_above_the_bank_are_said(monkeypatch):
     measurement = types.SimpleNamespace(
         config=types.SimpleNamespace(knn=types.SimpleNamespace(k=(2, 10, 20))),
         dataset=types.SimpleNamespace(name='mine', metric='top1'),
-        labels='all',
+        labels=Labels(),
         say=said.append,
     )
     on_features.knn(measurement)
     (line,) = said
     assert line.startswith('knn.k=10,20: ')
-    assert 'measured with k=5 instead' in line
+    assert 'with all labels; measured with k=5 instead' in line
+    # Five labels of each class are a rule of the protocol, and named in the table.
+    measurement.labels = Labels(per_class=5)
+    on_features.knn(measurement)
+    assert said == [line]

@@ -53,9 +53,10 @@ def knn(measurement: Measurement) -> list[Score]:
     scores = _scores('knn', classify_by_knn, measurement, {'h': ''}, measurement.dataset.metric)
     measured = [score.detail for score in scores]
     left_out = [k for k in measurement.config.knn.k if f'k={k}' not in measured]
-    if left_out:
+    # With labels per class, the rows of the table show the number that takes the place of k.
+    if left_out and not measurement.labels.per_class:
         measurement.say(
-            f'knn.k={",".join(map(str, left_out))}: more than can be right, of {measurement.dataset.name} with '
+            f'knn.k={",".join(map(str, left_out))}: {measurement.dataset.name} has fewer images to vote with '
             f'{measurement.labels} labels; measured with {measured[-1]} instead.'
         )
     return scores
