@@ -1,11 +1,10 @@
 """Counts the operations of convolutions and matrix products in a traced program, before a compiler changes it."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -55,7 +54,7 @@ def _equation_flops(equation: JaxprEqn) -> int:
         layout = parameters['dimension_numbers'].rhs_spec
         products = math.prod(kernel[axis] for axis in layout[1:])
         return 2 * results[0].size * products // math.prod(parameters['lhs_dilation'])
-    inner = [count_flops(jaxpr) for jaxpr in _jaxprs(parameters)]
+    inner = [count_flops(jaxpr) for jaxpr in jaxprs_in_params(parameters)]
     if kind == 'cond':
         return max(inner)
     return sum(inner) * _repetitions(kind, parameters)
@@ -66,15 +65,6 @@ def _repetitions(kind: str, parameters: dict) -> int:
         return parameters['length']
     # Inside of a shard_map are the operations of one device.
     return parameters['mesh'].size if kind == 'shard_map' else 1
-
-
-def _jaxprs(parameters: dict) -> Iterator[Jaxpr]:
-    for value in parameters.values():
-        for part in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(part, ClosedJaxpr):
-                yield part.jaxpr
-            elif isinstance(part, Jaxpr):
-                yield part
 
 
 def step_flops(config: ConfigDict, num_classes: int, mesh: Mesh) -> float:

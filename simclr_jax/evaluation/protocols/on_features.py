@@ -233,7 +233,7 @@ def _renumbered(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
 def _fewest(labels: np.ndarray) -> int:
     """Number of labels of the smallest class that has any."""
     counts = np.unique(labels, return_counts=True)[1] if labels.ndim == 1 else (labels == 1).sum(axis=0)
-    return counts[counts > 0].min(initial=len(labels))
+    return int(counts[counts > 0].min(initial=len(labels)))
 
 
 def _joined(first: Features, second: Features | None) -> Features:
