@@ -26,7 +26,7 @@ class Log:
         self._file, self._events, self._console = None, None, _Silence()
         if not distributed.is_first():
             return
-        self._console = _Bar(total_steps) if sys.stdout.isatty() else _Lines()
+        self._console = Bar(total_steps) if sys.stdout.isatty() else _Lines()
         if workdir:
             self._file = MetricsFile(workdir)
         if workdir and tensorboard:
@@ -44,6 +44,10 @@ class Log:
         """Continues the log of a run that resumes at this step."""
         if self._file:
             self._file.forget_after(step, self.say)
+        self._console.resume(step)
+
+    def advance(self, step: int) -> None:
+        """Moves the progress display to a number of updates done."""
         self._console.advance(step)
 
     def progress(self, step: int, scalars: Mapping[str, float], seconds_left: float) -> None:
@@ -56,9 +60,7 @@ class Log:
         """
         self.scalars(step, scalars)
         left = datetime.timedelta(seconds=round(seconds_left))
-        line = f'step {step}/{self._total_steps}  ' + _summary(scalars) + f'  left {left}'
-        self._console.advance(step)
-        self._console.say(line)
+        self._console.say(f'step {step}/{self._total_steps}  ' + _summary(scalars) + f'  left {left}')
 
     def evaluation(self, step: int, shares: Mapping[str, float]) -> None:
         """Writes the result of an online evaluation, shares from 0 to 1, and a line on the console."""
@@ -109,6 +111,9 @@ class _Silence:
     def say(self, text: str) -> None:
         pass
 
+    def resume(self, step: int) -> None:
+        pass
+
     def advance(self, step: int) -> None:
         pass
 
@@ -123,8 +128,8 @@ class _Lines(_Silence):
         print(text, flush=True)
 
 
-class _Bar:
-    """A progress bar below the lines, for terminals."""
+class Bar:
+    """A progress bar below the lines, for terminals. Its clock starts with the first step that is done."""
 
     def __init__(self, total_steps: int):
         from rich import progress
@@ -135,13 +140,17 @@ class _Bar:
             progress.TimeElapsedColumn(),
             progress.TimeRemainingColumn(),
         )
-        self._task = self._progress.add_task('', total=total_steps)
+        self._task = self._progress.add_task('', start=False, total=total_steps)
         self._progress.start()
 
     def say(self, text: str) -> None:
         self._progress.console.print(text, highlight=False, markup=False)
 
+    def resume(self, step: int) -> None:
+        self._progress.reset(self._task, start=False, completed=step)
+
     def advance(self, step: int) -> None:
+        self._progress.start_task(self._task)
         self._progress.update(self._task, completed=step)
 
     def close(self) -> None:

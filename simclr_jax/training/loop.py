@@ -100,7 +100,11 @@ def train(state: TrainState, training: Training, checkpoints: Checkpoints, log: 
                 batch = sharding.to_global(next(batches), mesh)
             if step == 0:
                 log.images(0, {'views': _first_views(training.make_views, batch, key, mesh)})
-            with jax.profiler.StepTraceAnnotation('train', step_num=step + 1), jax.transfer_guard('disallow'):
+            with (
+                _compiling(log, meter) if step == first_step else contextlib.nullcontext(),
+                jax.profiler.StepTraceAnnotation('train', step_num=step + 1),
+                jax.transfer_guard('disallow'),
+            ):
                 # The step is only dispatched: the devices work while the host reads the next batch. A value that
                 # travels between host and devices here would stop this, so that the guard refuses it.
                 state, metrics = training.step(state, batch, key)
@@ -108,6 +112,7 @@ def train(state: TrainState, training: Training, checkpoints: Checkpoints, log: 
                 # Only now there is something to save. Before, a signal ends the command at once.
                 signals.enter_context(preemption)
             step += 1
+            log.advance(step)
             meter.add(step, metrics, images=batch['mask'].size)
 
             is_preempted = preemption.is_due()
@@ -166,6 +171,16 @@ class SaveClock:
         if jax.process_count() == 1:
             return has_passed
         return schedule.is_due(schedule.log_every, step) and distributed.as_first(has_passed)
+
+
+@contextlib.contextmanager
+def _compiling(log: Log, meter: Meter) -> Iterator[None]:
+    """Says that the first step is compiled, and leaves the time out of the rate and of the time left."""
+    log.say('Compiling the training step.')
+    start = time.perf_counter()
+    with meter.paused():
+        yield
+    log.say(f'Compiled in {time.perf_counter() - start:.0f} s.')
 
 
 def _first_views(make_views: MakeViews, batch: dict[str, jax.Array], key: jax.Array, mesh: Mesh) -> np.ndarray:

@@ -59,6 +59,7 @@ def start_or_resume(
                     log.say(f'Configuration changed: {line}')
                 state = checkpoints.restore(like)
                 if state is None:
+                    log.say('Making the first parameters.')
                     state = first_state(log.say)
                 else:
                     log.say(f'Resuming at step {int(state.step)}.')

@@ -58,7 +58,10 @@ def init_state(
     mesh: Mesh,
     shardings: TrainState | None = None,
 ) -> TrainState:
-    """Makes a fresh state at step 0.
+    """Makes a fresh state at step 0. Its bits do not depend on the devices or the layout.
+
+    Each device draws the whole state before it is divided: draws of parts are fused in other ways, which rounds them
+    differently.
 
     Args:
         task: Task that is learnt.
@@ -67,7 +70,8 @@ def init_state(
         mesh: Devices that train.
         shardings: Sharding of each array, see `state_shardings`. None means the whole state on every device.
     """
-    return jax.jit(_init(task, tx), out_shardings=shardings or replicated(mesh))(key)
+    state = jax.jit(_init(task, tx), out_shardings=replicated(mesh))(key)
+    return state if shardings is None else jax.jit(lambda whole: whole, out_shardings=shardings)(state)
 
 
 def make_train_step(

@@ -1,8 +1,10 @@
 """The loop, with a step that only counts: signals, and checkpoints after minutes."""
 
+import json
 import os
 import signal
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ import pytest
 from simclr_jax import sharding
 from simclr_jax.training import loop
 from simclr_jax.training.checkpoints import Checkpoints
-from simclr_jax.training.log import Log
+from simclr_jax.training.log import Bar, Log
 from simclr_jax.training.loop import Preempted, SaveClock, Training
 from simclr_jax.training.schedule import Schedule
 from simclr_jax.training.state import TrainState
@@ -36,7 +38,7 @@ def counting_step():
     return step
 
 
-def train(directory, mesh, step, *, after=lambda step: None, minutes=0.0, start=0):
+def train(directory, mesh, step, *, after=lambda step: None, minutes=0.0, start=0, log=None):
     """Runs to step 12 with checkpoints after steps 5 and 10. `after` is called when a batch is asked for."""
 
     def batches(first):
@@ -53,15 +55,49 @@ def train(directory, mesh, step, *, after=lambda step: None, minutes=0.0, start=
     )
     state = TrainState(jnp.asarray(start, jnp.int32), {'w': jnp.ones(2)}, {}, {})
     checkpoints = Checkpoints(str(directory), keep=20)
-    log = Log(None, STEPS)
     try:
-        return loop.train(jax.device_put(state, sharding.replicated(mesh)), training, checkpoints, log)
+        return loop.train(
+            jax.device_put(state, sharding.replicated(mesh)), training, checkpoints, log or Log(None, STEPS)
+        )
     finally:
         checkpoints.close()
 
 
 def saved_in(directory):
     return sorted(int(path.name) for path in (directory / 'checkpoints').iterdir())
+
+
+def test_compilation_is_announced_and_left_out_of_the_rate(tmp_path, mesh, counting_step, capsys):
+    compiled = []
+
+    def step(*arguments):
+        if not compiled:
+            compiled.append(time.sleep(2))
+        return counting_step(*arguments)
+
+    train(tmp_path, mesh, step, log=Log(str(tmp_path), STEPS))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ['Compiling the training step.', 'Compiled in 2 s.']
+    assert lines[2].startswith('step 1/12 ')
+    first = json.loads((tmp_path / 'metrics.jsonl').read_text().splitlines()[0])
+    assert first['step'] == 1
+    assert first['step_seconds'] < 1
+
+
+def test_the_bar_moves_at_each_step_and_its_clock_starts_after_the_first(mesh, monkeypatch):
+    clock = [0.0]
+    bar = Bar(total_steps=12)
+    monkeypatch.setattr(bar._progress, 'get_time', lambda: clock[0])
+    (task,) = bar._progress.tasks
+    task._get_time = lambda: clock[0]
+    bar.resume(4)
+    found = []
+    for step, now in ((5, 100.0), (6, 102.0), (7, 104.0)):
+        clock[0] = now
+        bar.advance(step)
+        found.append((task.completed, task.elapsed, task.time_remaining))
+    bar.close()
+    assert found == [(5, 0, None), (6, 2, 12), (7, 4, 10)]
 
 
 def at(step, action):
