@@ -26,7 +26,7 @@ class Log:
         self._file, self._events, self._console = None, None, _Silence()
         if not distributed.is_first():
             return
-        self._console = Bar(total_steps) if sys.stdout.isatty() else _Lines()
+        self._console = _Bar(total_steps) if sys.stdout.isatty() else _Lines()
         if workdir:
             self._file = MetricsFile(workdir)
         if workdir and tensorboard:
@@ -128,7 +128,7 @@ class _Lines(_Silence):
         print(text, flush=True)
 
 
-class Bar:
+class _Bar:
     """A progress bar below the lines, for terminals. Its clock starts with the first step that is done."""
 
     def __init__(self, total_steps: int):

@@ -15,7 +15,7 @@ import pytest
 from simclr_jax import sharding
 from simclr_jax.training import loop
 from simclr_jax.training.checkpoints import Checkpoints
-from simclr_jax.training.log import Bar, Log
+from simclr_jax.training.log import Log, _Bar
 from simclr_jax.training.loop import Preempted, SaveClock, Training
 from simclr_jax.training.schedule import Schedule
 from simclr_jax.training.state import TrainState
@@ -86,7 +86,7 @@ def test_compilation_is_announced_and_left_out_of_the_rate(tmp_path, mesh, count
 
 def test_the_bar_moves_at_each_step_and_its_clock_starts_after_the_first(mesh, monkeypatch):
     clock = [0.0]
-    bar = Bar(total_steps=12)
+    bar = _Bar(total_steps=12)
     monkeypatch.setattr(bar._progress, 'get_time', lambda: clock[0])
     (task,) = bar._progress.tasks
     task._get_time = lambda: clock[0]
