@@ -87,7 +87,7 @@ def make_plan(
         num_images: Images of the training split.
         num_classes: Classes of the training data. 0: no probe.
         search: Whether to search for the largest batch that fits, in further compilations.
-        say: Prints a message before each compilation or download.
+        say: Prints a message before and after each compilation, and before a download.
 
     Returns:
         The plan.
@@ -103,17 +103,21 @@ def make_plan(
 
     def compile_batch(batch_size: int) -> Compiled:
         changed = with_values(config, {'batch_size': batch_size})
-        say(f'Compiling the step of {batch_size:,} images ...')
+        say(f'Compiling the step of {batch_size:,} images for {devices} ...')
         if topology:
-            return process.compile_for(topology, changed, num_classes, num_images, say)
-        return compile_step(changed, num_classes, num_images, jax.devices())
+            found = process.compile_for(topology, changed, num_classes, num_images, say)
+        else:
+            found = compile_step(changed, num_classes, num_images, jax.devices())
+        say(f'Compiled in {found.seconds:.0f} s.')
+        return found
 
+    devices = str(topology) if topology else f'{num_devices} x {jax.devices()[0].device_kind}'
     compiled = compile_batch(config.batch_size)
     limit = compiled.limit_bytes or (topology.chip.memory_bytes if topology else _local_memory())
     granule = math.lcm(num_devices * ROWS, config.microbatch or 1)
     largest, tried = largest_batch(compiled, limit, granule, compile_batch) if search else (None, ())
     return Plan(
-        devices=str(topology) if topology else f'{num_devices} x {jax.devices()[0].device_kind}',
+        devices=devices,
         num_hosts=topology.num_hosts if topology else jax.process_count(),
         limit_bytes=limit,
         compiled=compiled,

@@ -1,8 +1,11 @@
 """`simclr plan`: what it says of a tiny run against numbers found without it; the search; mistakes; a TPU program."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -51,8 +54,10 @@ def command(config_file, *options, **fields):
 @pytest.fixture(scope='module')
 def planned(config_file, tmp_path_factory):
     path = tmp_path_factory.mktemp('plan') / 'plan.json'
-    assert main(command(config_file, f'--json={path}')) == 0
-    return json.loads(path.read_text())
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert main(command(config_file, f'--json={path}')) == 0
+    return json.loads(path.read_text()) | {'said': said.getvalue().splitlines()}
 
 
 def test_memory_of_the_arguments(planned, config_file):
@@ -75,6 +80,11 @@ def test_collectives(planned):
     assert found['all-gather']['bytes'] == 2 * BATCH * WIDTH * 4
     assert set(found) <= {'all-gather', 'reduce-scatter', 'all-reduce'}
     assert found['all-reduce']['bytes'] >= planned['compiled']['arguments']['parameters']
+
+
+def test_what_is_compiled_and_how_long_that_took(planned):
+    assert planned['said'][0] == f'Compiling the step of {BATCH} images for 8 x cpu ...'
+    assert re.fullmatch(r'Compiled in \d+ s\.', planned['said'][1])
 
 
 def test_lengths(planned):
