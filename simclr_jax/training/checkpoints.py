@@ -11,10 +11,10 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.sharding import Mesh
 
 from simclr_jax import distributed
+from simclr_jax.config.paths import absolute
 from simclr_jax.sharding import replicated
 from simclr_jax.training.checkpoint_errors import CheckpointError, check_path, is_damage, quiet, reason
 from simclr_jax.training.checkpoint_fit import differences, misfit
@@ -51,7 +51,7 @@ class Checkpoints:
         before_saving: Callable[[], None] = lambda: None,
         reads_only: bool = False,
     ):
-        self._directory = epath.Path(workdir).absolute() / 'checkpoints'
+        self._directory = absolute(workdir) / 'checkpoints'
         check_path(str(self._directory))
         if reads_only:
             self._options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)

@@ -11,6 +11,8 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from simclr_jax.training.growing import GrowingFile
+
 
 class EventFile:
     """A new event file in a directory. Each call appends whole records, and the file is closed between calls.
@@ -40,6 +42,7 @@ class EventFile:
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads the files of a directory in the order of the times in their names.
         self._path = folder / f'events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}'
+        self._records = GrowingFile(self._path)
         self._append([self._event(wall_time=time.time(), file_version='brain.Event:2')])
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -73,10 +76,13 @@ class EventFile:
         for event in events:
             writer.write(event.SerializeToString())
         try:
-            with self._path.open('ab') as file:
-                file.write(records.getvalue())
+            self._records.append(records.getvalue())
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
+
+    def flush(self) -> None:
+        """Writes what a storage such as gs:// does not have yet."""
+        self._records.flush()
 
 
 def _png(picture: np.ndarray) -> bytes:

@@ -23,7 +23,7 @@ import psutil
 from etils import epath
 
 from simclr_jax.config import ConfigError
-from simclr_jax.config.paths import is_remote
+from simclr_jax.config.paths import absolute, is_remote
 
 # Seconds between two signs of life where the kernel holds no lock.
 BEAT = 15.0
@@ -78,7 +78,7 @@ class Lock:
     """
 
     def __init__(self, directory: str, name: str, *, wait: float = 0.0, say: Callable[[str], None] = print):
-        self._path = epath.Path(directory).absolute() / f'{name}.lock'
+        self._path = absolute(directory) / f'{name}.lock'
         self._name, self._wait, self._say = name, wait, say
         self._held: _Held | None = None
 

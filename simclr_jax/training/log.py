@@ -80,9 +80,16 @@ class Log:
         if self._events:
             self._events.images(step, images)
 
+    def flush(self) -> None:
+        """Writes all rows and events so far to a storage such as gs://. Other files have them already."""
+        for file in (self._file, self._events):
+            if file:
+                file.flush()
+
     def close(self) -> None:
-        """Ends the progress display."""
+        """Ends the progress display, and writes what `flush` writes."""
         self._console.close()
+        self.flush()
 
 
 def _summary(scalars: Mapping[str, float]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from simclr_jax.training.growing import GrowingFile
 from simclr_jax.training.workdir import set_aside, write_whole
 
 
@@ -19,6 +20,7 @@ class MetricsFile:
 
     def __init__(self, workdir: str):
         self._path = epath.Path(workdir) / 'metrics.jsonl'
+        self._rows = GrowingFile(self._path)
 
     def forget_after(self, step: int, say: Callable[[str], None] = print) -> None:
         """Drops the rows after a step and an incomplete last line. A resumed run writes these rows again.
@@ -30,6 +32,7 @@ class MetricsFile:
             step: Step of the state from which the run resumes.
             say: Function that receives lines for the user.
         """
+        self._rows = GrowingFile(self._path)
         if not self._path.exists():
             return
         if self._path.is_dir():
@@ -49,8 +52,11 @@ class MetricsFile:
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Appends a row. Numbers that are not finite become null."""
         row = {name: float(f'{value:.7g}') if math.isfinite(value) else None for name, value in scalars.items()}
-        with self._path.open('a') as file:
-            file.write(json.dumps({'step': step, **row}) + '\n')
+        self._rows.append(json.dumps({'step': step, **row}).encode() + b'\n')
+
+    def flush(self) -> None:
+        """Writes what a storage such as gs:// does not have yet."""
+        self._rows.flush()
 
 
 def read_metrics(path: str) -> list[dict[str, Any]]:

@@ -52,7 +52,13 @@ def start_or_resume(
         changed = distributed.together(lambda: claim() if distributed.is_first() else [], MISTAKES)
         log = Log(directory, training.schedule.total_steps, tensorboard=True)
         with contextlib.closing(log):
-            checkpoints = Checkpoints(directory, keep=checkpoints_kept, say=log.say, before_saving=lock.check)
+
+            def before_saving() -> None:
+                lock.check()
+                # A run that resumes there must find the rows up to this step, also in a storage.
+                log.flush()
+
+            checkpoints = Checkpoints(directory, keep=checkpoints_kept, say=log.say, before_saving=before_saving)
             with contextlib.closing(checkpoints):
                 introduce(log.say)
                 for line in changed:

@@ -3,6 +3,8 @@
 import contextlib
 import itertools
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
@@ -11,6 +13,8 @@ from ml_collections import ConfigDict
 
 from simclr_jax.config import ConfigError
 from simclr_jax.config import pretraining as configuration
+from simclr_jax.config.paths import absolute, is_remote
+from simclr_jax.config.storage import check_reachable, first_line, storage_errors
 from simclr_jax.training.checkpoint_errors import check_path
 
 # What a run leaves in its directory.
@@ -21,7 +25,8 @@ def write_whole(path: epath.Path, content: str | Callable[[IO[bytes]], None]) ->
     """Writes a file completely or not at all: a reader finds the old content or the new one, never a part of it.
 
     The content goes to `NAME.partial` in the same directory, which then takes the place of the file. If an error
-    interrupts the writing, the old file stays and `NAME.partial` is removed.
+    interrupts the writing, the old file stays and `NAME.partial` is removed. For gs:// the content is made in a
+    temporary file first, because writers of archives go back in their file.
 
     Args:
         path: File to write, local or gs://. Its directory must exist.
@@ -36,12 +41,17 @@ def write_whole(path: epath.Path, content: str | Callable[[IO[bytes]], None]) ->
         with partial.open('wb') as file:
             if isinstance(content, str):
                 file.write(content.encode())
+            elif is_remote(path):
+                with tempfile.TemporaryFile() as made:
+                    content(made)
+                    made.seek(0)
+                    shutil.copyfileobj(made, file)
             else:
                 content(file)
         partial.replace(path)
     except BaseException:
         # The reader needs the first error, not a second one about the cleaning up.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, *storage_errors()):
             partial.unlink(missing_ok=True)
         raise
 
@@ -77,8 +87,9 @@ def check_claim(workdir: str, config: ConfigDict, *, allow_change: bool) -> list
         ConfigError: The directory belongs to another or an unknown configuration, or cannot be read.
         CheckpointError: Checkpoints below this path could not be read.
     """
-    directory = epath.Path(workdir)
-    check_path(str(directory.absolute()))
+    directory = absolute(workdir)
+    check_path(str(directory))
+    check_reachable(directory, holds_runs=True)
     with _usable(workdir):
         is_claimed = (directory / 'config.json').exists()
         remains = [name for name in TRACES if _holds_something(directory / name)]
@@ -133,8 +144,9 @@ def _usable(workdir: str) -> Iterator[None]:
     """Turns an error of the file system into one that names the option."""
     try:
         yield
-    except OSError as error:
-        raise ConfigError([f'--workdir={workdir} cannot be used: {error.strerror or error}; choose another']) from error
+    except (OSError, *storage_errors()) as error:
+        why = getattr(error, 'strerror', None) or first_line(error)
+        raise ConfigError([f'--workdir={workdir} cannot be used: {why}; choose another']) from error
 
 
 def _holds_something(path: epath.Path) -> bool:
@@ -150,6 +162,7 @@ def read_config(workdir: str) -> ConfigDict:
     Raises:
         ConfigError: The directory has no config.json, or it cannot be read.
     """
+    check_reachable(workdir, holds_runs=True)
     path = epath.Path(workdir) / 'config.json'
     if not path.exists():
         raise ConfigError(
