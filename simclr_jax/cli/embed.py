@@ -12,6 +12,7 @@ images and leaves them out. An image file with a comma in its name needs quotes:
 import argparse
 import contextlib
 import importlib.util
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -105,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
     _tell_unreadable(embed.unreadable(found, examples))
     embed.write(out, found, examples)
     count, width = found.values.shape
-    rate, size = count / seconds, out.stat().length / 2**20
+    rate, size = count / seconds, _bytes_of(out) / 2**20
     print(f'{count:,} features of {width} values, {rate:,.0f} images/s; wrote {out}, {size:.1f} MiB')
     if queries:
         neighbours.draw(picture, queries, examples, found, options.k)
@@ -145,6 +146,13 @@ def _problems(options: argparse.Namespace, out, picture) -> list[str]:
         elif file.exists() and not options.overwrite:
             problems.append(f'--{name}={file}: the file exists; choose another, or replace it with --overwrite')
     return problems
+
+
+def _bytes_of(file) -> int:
+    from simclr_jax.config.paths import is_remote
+
+    # `epath` asks for the names of owner and group, which need not exist.
+    return file.stat().length if is_remote(file) else os.path.getsize(file)
 
 
 @contextlib.contextmanager

@@ -17,12 +17,20 @@ from simclr_jax import cache
 from simclr_jax.cli import config, embed, evaluate, plan, third_parties, train
 from simclr_jax.cli.options import unknown_command, unknown_options
 from simclr_jax.cli.stopping import Interrupted, Watch, code_of
+from simclr_jax.cli.streams import Output, steady
 from simclr_jax.exits import FAILURE, START_AGAIN, USER_MISTAKE
 
 # What the user can do about an error of the file system.
 CURES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), 'Make room on the disk'),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), 'Allow this, or choose another place'),
+    **dict.fromkeys((errno.EEXIST, errno.EISDIR, errno.ENOTDIR), 'Move away what has this name'),
+}
+# What the user has where the output is lost, for each command that writes files.
+_WITHOUT_OUTPUT = {
+    'train': 'The training goes on, and its metrics are in {0.workdir}/metrics.jsonl',
+    'evaluate': 'The evaluation goes on, and its scores are in {0.workdir}/result.json',
+    'embed': 'The command goes on and writes {0.out}',
 }
 # What the user can do about memory, for each command.
 _LESS_MEMORY = {
@@ -42,7 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 2 mistake of the user, 42 preempted (start again), 1 Ctrl-C or any other failure.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with steady() as output:
+        code = _main(list(sys.argv[1:] if arguments is None else arguments), output)
+        sys.stdout.flush()
+    if output.error and output.error.errno != errno.EPIPE and not output.sentence:
+        return _tell(f'the output cannot be written: {output.error.strerror}', code or USER_MISTAKE)
+    return code
+
+
+def _main(arguments: list[str], output: Output) -> int:
     parser, commands = _parser()
     rest, overrides, problems = _split_overrides(arguments)
     command = next((argument for argument in rest if not argument.startswith('-')), '')
@@ -59,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if problems:
         return _tell('\n'.join(problems), USER_MISTAKE)
     options.overrides = overrides
+    if not getattr(options, 'compare', None):
+        output.sentence = _WITHOUT_OUTPUT.get(options.command, '').format(options)
     try:
         with Watch(lambda number: _interruption(options, number)):
             return _run(options)
@@ -195,8 +213,9 @@ def _keep_compiled_programs() -> None:
 
     JAX_ENABLE_COMPILATION_CACHE=false switches the cache off.
     """
-    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-        os.environ['JAX_COMPILATION_CACHE_DIR'] = str(cache.programs())
+    programs = cache.programs()
+    if programs and 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+        os.environ['JAX_COMPILATION_CACHE_DIR'] = str(programs)
         # The cache also keeps the hundreds of small programs. Reading one from a local disk is faster than compiling.
         os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 

@@ -9,7 +9,10 @@ import traceback
 
 
 def quiet() -> None:
-    """Suppresses the start-up messages of TensorFlow and TFDS, and slow imports of Keras. Errors are still shown."""
+    """Suppresses the start-up messages of TensorFlow, TFDS and matplotlib, and slow imports of Keras.
+
+    Errors are still shown.
+    """
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     # oneDNN prints two lines at every start. Its order of summation may also differ between machines.
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
@@ -19,6 +22,8 @@ def quiet() -> None:
     absl_logging.set_stderrthreshold('error')
     for logger in (absl_logging.get_absl_logger(), logging.getLogger('asyncio')):
         logger.addFilter(_is_not_told_again)
+    # Without a home directory matplotlib works in a temporary one, and warns about it.
+    logging.getLogger('matplotlib').setLevel(logging.ERROR)
     sys.unraisablehook = _tell_of_unraisable
     if _NotForKeras not in sys.meta_path:
         sys.meta_path.insert(0, _NotForKeras)

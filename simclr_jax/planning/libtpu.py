@@ -56,7 +56,10 @@ def install(say: Callable[[str], None]) -> pathlib.Path:
     if installed and installed.origin:
         return pathlib.Path(installed.origin).parent.parent
     wanted = requirement()
-    directory = cache.directory() / re.sub(r'[^\w.]+', '-', wanted).strip('-.')
+    base = cache.directory()
+    if base is None:
+        raise ConfigError([f'there is no home directory to install {wanted} in; set XDG_CACHE_HOME to a directory'])
+    directory = base / re.sub(r'[^\w.]+', '-', wanted).strip('-.')
     if directory.is_dir():
         return directory
     say(f'Installing {wanted}, the TPU compiler, in {directory} (once, about 700 MB) ...')

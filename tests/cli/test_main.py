@@ -363,3 +363,12 @@ def test_compiled_programs_are_kept_where_nothing_else_is_said(tmp_path, monkeyp
     assert main(['evaluate', f'--workdir={tmp_path}/none']) == 2
     assert os.environ['JAX_COMPILATION_CACHE_DIR'] == 'gs://mine'
     assert 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ
+
+
+def test_a_user_without_a_home_directory_keeps_no_programs(tmp_path, monkeypatch, mistake):
+    """Containers run under numbers of users that no file names."""
+    monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+    monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+    monkeypatch.setattr(os.path, 'expanduser', lambda path: path)
+    assert 'is not a work directory' in mistake('evaluate', f'--workdir={tmp_path}')
+    assert 'JAX_COMPILATION_CACHE_DIR' not in os.environ
