@@ -88,6 +88,12 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
     return place if is_remote(place) else place.absolute()
 
 
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a file, local or remote, at a path in which ~ is expanded."""
+    place = epath.Path(path)
+    return place.exists() and not place.is_dir()
+
+
 def printable(path: str | os.PathLike[str]) -> str:
     """A path or name as text for one line of a message: what cannot be printed becomes an escape.
 

@@ -1,9 +1,11 @@
 """Google's storage, gs://: whether a bucket can be used, and the errors of the libraries that use it."""
 
+import errno
 import functools
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from simclr_jax.config.paths import ConfigError
@@ -44,17 +46,10 @@ def _check_bucket(bucket: str, holds_runs: bool) -> None:
     if not bucket:
         raise ConfigError([f'{GCS} names no bucket; write gs://BUCKET/PATH'])
     from google.api_core.exceptions import GoogleAPICallError
-    from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
-    from google.cloud import storage
+    from google.auth.exceptions import GoogleAuthError
 
     try:
-        try:
-            client: Any = storage.Client()
-        except DefaultCredentialsError:
-            if holds_runs:
-                raise
-            # A public bucket needs no credentials.
-            client = storage.Client.create_anonymous_client()
+        client = _client(needs_credentials=holds_runs)
         if holds_runs:
             client.get_bucket(bucket, timeout=PATIENCE, retry=None)
         else:
@@ -71,6 +66,20 @@ def _check_bucket(bucket: str, holds_runs: bool) -> None:
             [f'{GCS}{bucket} cannot be reached ({type(error).__name__}: {first_line(error)}); check the network, the '
              'proxy and GOOGLE_CLOUD_PROJECT']
         ) from error  # fmt: skip
+
+
+@functools.cache
+def _client(*, needs_credentials: bool) -> Any:
+    """A client of Google's storage. Public buckets need no credentials."""
+    from google.auth.exceptions import DefaultCredentialsError
+    from google.cloud import storage
+
+    try:
+        return storage.Client()
+    except DefaultCredentialsError:
+        if needs_credentials:
+            raise
+        return storage.Client.create_anonymous_client()
 
 
 def _is_installed(package: str) -> bool:
@@ -90,6 +99,28 @@ def _refusal(status: int, bucket: str, holds_runs: bool) -> str:
         right = 'storage.buckets.get and the role Storage Object Admin' if holds_runs else 'Storage Object Viewer'
         return f'may not be used by this account; give it {right} on the bucket'
     return f'answers with HTTP status {status}; try again later'
+
+
+def versions(paths: Sequence[str]) -> list[str]:
+    """Texts that change with the content of files: their sizes and times, or generations in a storage.
+
+    Args:
+        paths: Files, all local or all in one bucket. Those of a bucket are asked for by the thousand.
+
+    Raises:
+        OSError: A file is missing, or cannot be reached.
+    """
+    if not paths or not paths[0].startswith(GCS):
+        return [f'{status.st_size} {status.st_mtime_ns}' for status in map(os.stat, paths)]
+    bucket, _, prefix = os.path.commonpath([path.removeprefix(GCS) for path in paths]).partition('/')
+    blobs = _client(needs_credentials=False).list_blobs(
+        bucket, prefix=prefix, fields='items(name,size,generation),nextPageToken'
+    )
+    found = {f'{GCS}{bucket}/{blob.name}': f'{blob.size} {blob.generation}' for blob in blobs}
+    missing = next((path for path in paths if path not in found), None)
+    if missing:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), missing)
+    return [found[path] for path in paths]
 
 
 def storage_errors() -> tuple[type[Exception], ...]:

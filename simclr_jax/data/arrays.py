@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from simclr_jax.config.paths import user_path
+from simclr_jax.config.storage import check_reachable
 from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, three_channels
 
 # Digits come as one set. Every fifth image is for testing.
@@ -42,6 +43,7 @@ def load_npz(path: str, split: str, most_bytes: int = 2**31) -> Examples:
             "names differ, as in data_{split}.npz, or set data.eval_split=''"
         )
     path = user_path(path.replace('{split}', split))
+    check_reachable(path)
     file = epath.Path(path)
     if not file.exists() or file.is_dir():
         raise DataError(f"data.path: there is no file {path}; give one ({{split}} in it becomes '{split}')")

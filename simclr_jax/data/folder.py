@@ -6,6 +6,7 @@ import numpy as np
 from etils import epath
 
 from simclr_jax.config.paths import printable, user_path
+from simclr_jax.config.storage import check_reachable, first_line, storage_errors
 from simclr_jax.data.listing import EXTENSIONS, list_images
 from simclr_jax.data.spec import DataError, Examples, Files
 
@@ -23,7 +24,7 @@ def load_folder(path: str, split: str) -> Examples:
     labels. Hidden files and directories are left out, and so is what is no image by its name.
 
     Args:
-        path: Path of the directory.
+        path: Path of the directory, local or gs://.
         split: Name of the sub-directory that holds the split. '' means the directory itself, and '.' too, even where
             it holds train/ and test/.
 
@@ -35,8 +36,9 @@ def load_folder(path: str, split: str) -> Examples:
     _check_directory(path, split, root, base)
     try:
         listing = list_images(os.fspath(base))
-    except OSError as error:
-        raise DataError(f'{printable(base)} cannot be listed: {error.strerror or error}; choose another') from error
+    except (OSError, *storage_errors()) as error:
+        why = getattr(error, 'strerror', None) or first_line(error)
+        raise DataError(f'{printable(base)} cannot be listed: {why}; choose another') from error
     notes = (f'{printable(base)}: left out {listing.left_out}.',) if listing.left_out else ()
     if not listing.paths:
         raise DataError(
@@ -54,6 +56,7 @@ def load_folder(path: str, split: str) -> Examples:
 def _check_directory(path: str, split: str, root: epath.Path, base: epath.Path) -> None:
     """Raises DataError unless the directory and its split are there, under names that TensorFlow can use."""
     shown = printable(path)
+    check_reachable(root)
     if not root.is_dir():
         raise DataError(f'data.path={shown}: there is no such directory')
     if not base.is_dir():

@@ -15,6 +15,7 @@
 import io
 import os
 from collections.abc import Callable
+from typing import IO
 
 import numpy as np
 from etils import epath
@@ -22,6 +23,7 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugi
 
 from simclr_jax.config.fields import MAX_IMAGE_PIXELS
 from simclr_jax.config.paths import is_remote
+from simclr_jax.config.storage import storage_errors
 
 # First bytes of a file, and Pillow's class for it. `Image.open` would add a limit of its own on the number of pixels.
 _FORMATS: tuple[tuple[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]], ...] = (
@@ -32,6 +34,8 @@ _FORMATS: tuple[tuple[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]], ...] 
     (b'RIFF', WebPImagePlugin.WebPImageFile),
 )
 
+# Bytes that one call reads from a storage.
+_PART = 2**20
 # Largest number of stored bytes per allowed pixel: four channels of 16 bits.
 _BYTES_PER_PIXEL = 8
 
@@ -84,21 +88,38 @@ def read_bytes(path: str, max_pixels: int = MAX_IMAGE_PIXELS) -> bytes:
 
     Args:
         path: Path of the file, local or gs://.
-        max_pixels: Largest number of pixels. A local file that is larger than such an image can be is not read.
+        max_pixels: Largest number of pixels. A file that is larger than such an image can be is not read.
 
     Raises:
         ImageError: The file cannot be opened, or is too large.
     """
+    most = _BYTES_PER_PIXEL * max_pixels
     try:
         if is_remote(path):
-            return epath.Path(path).read_bytes()
-        with open(path, 'rb') as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > _BYTES_PER_PIXEL * max_pixels:
-                raise ImageError(f'{size:,} bytes, more than an image of data.max_image_pixels={max_pixels} has')
-            return file.read()
-    except OSError as error:
+            with epath.Path(path).open('rb') as file:
+                content = _beginning(file, most)
+            size = len(content)
+        else:
+            with open(path, 'rb') as file:
+                size = os.fstat(file.fileno()).st_size
+                content = file.read() if size <= most else b''
+    except (OSError, *storage_errors()) as error:
         raise ImageError(f'cannot be opened: {error}') from error
+    if size > most:
+        raise ImageError(f'{size:,} bytes, more than an image of data.max_image_pixels={max_pixels} has')
+    return content
+
+
+def _beginning(file: IO[bytes], most: int) -> bytes:
+    """The content of a file of a storage. Of a longer one, at least one byte more than `most`.
+
+    The size would be a request of its own.
+    """
+    parts, size = [], 0
+    while size <= most and (part := file.read(_PART)):
+        parts.append(part)
+        size += len(part)
+    return b''.join(parts)
 
 
 def _open(file: bytes, max_pixels: int) -> ImageFile.ImageFile:

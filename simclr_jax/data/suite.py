@@ -3,9 +3,12 @@
 import dataclasses
 import difflib
 import os
-import pathlib
 from collections.abc import Callable
 
+from etils import epath
+
+from simclr_jax.config.paths import is_file, is_remote, user_path
+from simclr_jax.config.storage import check_reachable
 from simclr_jax.data.spec import DataError, Examples, needs_tensorflow
 
 # Names of the splits in folders, files and TensorFlow Datasets. The first that exists is taken.
@@ -112,9 +115,9 @@ def resolve_dataset(text: str, data_dir: str = '') -> DatasetSpec:
 
     * 'food101', ...: a name of TRANSFER_SUITE, or the name of such a data set in TFDS.
     * 'fashion_mnist', 'imagenet2012_subset/10pct', 'beans:1.0.0': a data set prepared by TensorFlow Datasets.
-    * 'folder:PATH', or a path to a directory: it has the sub-directories train and test (or val, validation). Each of
-      these has one sub-directory per class. A directory called birdsnap or aircraft, which TFDS lacks, is that member
-      of the suite.
+    * 'folder:PATH', or a path to a directory, local or gs://. It has the sub-directories train and test (or val,
+      validation). Each of these has one sub-directory per class. A directory called birdsnap or aircraft, which TFDS
+      lacks, is that member of the suite.
     * 'PATH.npz' with '{split}' in it, see `arrays.load_npz`.
 
     The test split is 'test'. Where it is missing, 'validation' or 'val' takes its place. Where both exist, the latter
@@ -131,7 +134,7 @@ def resolve_dataset(text: str, data_dir: str = '') -> DatasetSpec:
         return _resolve_folder(text.removeprefix('folder:'))
     if text.endswith('.npz'):
         return _resolve_npz(text)
-    if os.sep in text and pathlib.Path(text).expanduser().is_dir():
+    if is_remote(text) or (os.sep in text and epath.Path(user_path(text)).is_dir()):
         return _resolve_folder(text)
     name, _, version = text.partition(':')
     member = _find_member(name)
@@ -180,22 +183,25 @@ def _resolve_tfds(text: str, data_dir: str) -> DatasetSpec:
 
 
 def _resolve_folder(path: str) -> DatasetSpec:
-    root = pathlib.Path(path).expanduser()
+    check_reachable(path)
+    root = epath.Path(user_path(path))
     if not root.is_dir():
         raise DataError(f"data set 'folder:{path}': there is no such directory")
     there = ', '.join(sorted(entry.name for entry in root.iterdir() if entry.is_dir())[:20])
     splits = _choose_splits(path, lambda split: (root / split).is_dir(), there)
     # The other members come from TFDS. A folder called flowers most likely holds other flowers.
     member = _find_member(root.resolve().name)
-    return DatasetSpec('folder', '', str(root), *splits, None if member is None or member.is_in_tfds else member)
+    return DatasetSpec('folder', '', os.fspath(root), *splits, None if member is None or member.is_in_tfds else member)
 
 
 def _resolve_npz(path: str) -> DatasetSpec:
     if '{split}' not in path:
         raise DataError(f"data set '{path}': one file holds one split; write {{split}} where the files' names differ")
 
+    check_reachable(path)
+
     def has(split: str) -> bool:
-        return pathlib.Path(path.replace('{split}', split)).is_file()
+        return is_file(user_path(path.replace('{split}', split)))
 
     there = ', '.join(filter(has, ('train', *TEST_NAMES)))
     return DatasetSpec('arrays', '', path, *_choose_splits(path, has, there))

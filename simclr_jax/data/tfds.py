@@ -11,6 +11,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from simclr_jax.config.paths import user_path
+from simclr_jax.config.storage import check_reachable
 from simclr_jax.data.spec import DataError, Encoded, Examples, Streamed
 from simclr_jax.data.streams import stored_rows
 
@@ -128,6 +129,7 @@ def open_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         DataError: The data set is unknown, not prepared, or of a community whose code TFDS would fetch.
     """
     _refuse_communities(name)
+    check_reachable(data_dir)
     try:
         builder = tfds.builder(name, data_dir=user_path(data_dir) or None)
     except (tfds.core.DatasetNotFoundError, ValueError, TypeError, AssertionError, ImportError) as error:

@@ -1,7 +1,6 @@
 """Features of any images from a pretrained encoder, as a file for other programs."""
 
 import os
-import pathlib
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +8,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax.config import ConfigError
+from simclr_jax.config.paths import FOLDER, is_file, is_remote, user_path
+from simclr_jax.config.storage import check_reachable, first_line, storage_errors
 from simclr_jax.data.sources import load_examples
 from simclr_jax.data.spec import DataError, Examples
 from simclr_jax.data.suite import TEST_NAMES, resolve_dataset
@@ -27,7 +28,7 @@ def open_split(home: ConfigDict, dataset: str, split: str) -> Examples:
         dataset: One of these:
 
             * '' for the data of the pretraining.
-            * 'folder:PATH' or the path of a directory. Its images need neither labels nor splits.
+            * 'folder:PATH' or the path of a directory, local or gs://. Its images need neither labels nor splits.
             * 'PATH.npz', with or without '{split}' in it.
             * A name of the transfer experiments or of TensorFlow Datasets, see `suite.resolve_dataset`.
         split: Name of the split. '' means the test split, or all images of a folder or an .npz without splits.
@@ -48,11 +49,11 @@ def _find(dataset: str, split: str, data_dir: str) -> tuple[dict[str, str], str]
     """The fields of the group `data` for a data set, and the name of the split."""
     if dataset.endswith('.npz'):
         if '{split}' in dataset:
-            split = split or _split_to_test(dataset, pathlib.Path.is_file) or 'test'
+            split = split or _split_to_test(dataset, is_file) or 'test'
         return {'source': 'arrays', 'name': '', 'path': dataset}, split
     if _is_folder(dataset):
-        path = str(pathlib.Path(dataset.removeprefix('folder:')).expanduser())
-        split = split or _split_to_test(os.path.join(path, '{split}'), pathlib.Path.is_dir)
+        path = user_path(dataset.removeprefix(FOLDER))
+        split = split or _split_to_test(os.path.join(path, '{split}'), epath.Path.is_dir)
         return {'source': 'folder', 'name': '', 'path': path}, split
     try:
         spec = resolve_dataset(dataset, data_dir)
@@ -65,13 +66,15 @@ def _find(dataset: str, split: str, data_dir: str) -> tuple[dict[str, str], str]
 
 
 def _is_folder(dataset: str) -> bool:
-    is_path = dataset.startswith(('folder:', os.sep, '.', '~'))
-    return is_path or (os.sep in dataset and pathlib.Path(dataset).is_dir())
+    is_path = dataset.startswith((FOLDER, os.sep, '.', '~')) or is_remote(dataset)
+    return is_path or (os.sep in dataset and epath.Path(dataset).is_dir())
 
 
-def _split_to_test(pattern: str, is_there: Callable[[pathlib.Path], bool]) -> str:
+def _split_to_test(pattern: str, is_there: Callable[[epath.Path], bool]) -> str:
     """The name of the test split, read off the files or directories. '' if there is none."""
-    return next((name for name in TEST_NAMES if is_there(pathlib.Path(pattern.replace('{split}', name)))), '')
+    check_reachable(pattern)
+    paths = {name: epath.Path(user_path(pattern.replace('{split}', name))) for name in TEST_NAMES}
+    return next((name for name, path in paths.items() if is_there(path)), '')
 
 
 def embed(
@@ -137,7 +140,7 @@ def write(path: epath.Path, found: Features, examples: Examples) -> None:
     are lists of F float32. A class_name is null where there is none, and a list where an image may have several.
 
     Args:
-        path: File to write. It ends in one of ENDINGS.
+        path: File to write, local or gs://. It ends in one of ENDINGS.
         found: Features to write.
         examples: Images of the features.
 
@@ -146,8 +149,9 @@ def write(path: epath.Path, found: Features, examples: Examples) -> None:
     """
     try:
         (write_features if path.suffix == '.npz' else _write_parquet)(path, found, examples)
-    except OSError as error:
-        raise ConfigError([f'{path} cannot be written: {error.strerror or error}; choose another']) from error
+    except (OSError, *storage_errors()) as error:
+        why = getattr(error, 'strerror', None) or first_line(error)
+        raise ConfigError([f'{path} cannot be written: {why}; choose another']) from error
 
 
 def _write_parquet(path: epath.Path, found: Features, examples: Examples) -> None:

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import hashlib
-import os
 import zipfile
 from collections.abc import Callable, Iterator
 
@@ -15,6 +14,7 @@ from jax.sharding import Mesh
 
 from simclr_jax import sharding
 from simclr_jax.augment.policy import CENTER_CROP_PROPORTION
+from simclr_jax.config.storage import storage_errors, versions
 from simclr_jax.data.reader import eval_batches
 from simclr_jax.data.spec import Batch, Decoded, Encoded, Examples, Files, Share
 from simclr_jax.training.workdir import write_whole
@@ -146,7 +146,7 @@ def read_features(path: epath.Path, examples: Examples) -> Features | None:
                 return None
             # Earlier versions wrote int64.
             return Features(arrays['features'], arrays['labels'], arrays['index'].astype(np.int32))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, *storage_errors()):
         return None
 
 
@@ -188,9 +188,8 @@ def digest_of(examples: Examples) -> str:
         for file in content.files:
             digest.update(file)
     elif isinstance(content, Files):
-        for path in content.paths:
-            status = os.stat(path)
-            digest.update(f'{path} {status.st_size} {status.st_mtime_ns}'.encode())
+        for path, version in zip(content.paths, versions(content.paths), strict=True):
+            digest.update(f'{path} {version}'.encode())
     if examples.labels is not None:
         digest.update(examples.labels.tobytes())
     return digest.hexdigest()

@@ -11,6 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax.config import ConfigError
+from simclr_jax.config.storage import check_reachable
 from simclr_jax.metrics import classification
 from simclr_jax.training import workdir
 
@@ -108,6 +109,7 @@ def read_results(directory: str) -> Results | None:
     Raises:
         ConfigError: The file is damaged, or was written by another version of this program.
     """
+    check_reachable(directory)
     path = epath.Path(directory) / 'result.json'
     if not path.exists():
         return None
