@@ -26,11 +26,15 @@ class GrowingFile:
         """Appends a record. Of an object, `flush` or a later record completes it.
 
         Raises:
-            OSError: The file cannot be written. The storage may raise `config.storage.storage_errors`.
+            OSError: The file cannot be written. The error names it. The storage may raise
+                `config.storage.storage_errors`.
         """
         if not is_remote(self._path):
-            with self._path.open('ab') as file:
-                file.write(record)
+            try:
+                with self._path.open('ab') as file:
+                    file.write(record)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self._path)) from error
             return
         if self._content is None:
             self._content = self._path.read_bytes() if self._path.exists() else b''

@@ -10,6 +10,7 @@ from etils import epath
 from simclr_jax import distributed
 from simclr_jax.training.events import EventFile
 from simclr_jax.training.metrics_file import MetricsFile
+from simclr_jax.training.workdir import clear_place
 
 
 class Log:
@@ -30,8 +31,10 @@ class Log:
         if workdir:
             self._file = MetricsFile(workdir)
         if workdir and tensorboard:
+            directory = epath.Path(workdir) / 'tensorboard'
+            clear_place(directory, self.say, of_directory=True)
             try:
-                self._events = EventFile(str(epath.Path(workdir) / 'tensorboard'))
+                self._events = EventFile(str(directory))
             except ModuleNotFoundError as error:
                 package = str(error.name).partition('.')[0]
                 self.say(f'No TensorBoard events: the package {package} is not installed.')

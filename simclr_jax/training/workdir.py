@@ -1,10 +1,13 @@
 """The work directory's files: config.json and result.json, written whole or not at all."""
 
 import contextlib
+import hashlib
 import itertools
 import json
 import shutil
+import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
@@ -24,19 +27,20 @@ TRACES = ('checkpoints', 'damaged', 'metrics.jsonl')
 def write_whole(path: epath.Path, content: str | Callable[[IO[bytes]], None]) -> None:
     """Writes a file completely or not at all: a reader finds the old content or the new one, never a part of it.
 
-    The content goes to `NAME.partial` in the same directory, which then takes the place of the file. If an error
-    interrupts the writing, the old file stays and `NAME.partial` is removed. For gs:// the content is made in a
-    temporary file first, because writers of archives go back in their file.
+    The content goes to `NAME.WRITER.partial` in the same directory, which then takes the place of the file. WRITER
+    differs between threads and machines, so that two of them may write the same file. If an error interrupts the
+    writing, the old file stays and the new one is removed. For gs:// the content is made in a temporary file first,
+    because writers of archives go back in their file.
 
     Args:
         path: File to write, local or gs://. Its directory must exist.
         content: Text, written as UTF-8, or a function that writes to the given binary file.
 
     Raises:
-        OSError: The file cannot be written.
+        OSError: The file cannot be written. The error names it.
         Exception: Any error of `content` itself.
     """
-    partial = path.with_name(f'{path.name}.partial')
+    partial = path.with_name(f'{path.name}.{_writer()}.partial')
     try:
         with partial.open('wb') as file:
             if isinstance(content, str):
@@ -49,11 +53,20 @@ def write_whole(path: epath.Path, content: str | Callable[[IO[bytes]], None]) ->
             else:
                 content(file)
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         # The reader needs the first error, not a second one about the cleaning up.
         with contextlib.suppress(OSError, *storage_errors()):
             partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno:
+            # An error of writing names no file, and one of opening the wrong one.
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def _writer() -> str:
+    """Text that differs between threads, processes and machines. A process that starts again may get the same."""
+    name = f'{socket.gethostname()} {threading.get_native_id()}'
+    return hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
 
 
 def set_aside(path: epath.Path, suffix: str) -> epath.Path:
@@ -69,6 +82,19 @@ def set_aside(path: epath.Path, suffix: str) -> epath.Path:
     names = itertools.chain([f'{path.name}.{suffix}'], (f'{path.name}.{suffix}.{n}' for n in itertools.count(1)))
     target = next(target for name in names if not (target := path.with_name(name)).exists())
     return path.rename(target)
+
+
+def clear_place(path: epath.Path, say: Callable[[str], None], *, of_directory: bool = False) -> None:
+    """Sets aside a directory in the place of a file, or a file in the place of a directory.
+
+    Args:
+        path: Place to clear, local or gs://.
+        say: Function that receives a line for the user if there was something.
+        of_directory: Whether the place is that of a directory.
+    """
+    if path.exists() and path.is_dir() != of_directory:
+        what = 'no directory' if of_directory else 'a directory'
+        say(f'{path} is {what}; it is {set_aside(path, "damaged").name} now.')
 
 
 def check_claim(workdir: str, config: ConfigDict, *, allow_change: bool) -> list[str]:

@@ -1,7 +1,9 @@
 """The work directory: whose it is, files that are whole or not there, metrics without a future."""
 
+import concurrent.futures
 import errno
 import json
+import threading
 
 import pytest
 from etils import epath
@@ -104,11 +106,7 @@ def test_places_that_cannot_be_used(tmp_path):
         assert f'--workdir={tmp_path / name}' in str(caught.value)
 
 
-class DiskFull(OSError):
-    """The disk has no room for the rest of a file."""
-
-    def __init__(self):
-        super().__init__(errno.ENOSPC, 'No space left on device')
+DISK_FULL = OSError(errno.ENOSPC, 'No space left on device')
 
 
 def half_then(error):
@@ -121,7 +119,7 @@ def half_then(error):
     return write
 
 
-@pytest.mark.parametrize('error', [DiskFull(), ValueError('no number'), KeyboardInterrupt()])
+@pytest.mark.parametrize('error', [DISK_FULL, ValueError('no number'), KeyboardInterrupt()])
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, error):
     path = epath.Path(tmp_path) / 'result.json'
     workdir.write_result(str(tmp_path), {'step': 1})
@@ -135,9 +133,12 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, error):
 
 
 def test_an_interrupted_first_write_leaves_nothing(tmp_path):
-    with pytest.raises(DiskFull):
-        workdir.write_whole(epath.Path(tmp_path) / 'result.json', half_then(DiskFull()))
+    path = epath.Path(tmp_path) / 'result.json'
+    with pytest.raises(OSError) as caught:
+        workdir.write_whole(path, half_then(DISK_FULL))
     assert list(tmp_path.iterdir()) == []
+    # The system's error of a write names no file.
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
 
 
 def test_text_and_bytes_arrive_unchanged(tmp_path):
@@ -167,8 +168,41 @@ def test_the_old_content_stands_until_the_new_one_is_complete(tmp_path):
 def test_a_failed_write_into_no_directory_tells_the_first_error(tmp_path):
     (tmp_path / 'file').write_text('')
     for name in ('absent', 'file'):
-        with pytest.raises(OSError, match=rf'{name}/result\.json\.partial'):
+        with pytest.raises(OSError, match=rf'{name}/result\.json'):
             workdir.write_whole(epath.Path(tmp_path) / name / 'result.json', 'text')
+
+
+def test_two_threads_may_write_the_same_file(tmp_path):
+    path = epath.Path(tmp_path) / 'result.json'
+    both = threading.Barrier(2, timeout=10)
+
+    def write(text):
+        def content(file):
+            both.wait()
+            file.write(text)
+            both.wait()
+
+        workdir.write_whole(path, content)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, [b'a' * 1000, b'b' * 1000]))
+    assert set(path.read_text()) in ({'a'}, {'b'})
+    assert [file.name for file in tmp_path.iterdir()] == ['result.json']
+
+
+@pytest.mark.parametrize('of_directory', [False, True])
+def test_what_stands_in_the_place_is_set_aside(tmp_path, of_directory):
+    path, said = epath.Path(tmp_path) / 'report', []
+    for number in (1, 2):
+        if of_directory:
+            path.write_text('mine')
+        else:
+            path.mkdir()
+        workdir.clear_place(path, said.append, of_directory=of_directory)
+        assert not path.exists()
+        assert len(said) == len(list(tmp_path.iterdir())) == number
+    assert said[0].endswith('; it is report.damaged now.')
+    workdir.clear_place(path, pytest.fail, of_directory=of_directory)
 
 
 def test_a_log_without_work_directory_writes_nothing(tmp_path, monkeypatch, capsys):
