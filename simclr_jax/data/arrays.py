@@ -66,7 +66,8 @@ def _read_arrays(path: epath.Path, most_bytes: int) -> dict[str, np.ndarray]:
     try:
         with path.open('rb') as file, zipfile.ZipFile(file) as packed:
             sizes = [_unpacked_bytes(packed, member) for member in packed.infolist()]
-            if sum(sizes) > max(most_bytes, file.seek(0, 2)):
+            file.seek(0, 2)
+            if sum(sizes) > max(most_bytes, file.tell()):
                 raise DataError(
                     f'{path} unpacks to {sum(sizes):,} bytes, more than data.memory_limit_gb={most_bytes / 2**30:g} '
                     'allows; raise it, or give smaller arrays'

@@ -53,7 +53,7 @@ def _find(dataset: str, split: str, data_dir: str) -> tuple[dict[str, str], str]
         return {'source': 'arrays', 'name': '', 'path': dataset}, split
     if _is_folder(dataset):
         path = user_path(dataset.removeprefix(FOLDER))
-        split = split or _split_to_test(os.path.join(path, '{split}'), epath.Path.is_dir)
+        split = split or _split_to_test(os.path.join(path, '{split}'), lambda path: path.is_dir())
         return {'source': 'folder', 'name': '', 'path': path}, split
     try:
         spec = resolve_dataset(dataset, data_dir)
