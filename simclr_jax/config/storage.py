@@ -49,11 +49,11 @@ def _check_bucket(bucket: str, holds_runs: bool) -> None:
     from google.auth.exceptions import GoogleAuthError
 
     try:
-        client = _client(needs_credentials=holds_runs)
+        storage = client(needs_credentials=holds_runs)
         if holds_runs:
-            client.get_bucket(bucket, timeout=PATIENCE, retry=None)
+            storage.get_bucket(bucket, timeout=PATIENCE, retry=None)
         else:
-            next(iter(client.list_blobs(bucket, max_results=1, timeout=PATIENCE, retry=None)), None)
+            next(iter(storage.list_blobs(bucket, max_results=1, timeout=PATIENCE, retry=None)), None)
     except GoogleAuthError as error:
         raise ConfigError(
             [f'{GCS}{bucket} needs credentials of Google Cloud, and there are none that it accepts '
@@ -69,8 +69,15 @@ def _check_bucket(bucket: str, holds_runs: bool) -> None:
 
 
 @functools.cache
-def _client(*, needs_credentials: bool) -> Any:
-    """A client of Google's storage. Public buckets need no credentials."""
+def client(*, needs_credentials: bool) -> Any:
+    """A client of Google's storage.
+
+    Args:
+        needs_credentials: Whether to refuse where there are none. Public buckets need none.
+
+    Raises:
+        GoogleAuthError: There are no credentials.
+    """
     from google.auth.exceptions import DefaultCredentialsError
     from google.cloud import storage
 
@@ -113,7 +120,7 @@ def versions(paths: Sequence[str]) -> list[str]:
     if not paths or not paths[0].startswith(GCS):
         return [f'{status.st_size} {status.st_mtime_ns}' for status in map(os.stat, paths)]
     bucket, _, prefix = os.path.commonpath([path.removeprefix(GCS) for path in paths]).partition('/')
-    blobs = _client(needs_credentials=False).list_blobs(
+    blobs = client(needs_credentials=False).list_blobs(
         bucket, prefix=prefix, fields='items(name,size,generation),nextPageToken'
     )
     found = {f'{GCS}{bucket}/{blob.name}': f'{blob.size} {blob.generation}' for blob in blobs}

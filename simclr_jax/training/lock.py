@@ -2,7 +2,7 @@
 
 On a file system of this machine the kernel holds the lock (`flock`), so that it ends with its process, however that
 ends. Other places, such as gs://, have no such lock. There the owner renews a file every BEAT seconds. A file that
-nobody renews for STALE seconds belongs to a process that has died.
+nobody renews for STALE seconds belongs to a process that has died. See lock_file.py for what such a file can promise.
 """
 
 import contextlib
@@ -24,6 +24,8 @@ from etils import epath
 
 from simclr_jax.config import ConfigError
 from simclr_jax.config.paths import absolute, is_remote
+from simclr_jax.config.storage import storage_errors
+from simclr_jax.training.lock_file import LockFile, lock_file
 
 # Seconds between two signs of life where the kernel holds no lock.
 BEAT = 15.0
@@ -31,8 +33,6 @@ BEAT = 15.0
 STALE = 60.0
 # An owner whose last sign of life is older than this number of seconds is dead. The clocks of two machines may differ.
 ABANDONED = 600.0
-# Seconds between a claim and its confirmation, in which another process may have claimed too.
-SETTLE = 1.0
 NOT_SUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
@@ -150,11 +150,11 @@ def _this_process() -> Owner:
     return Owner(socket.gethostname(), space, os.getpid(), started, since, uuid.uuid4().hex, time.time())
 
 
-def _read(path: epath.Path) -> Owner | None:
-    """The owner in a lock's file. None if there is no file, or it does not name one."""
+def _owner(text: str) -> Owner | None:
+    """The owner that the content of a lock's file names. None if it names nobody."""
     try:
-        return Owner(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+        return Owner(**json.loads(text))
+    except (ValueError, TypeError):
         return None
 
 
@@ -163,6 +163,7 @@ def _text(owner: Owner) -> str:
 
 
 def _by_the_kernel(path: epath.Path, owner: Owner) -> '_Held | Owner':
+    found = None
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -175,7 +176,9 @@ def _by_the_kernel(path: epath.Path, owner: Owner) -> '_Held | Owner':
         except BlockingIOError:
             os.close(descriptor)
             # The new owner may be about to write its name.
-            return _read(path) or dataclasses.replace(owner, host='this machine', pid=0, since='just now')
+            with contextlib.suppress(FileNotFoundError):
+                found = _owner(path.read_text())
+            return found or dataclasses.replace(owner, host='this machine', pid=0, since='just now')
         except FileNotFoundError:
             pass
         except OSError:
@@ -199,18 +202,17 @@ class _KernelLock:
 
 
 def _by_signs_of_life(path: epath.Path, owner: Owner, say: Callable[[str], None]) -> '_Held | Owner':
-    other = _read(path)
-    if other and _is_alive(path, other, say):
-        return other
-    path.write_text(_text(owner))
-    time.sleep(SETTLE)
-    found = _read(path)
-    if found and found.token != owner.token:
-        return found
-    return _Lease(path, owner)
+    file = lock_file(path)
+    while True:
+        text, version = file.read()
+        other = _owner(text)
+        if other and _is_alive(file, path, other, say):
+            return other
+        if file.write(_text(owner), version, is_claim=True):
+            return _Lease(file, owner)
 
 
-def _is_alive(path: epath.Path, owner: Owner, say: Callable[[str], None]) -> bool:
+def _is_alive(file: LockFile, path: epath.Path, owner: Owner, say: Callable[[str], None]) -> bool:
     """Whether an owner renews its file. This takes up to STALE seconds, unless it is known at once."""
     here = _this_process()
     if owner.space and (owner.host, owner.space) == (here.host, here.space):
@@ -224,7 +226,7 @@ def _is_alive(path: epath.Path, owner: Owner, say: Callable[[str], None]) -> boo
     deadline = time.monotonic() + STALE
     while time.monotonic() < deadline:
         time.sleep(STALE / 60)
-        found = _read(path)
+        found = _owner(file.read()[0])
         if found != owner:
             return found is not None
     return False
@@ -233,8 +235,8 @@ def _is_alive(path: epath.Path, owner: Owner, say: Callable[[str], None]) -> boo
 class _Lease:
     """A file that this process renews until the lock is released."""
 
-    def __init__(self, path: epath.Path, owner: Owner):
-        self._path, self._owner, self._lost_to = path, owner, None
+    def __init__(self, file: LockFile, owner: Owner):
+        self._file, self._owner, self._lost_to = file, owner, None
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._renew, name='lock', daemon=True)
         self._thread.start()
@@ -242,20 +244,22 @@ class _Lease:
     def _renew(self) -> None:
         while not self._is_over.wait(BEAT):
             # A network that is down for a moment is no reason to end: the next beat comes.
-            with contextlib.suppress(OSError):
-                found = _read(self._path)
+            with contextlib.suppress(OSError, *storage_errors()):
+                text, version = self._file.read()
+                found = _owner(text)
                 if found and found.token != self._owner.token:
                     self._lost_to = found
                     return
-                self._path.write_text(_text(dataclasses.replace(self._owner, beat=time.time())))
+                self._file.write(_text(dataclasses.replace(self._owner, beat=time.time())), version)
 
     def release(self) -> None:
         self._is_over.set()
         self._thread.join()
-        found = _read(self._path)
-        if found and found.token == self._owner.token:
-            with contextlib.suppress(OSError):
-                self._path.unlink()
+        with contextlib.suppress(OSError, *storage_errors()):
+            text, version = self._file.read()
+            found = _owner(text)
+            if found and found.token == self._owner.token:
+                self._file.remove(version)
 
     def lost_to(self) -> Owner | None:
         return self._lost_to

@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 
 from simclr_jax.config import ConfigError
-from simclr_jax.training import lock
+from simclr_jax.training import lock, lock_file
 from simclr_jax.training.lock import Lock
 
 HOLD = """
@@ -33,7 +33,8 @@ def no_kernel_lock(monkeypatch):
         raise OSError(lock.errno.ENOLCK, 'No locks available')
 
     monkeypatch.setattr(lock, '_by_the_kernel', refuse)
-    for name, seconds in {'BEAT': 0.05, 'STALE': 0.6, 'SETTLE': 0.02}.items():
+    monkeypatch.setattr(lock_file, 'SETTLE', 0.02)
+    for name, seconds in {'BEAT': 0.05, 'STALE': 0.6}.items():
         monkeypatch.setattr(lock, name, seconds)
 
 
