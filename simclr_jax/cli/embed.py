@@ -123,6 +123,8 @@ def _problems(options: argparse.Namespace, out, picture) -> list[str]:
         picture: File of the picture, None if there are no neighbours to draw.
     """
     from simclr_jax.config.evaluation import LAYERS
+    from simclr_jax.config.paths import is_remote
+    from simclr_jax.config.storage import check_reachable
     from simclr_jax.evaluation.embed import ENDINGS
 
     problems = []
@@ -139,10 +141,15 @@ def _problems(options: argparse.Namespace, out, picture) -> list[str]:
     for name, file, endings in (('out', out, ENDINGS), ('picture', picture, ('.png',))):
         if file is None:
             continue
+        check_reachable(file)
         if file.suffix not in endings:
             problems.append(f'--{name}={file}: must end in {" or ".join(endings)}')
-        elif not file.parent.is_dir():
+        elif not is_remote(file) and not file.parent.is_dir():
             problems.append(f'--{name}={file}: there is no directory {file.parent}; make it first')
+        elif not is_remote(file) and not os.access(file.parent, os.W_OK | os.X_OK):
+            problems.append(f'--{name}={file}: you may not write to {file.parent}; choose another directory')
+        elif file.is_dir():
+            problems.append(f'--{name}={file}: this is a directory; choose another name')
         elif file.exists() and not options.overwrite:
             problems.append(f'--{name}={file}: the file exists; choose another, or replace it with --overwrite')
     return problems

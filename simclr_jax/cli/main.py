@@ -130,6 +130,7 @@ def _run(options: argparse.Namespace) -> int:
     third_parties.quiet()
     _keep_compiled_programs()
     from simclr_jax.config import ConfigError
+    from simclr_jax.config.storage import first_line, storage_errors
     from simclr_jax.data.spec import DataError
     from simclr_jax.distributed import FailedElsewhere, LostError
     from simclr_jax.training.checkpoints import CheckpointError
@@ -150,6 +151,10 @@ def _run(options: argparse.Namespace) -> int:
             raise
         what = f'{error.filename}: ' if error.filename else ''
         return _tell(f'{what}{error.strerror}. {CURES[error.errno]}; the same command then resumes', USER_MISTAKE)
+    except storage_errors() as error:
+        return _tell(
+            f'the storage refuses or does not answer: {first_line(error)}. Later the same command resumes', FAILURE
+        )
     except MemoryError as error:
         return _tell(f'this machine has no memory left ({error}). Set {_LESS_MEMORY[options.command]}', USER_MISTAKE)
 

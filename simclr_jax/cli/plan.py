@@ -16,6 +16,7 @@ configuration file is Python code and is executed, so use only files that you tr
 import argparse
 import functools
 import json
+import os
 
 from simclr_jax.cli.options import path
 
@@ -48,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
     from etils import epath
 
     from simclr_jax.config import ConfigError, load_config
+    from simclr_jax.config.paths import is_remote
     from simclr_jax.planning import report
     from simclr_jax.planning.plan import make_plan, training_data
     from simclr_jax.planning.topology import parse_topology
@@ -56,8 +58,11 @@ def run(options: argparse.Namespace) -> int:
     if options.images < 0:
         raise ConfigError([f'--images={options.images}: must be 1 or more'])
     target = epath.Path(options.json)
-    if options.json and not target.parent.is_dir():
+    if options.json and not is_remote(target) and not target.parent.is_dir():
         raise ConfigError([f'--json={target}: there is no directory {target.parent}; make it first'])
+    is_writable = is_remote(target) or os.access(target.parent, os.W_OK | os.X_OK)
+    if options.json and (target.is_dir() or not is_writable):
+        raise ConfigError([f'--json={target}: this file cannot be written; choose another'])
     topology = parse_topology(options.topology) if options.topology else None
     config = load_config(options.config, options.overrides)
     num_images, num_classes = training_data(config, options.images)

@@ -16,6 +16,8 @@ def quiet() -> None:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     # oneDNN prints two lines at every start. Its order of summation may also differ between machines.
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+    # A size that is some seconds old would cut off what another process has written to gs:// meanwhile.
+    os.environ.setdefault('GCS_STAT_CACHE_MAX_AGE', '0')
     from absl import logging as absl_logging
 
     absl_logging.set_verbosity(absl_logging.ERROR)
@@ -55,6 +57,8 @@ def _tell_of_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
 
 def _is_not_told_again(record: logging.LogRecord) -> bool:
     """Drops log records of errors in the threads of Orbax, because the next save or wait raises the same error."""
+    if record.name == 'asyncio' and 'exception was never retrieved' in record.getMessage():
+        return False
     trace = record.exc_info[2] if record.exc_info else None
     files = (pathlib.Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(trace))
     return not any('orbax' in file.parts for file in files)
