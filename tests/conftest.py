@@ -10,7 +10,7 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 # Tests compile many programs and run each of them a few times. With these settings the compiler optimises less, which
 # saves more time than the programs lose.
 COMPILE_SOON = [
-    '--xla_backend_optimization_level=1',
+    '--xla_backend_optimization_level=0',
     '--xla_llvm_disable_expensive_passes=true',
     '--xla_cpu_parallel_codegen_split_count=1',
 ]

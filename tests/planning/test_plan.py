@@ -30,7 +30,7 @@ TINY = {
     'data.source': 'fake',
     'data.image_size': SIZE,
     'batch_size': BATCH,
-    'model.depth': 18,
+    'model.depth': 6,
     'model.width': 0.0625,
     'head.out_dim': WIDTH,
     'warmup_epochs': 0,
