@@ -27,11 +27,14 @@ The command prints a table. It writes result.json, results.md and report/summary
 """
 
 import argparse
+import errno
 
 from simclr_jax.cli.options import needed_path
 
 NAME = 'evaluate'
 SUMMARY = 'measure a trained encoder, or compare several encoders'
+# Errors of a disk without room.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 # Options that set fields of the configuration: option -> field.
 SHORT = {'protocols': 'protocols', 'dataset': 'datasets', 'labels': 'labels', 'baselines': 'baselines'}
 
@@ -75,13 +78,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from etils import epath
-
     from simclr_jax import distributed
     from simclr_jax.config import load_evaluation
     from simclr_jax.evaluation.run import evaluate
-    from simclr_jax.report import summary, table
-    from simclr_jax.training import workdir
+    from simclr_jax.report import table
 
     given = [(field, getattr(options, option)) for option, field in SHORT.items()]
     config = load_evaluation(options.config, [*((f, t) for f, t in given if t is not None), *options.overrides])
@@ -89,18 +89,56 @@ def _evaluate(options: argparse.Namespace) -> int:
     results = evaluate(config, options.workdir, say=distributed.say)
     if not distributed.is_first():
         return 0
-    text = table.of_encoders(results)
     title = f'Results of step {results.step} (%, with 95 % intervals over test images or ± deviation over draws)'
-    print(f'\n{title}\n\n{text}\n', flush=True)
+    print(f'\n{title}\n\n{table.of_encoders(results)}\n', flush=True)
+    if results.not_kept:
+        return _end_without_files(options.workdir, results.not_kept)
     markdown = table.of_encoders(results, markdown=True)
-    workdir.write_whole(epath.Path(options.workdir) / 'results.md', f'{title}\n\n{markdown}\n')
-    print(f'Wrote result.json, results.md and {summary.draw(options.workdir, results)}')
+    _write_files(options.workdir, results, f'{title}\n\n{markdown}\n')
     return 0
+
+
+def _end_without_files(directory: str, error: Exception) -> int:
+    """Ends after the table. A full disk is an error, and a directory that others own is none."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        raise error
+    print(f'Nothing is kept in {directory}.')
+    return 0
+
+
+def _write_files(directory: str, results, markdown: str) -> None:
+    """Writes results.md and the picture. Where one cannot be written, a line says so.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    from etils import epath
+
+    from simclr_jax.report import summary
+    from simclr_jax.training.workdir import clear_place, write_whole
+
+    table, picture = epath.Path(directory) / 'results.md', epath.Path(directory) / 'report' / 'summary.png'
+    clear_place(picture.parent, print, of_directory=True)
+    written = ['result.json']
+    for path, write in (
+        (table, lambda: write_whole(table, markdown)),
+        (picture, lambda: summary.draw(directory, results)),
+    ):
+        try:
+            clear_place(path, print)
+            write()
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            print(f'{path} cannot be written ({error.strerror or error}).')
+        else:
+            written.append(path.name if path == table else str(path))
+    print(f'Wrote {", ".join(written[:-1])} and {written[-1]}' if len(written) > 1 else f'Wrote {written[0]}')
 
 
 def _compare(directories: list[str]) -> int:
     from simclr_jax.config import ConfigError
-    from simclr_jax.evaluation.results import read_results
+    from simclr_jax.evaluation.result_file import read_results
     from simclr_jax.report import table
 
     found = {directory: read_results(directory) for directory in directories}

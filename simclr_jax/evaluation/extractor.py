@@ -18,7 +18,7 @@ from simclr_jax.build import make_task
 from simclr_jax.config.paths import directory_path
 from simclr_jax.data.reader import check_unreadable
 from simclr_jax.data.spec import Examples
-from simclr_jax.evaluation.features import Features, features_of, read_features, write_features
+from simclr_jax.evaluation.features import Features, features_of, keep_features, read_features
 from simclr_jax.models.pooling import pool_to
 from simclr_jax.models.resnet import PARTS
 from simclr_jax.training import workdir
@@ -43,6 +43,8 @@ class FeatureExtractor:
         mesh: Devices that encode.
         identity: Text that identifies the parameters. It differs between checkpoints.
         cache: Directory of the features. None means that they are not kept.
+        say: Function that receives lines for the user.
+        in_memory: Features that could not be written, by the path of their file. Each label budget needs them again.
     """
 
     name: str
@@ -54,6 +56,8 @@ class FeatureExtractor:
     mesh: Mesh
     identity: str
     cache: epath.Path | None
+    say: Callable[[str], None] = print
+    in_memory: dict[str, Features] = dataclasses.field(default_factory=dict)
 
     def features(self, examples: Examples, layer: str = 'h') -> Features:
         """Features of every readable image of a split, from the cache if they are there.
@@ -68,14 +72,16 @@ class FeatureExtractor:
         """
         path = None
         if self.cache is not None:
-            path = self.cache / f'{_file_name(examples)}.{self.image_size}px.{self.crop_share:g}.{layer}.npz'
-            kept = read_features(path, examples)
+            path = self.cache / f'{_file_name(examples)}.{self.image_size}px.{self.crop_share!r}.{layer}.npz'
+            kept = self.in_memory.get(str(path)) or read_features(path, examples, self.say)
             if distributed.all_agree(kept is not None):
                 assert kept is not None
                 return kept
         found = self.encode(examples, self.function(layer))
-        if path is not None and distributed.is_first():
-            write_features(path, found, examples)
+        if path is not None:
+            is_written = not distributed.is_first() or keep_features(path, found, examples, self.say)
+            if not distributed.all_agree(is_written):
+                self.in_memory[str(path)] = found
         return found
 
     def encode(self, examples: Examples, function) -> Features:
@@ -167,6 +173,7 @@ def open_extractor(
         mesh=mesh,
         identity=identity,
         cache=epath.Path(directory) / 'features' / identity,
+        say=say,
     )
     return encoder, step
 

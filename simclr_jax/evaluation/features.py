@@ -3,24 +3,27 @@
 import collections
 import dataclasses
 import hashlib
-import zipfile
 from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+import PIL
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from simclr_jax import sharding
 from simclr_jax.augment.policy import CENTER_CROP_PROPORTION
-from simclr_jax.config.storage import storage_errors, versions
+from simclr_jax.config.storage import first_line, storage_errors, versions
 from simclr_jax.data.reader import eval_batches
-from simclr_jax.data.spec import Batch, Decoded, Encoded, Examples, Files, Share
-from simclr_jax.training.workdir import write_whole
+from simclr_jax.data.spec import Batch, Decoded, Encoded, Examples, Files, Share, Streamed
+from simclr_jax.training.workdir import clear_place, write_whole
 
 # Batches whose features the host has not fetched yet. With several, the devices need not wait for the host.
 IN_FLIGHT = 2
+# Number of the program's own way from an image to the pixels that are encoded. It grows when that changes, so that
+# kept features are computed again.
+PIXELS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,23 +134,70 @@ def _on_host(features: jax.Array, batch: Batch) -> Features:
     return Features(sharding.to_host(features)[is_image], labels[is_image], index[is_image])
 
 
-def read_features(path: epath.Path, examples: Examples) -> Features | None:
-    """Reads features from a file. None if it is missing, damaged, or of other images or labels.
+def read_features(path: epath.Path, examples: Examples, say: Callable[[str], None] = print) -> Features | None:
+    """Reads features from a file. None if it is missing, damaged, or of other images, labels or pixels.
 
     Args:
         path: File from `write_features`.
         examples: Images and labels that the features must belong to.
+        say: Function that receives a line for the user if the file is damaged.
     """
     if not path.exists():
         return None
+    digest = digest_of(examples)
     try:
         with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
-            if str(arrays['digest']) != digest_of(examples):
+            if str(arrays['digest']) != digest:
                 return None
             # Earlier versions wrote int64.
-            return Features(arrays['features'], arrays['labels'], arrays['index'].astype(np.int32))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, *storage_errors()):
+            found = Features(arrays['features'], arrays['labels'], arrays['index'].astype(np.int32))
+    except Exception:
+        # Damaged archives raise errors of many classes in the readers of zip files and of arrays.
+        found = None
+    if found is None or not _belong_to(found, examples):
+        say(f'{path} is damaged; its features are computed again.')
         return None
+    return found
+
+
+def _belong_to(found: Features, examples: Examples) -> bool:
+    """Whether these can be the features of a split."""
+    count, index = len(found.index), found.index
+    if found.values.dtype != np.float32 or found.values.ndim != 2 or index.ndim != 1:
+        return False
+    # Every image in memory is readable.
+    if {len(found.values), len(found.labels)} != {count} or (
+        isinstance(examples.content, Decoded) and count != examples.size
+    ):
+        return False
+    if len(np.unique(index)) < count or (index < 0).any() or (index >= examples.size).any():
+        return False
+    return examples.labels is None or np.array_equal(found.labels, examples.labels[index])
+
+
+def keep_features(path: epath.Path, found: Features, examples: Examples, say: Callable[[str], None] = print) -> bool:
+    """Writes features to the work directory's cache. If that is impossible, a line says so.
+
+    Args:
+        path: File in `features/IDENTITY/` of a work directory. What stands in the place of it or of its directories is
+            set aside.
+        found: Features to write.
+        examples: Images of the features.
+        say: Function that receives lines for the user.
+
+    Returns:
+        Whether they are written.
+    """
+    try:
+        for directory in (path.parent.parent, path.parent):
+            clear_place(directory, say, of_directory=True)
+        clear_place(path, say)
+        write_features(path, found, examples)
+    except (OSError, *storage_errors()) as error:
+        why = getattr(error, 'strerror', None) or first_line(error)
+        say(f'{path} cannot be written ({why}); these features are not kept.')
+        return False
+    return True
 
 
 def write_features(path: epath.Path, found: Features, examples: Examples) -> None:
@@ -175,13 +225,14 @@ def ids_of(examples: Examples, index: np.ndarray) -> np.ndarray:
 
 
 def digest_of(examples: Examples) -> str:
-    """Text that changes with the images, their order and their labels.
+    """Text that changes with the images, their pixels, their order and their labels.
 
     An image file counts as changed if its path, size or time changes. Of a streamed split only name and size count.
     TensorFlow Datasets gives a changed data set another version in its name.
     """
-    digest = hashlib.blake2b(f'{examples.name} {examples.size}'.encode(), digest_size=16)
     content = examples.content
+    name = f'{examples.name} {examples.size} {PIXELS} {_decoder(content)} {examples.max_pixels}'
+    digest = hashlib.blake2b(name.encode(errors='surrogateescape'), digest_size=16)
     if isinstance(content, Decoded):
         digest.update(content.images.tobytes())
     elif isinstance(content, Encoded):
@@ -193,3 +244,10 @@ def digest_of(examples: Examples) -> str:
     if examples.labels is not None:
         digest.update(examples.labels.tobytes())
     return digest.hexdigest()
+
+
+def _decoder(content: Decoded | Encoded | Files | Streamed) -> str:
+    """The library that makes pixels of image files. Two of them, or two versions, may differ by a few units."""
+    if isinstance(content, Decoded):
+        return ''
+    return 'TensorFlow' if isinstance(content, Streamed) else f'Pillow {PIL.__version__}'

@@ -1,19 +1,13 @@
-"""Scores of evaluations with their intervals, in result.json and as text."""
+"""Scores of evaluations with their intervals, and as text. `result_file` keeps them."""
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
-from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax.config import ConfigError
-from simclr_jax.config.storage import check_reachable
 from simclr_jax.metrics import classification
-from simclr_jax.training import workdir
 
 ENCODERS = {'pixels': 'raw pixels', 'untrained': 'untrained encoder', 'simclr': 'SimCLR'}
 # These metrics are shares from 0 to 1. Tables show them in percent.
@@ -64,11 +58,13 @@ class Results:
         step: Step of the checkpoint.
         scores: Scores, at most one for each row and encoder.
         datasets: Name of a data set to its description: the splits for learning and for testing, with their sizes.
+        not_kept: Why they are not in result.json. None if they are.
     """
 
     step: int
     scores: tuple[Score, ...]
     datasets: dict[str, str]
+    not_kept: Exception | None = None
 
     def joined_to(self, earlier: 'Results | None') -> 'Results':
         """Adds the scores of an earlier evaluation of the same checkpoint that were not measured again."""
@@ -77,53 +73,6 @@ class Results:
         measured = {(score.row, score.encoder) for score in self.scores}
         kept = [score for score in earlier.scores if (score.row, score.encoder) not in measured]
         return Results(self.step, (*kept, *self.scores), earlier.datasets | self.datasets)
-
-
-def write_results(directory: str, results: Results, home: str) -> None:
-    """Writes result.json.
-
-    Args:
-        directory: Work directory, local or gs://.
-        results: All scores of its checkpoint.
-        home: Name of the data set of the pretraining. Its scores with all labels are also on the top level of the
-            file, under names such as 'knn_top1'.
-    """
-    headlines = {}
-    for score in results.scores:
-        if score.encoder == 'simclr' and score.dataset == home and score.labels in ('all', ''):
-            headlines.setdefault(f'{score.protocol}_{score.metric}', score.value)
-    workdir.write_result(
-        directory,
-        {
-            'step': results.step,
-            **headlines,
-            'datasets': results.datasets,
-            'scores': [dataclasses.asdict(score) for score in results.scores],
-        },
-    )
-
-
-def read_results(directory: str) -> Results | None:
-    """Reads the scores in the result.json of a work directory. None if there is no such file.
-
-    Raises:
-        ConfigError: The file is damaged, or was written by another version of this program.
-    """
-    check_reachable(directory)
-    path = epath.Path(directory) / 'result.json'
-    if not path.exists():
-        return None
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-        scores = tuple(Score(**score) for score in content['scores'])
-        return Results(content['step'], scores, content['datasets'])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ConfigError(
-            [
-                f'{path} is damaged, or was written by another version of this program ({error}); move it away and '
-                'evaluate again'
-            ]
-        ) from error
 
 
 def headings(rows: Iterable[tuple[str, str, str, str, str]]) -> dict[tuple, str]:

@@ -7,20 +7,23 @@ from ml_collections import ConfigDict
 from simclr_jax import distributed
 from simclr_jax.config import ConfigError, check_evaluation
 from simclr_jax.config.label_budget import Labels, parse_labels
-from simclr_jax.config.paths import directory_path
+from simclr_jax.config.paths import directory_path, printable
 from simclr_jax.data.spec import DataError
 from simclr_jax.evaluation.datasets import Dataset, dataset_name, open_dataset, open_images
 from simclr_jax.evaluation.extractor import FeatureExtractor, make_baseline, open_extractor
 from simclr_jax.evaluation.protocols import PROTOCOLS, Protocol
 from simclr_jax.evaluation.protocols.measurement import Measurement
-from simclr_jax.evaluation.results import ENCODERS, Results, Score, amount, read_results, write_results
+from simclr_jax.evaluation.result_file import ResultFile
+from simclr_jax.evaluation.results import ENCODERS, Results, Score, amount, cell, headings
 from simclr_jax.training import workdir
 
 
 def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = print) -> Results:
     """Evaluates the newest checkpoint of a work directory and writes its result.json.
 
-    Scores of an earlier evaluation of the same checkpoint stay in it, unless they are measured again.
+    Scores of another evaluation of the same checkpoint stay in it, unless they are measured again. A directory that
+    cannot be written is evaluated too, by protocols that do not train. Then nothing is kept, and `say` receives each
+    score at once.
 
     Args:
         config: Configuration of an evaluation, for example from `config.load_evaluation`. It is checked first.
@@ -28,7 +31,7 @@ def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = pr
         say: Function that receives lines for the user.
 
     Returns:
-        All scores that result.json now holds.
+        All scores that result.json now holds. `not_kept` says why it does not hold them.
 
     Raises:
         ConfigError, CheckpointError, DataError: The user has to change something.
@@ -41,12 +44,13 @@ def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = pr
     directory = directory_path(directory)
     protocols = [protocol for name in config.protocols for protocol in PROTOCOLS if protocol.name == name]
     home = workdir.read_config(directory).data
-    earlier = read_results(directory)
     datasets = _open_all(config.datasets, home, any(protocol.needs_labels for protocol in protocols))
     for dataset in datasets:
         _check(dataset, protocols)
         for note in dataset.notes:
             say(note)
+    file = ResultFile(directory, dataset_name('', home), say) if distributed.is_first() else None
+    _check_place(directory, file, protocols)
     trained, step = open_extractor(
         directory,
         image_size=config.image_size,
@@ -63,9 +67,11 @@ def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = pr
             say(f'{ENCODERS[name]}, {dataset.description}: {protocol.name}{budget}')
             found = _measure(protocol, measurement)
             # The scores are written at once, because a later protocol may fail, or take days.
-            results = Results(step, tuple(found), {dataset.name: dataset.description}).joined_to(results or earlier)
-            if distributed.is_first():
-                write_results(directory, results, dataset_name('', home))
+            results = Results(step, tuple(found), {dataset.name: dataset.description}).joined_to(results)
+            if file is not None:
+                results = file.add(results)
+                if results.not_kept:
+                    _tell(found, say)
     if results is None:
         raise DataError(
             f'nothing to measure: {", ".join(config.protocols)} cannot be applied to these data sets, encoders and '
@@ -132,6 +138,27 @@ def _measure(protocol: Protocol, measurement: Measurement) -> list[Score]:
     except ValueError as error:
         # The probes check their input: they need enough examples per class and more than one class, for example.
         raise DataError(f'{protocol.name} on {measurement.dataset.name}: {error}') from error
+
+
+def _check_place(directory: str, file: ResultFile | None, protocols: list[Protocol]) -> None:
+    """Raises ConfigError if a protocol has to train in a directory that cannot be written. Every process asks."""
+    if distributed.all_agree(file is None or file.error is None):
+        return
+    training = [protocol.name for protocol in protocols if protocol.needs_training]
+    if training:
+        raise ConfigError(
+            [
+                f'--workdir={directory} cannot be written, and {", ".join(training)} keep their trainings there; '
+                'evaluate a copy of it, or choose other --protocols'
+            ]
+        )
+
+
+def _tell(scores: list[Score], say: Callable[[str], None]) -> None:
+    """Says scores that are not kept."""
+    titles = headings(score.row for score in scores)
+    for score in scores:
+        say(f'{printable(titles[score.row])}: {cell(score)}')
 
 
 def _check(dataset: Dataset, protocols: list[Protocol]) -> None:

@@ -212,6 +212,6 @@ def write_result(workdir: str, result: dict[str, Any]) -> None:
 
     Args:
         workdir: Work directory, local or gs://.
-        result: Content of the file, see `evaluation.results.write_results`.
+        result: Content of the file, see `evaluation.result_file.write_results`.
     """
     write_whole(epath.Path(workdir) / 'result.json', json.dumps(result, indent=2) + '\n')

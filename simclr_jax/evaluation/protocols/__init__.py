@@ -21,6 +21,7 @@ class Protocol:
         several_labels: Whether an image may have several labels.
         on_pixels: Whether it also measures raw pixels.
         least_per_class: Fewest labels per class that it can work with.
+        needs_training: Whether it trains, and keeps its trainings in the work directory.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Protocol:
     several_labels: bool = True
     on_pixels: bool = False
     least_per_class: int = 1
+    needs_training: bool = False
 
 
 PROTOCOLS = (
@@ -37,8 +39,8 @@ PROTOCOLS = (
     Protocol('linear', on_features.linear, on_pixels=True),
     Protocol('svm', on_features.svm, least_per_class=FOLDS),
     Protocol('low_shot', on_features.low_shot, by_budget=False),
-    Protocol('linear_sgd', by_training.linear_sgd),
-    Protocol('finetune', by_training.finetune),
-    Protocol('multihead', by_training.multihead, several_labels=False),
+    Protocol('linear_sgd', by_training.linear_sgd, needs_training=True),
+    Protocol('finetune', by_training.finetune, needs_training=True),
+    Protocol('multihead', by_training.multihead, several_labels=False, needs_training=True),
     Protocol('measures', label_free.measures, by_budget=False, needs_labels=False),
 )
