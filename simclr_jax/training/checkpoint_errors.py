@@ -10,6 +10,8 @@ import sys
 import warnings
 from collections.abc import Iterator
 
+from simclr_jax.config.storage import storage_errors
+
 # Orbax looks for the parts of a checkpoint by patterns that begin with its path. In a pattern these are no letters.
 PATTERN_CHARACTERS = '[*?\\'
 # Statuses of tensorstore, and what they mean for files that were complete once.
@@ -53,6 +55,9 @@ def check_path(directory: str) -> None:
 def is_damage(error: BaseException) -> bool:
     """Whether an error of reading means damaged files. Otherwise they could not be reached, and may be good."""
     text = _whole_text(error)
+    # Of the errors of a storage, only that of a missing object is damage, and that is a FileNotFoundError.
+    if isinstance(error, storage_errors()):
+        return False
     return not any(word in text for word in (*OUT_OF_REACH, *map(os.strerror, OUT_OF_REACH_NUMBERS)))
 
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from simclr_jax import distributed
 from simclr_jax.config.paths import absolute
+from simclr_jax.config.storage import storage_errors
 from simclr_jax.sharding import replicated
 from simclr_jax.training.checkpoint_errors import CheckpointError, check_path, is_damage, quiet, reason
 from simclr_jax.training.checkpoint_fit import differences, misfit
@@ -121,7 +122,7 @@ class Checkpoints:
         try:
             yield
         # Orbax raises whatever its threads met: errors of the file system, of tensorstore, or of Orbax.
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, *storage_errors()) as error:
             self._has_failed = True
             steps = ', '.join(map(str, sorted(self._manager.all_steps()))) or 'none'
             raise CheckpointError(

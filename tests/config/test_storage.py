@@ -10,6 +10,7 @@ import pytest
 from simclr_jax.config import ConfigError, storage
 from simclr_jax.config.storage import check_reachable, versions
 from simclr_jax.training import lock
+from simclr_jax.training.checkpoint_errors import is_damage
 from simclr_jax.training.lock import Lock
 from support.storage import Storage
 
@@ -167,3 +168,9 @@ class TestLock:
             with pytest.raises(ConfigError, match='process 7 on elsewhere'):
                 held.check()
         assert json.loads(server.objects['runs']['run/train.lock'])['token'] == 'other'
+
+
+def test_a_checkpoint_that_the_storage_refuses_is_not_damaged():
+    exceptions = pytest.importorskip('google.api_core.exceptions')
+    assert not is_damage(exceptions.Forbidden('no'))
+    assert is_damage(FileNotFoundError('gs://runs/run/checkpoints/2/model/_METADATA'))
