@@ -17,7 +17,7 @@ from simclr_jax.augment.policy import CENTER_CROP_PROPORTION
 from simclr_jax.build import make_task
 from simclr_jax.config.paths import directory_path
 from simclr_jax.data.reader import check_unreadable
-from simclr_jax.data.spec import Examples
+from simclr_jax.data.spec import DataError, Examples
 from simclr_jax.evaluation.features import Features, features_of, keep_features, read_features
 from simclr_jax.models.pooling import pool_to
 from simclr_jax.models.resnet import PARTS
@@ -118,8 +118,11 @@ class FeatureExtractor:
 
         def pooled_map(variables, images):
             encoded: Any = task.model.apply(variables, images, method='encode', intermediates=True, unpooled_stem=True)
-            values = pool_to(encoded[1][PARTS[int(layer[-1]) - 1]])
-            return values.reshape(len(images), -1)
+            maps = encoded[1]
+            part = PARTS[int(layer.removeprefix('feature')) - 1]
+            if part not in maps:
+                raise DataError(f'{layer}: this encoder has only feature1 to feature{len(maps)}; choose one of them')
+            return pool_to(maps[part]).reshape(len(images), -1)
 
         return functools.partial(jax.jit(task.encode if layer == 'h' else pooled_map), self.variables)
 

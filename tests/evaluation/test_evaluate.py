@@ -318,6 +318,7 @@ class TestMistakes:
             (['--protocols=low_shot', '--config.svm.positives=500'], 'the smallest class has only'),
             (['--config.finetune.grid_learning_rates=0.1'], 'set both or neither'),
             (['--labels=500'], 'ask for at most'),
+            (['--protocols=svm', '--config.svm.layers=feature5'], 'this encoder has only feature1 to feature3'),
         ],
     )
     def test_what_is_asked(self, untouched, capsys, arguments, message):
