@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import sharding
 from simclr_jax.augment.views import MakeViews, given_views
-from simclr_jax.config import ConfigError
+from simclr_jax.config import ConfigError, flatten
 from simclr_jax.data.feed import Feed
 from simclr_jax.losses.contrastive import margin_triplet, nt_logistic, nt_xent
 from simclr_jax.models.heads import ProjectionHead
@@ -35,6 +36,8 @@ from simclr_jax.training.task import Step
 
 # With stem 'auto', images up to this size (pixels) get the stem without stride.
 CIFAR_STEM_UP_TO = 32
+# The step of a state is an int32.
+MOST_STEPS = 2**31 - 1
 
 # Loss by config.loss.name: a function of the group config.loss that gives a function z [B, V, D] -> (loss [], metrics).
 LOSSES: dict[str, Callable[[ConfigDict], Callable]] = {
@@ -147,6 +150,21 @@ def make_optimizer(config: ConfigDict, schedule: Schedule) -> optax.GradientTran
     )
 
 
+def _check_lengths(config: ConfigDict, num_examples: int) -> None:
+    """Raises ConfigError for lengths of more than MOST_STEPS steps."""
+    fields: dict[str, Any] = flatten(config)
+    steps = {name: fields[name] for name in ('train_steps', 'checkpoint_every_steps', 'log_every_steps')}
+    for name in ('train_epochs', 'warmup_epochs', 'checkpoint_every_epochs', 'knn.every_epochs'):
+        steps[name] = fields[name] / config.batch_size * num_examples
+    problems = [
+        f'{name}={fields[name]}: is more than {MOST_STEPS:,} steps; choose less'
+        for name, count in steps.items()
+        if count > MOST_STEPS
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
 def make_schedule(config: ConfigDict, num_examples: int) -> Schedule:
     """Lengths and learning rates of a run.
 
@@ -155,9 +173,10 @@ def make_schedule(config: ConfigDict, num_examples: int) -> Schedule:
         num_examples: Images of the training split.
 
     Raises:
-        ConfigError: The warm-up leaves no step for training.
+        ConfigError: The warm-up leaves no step for training, or a length is above MOST_STEPS.
     """
     batch_size, epochs = config.batch_size, config.train_epochs
+    _check_lengths(config, num_examples)
     total = config.train_steps or total_steps(num_examples, epochs, batch_size)
     warmup = warmup_steps(num_examples, config.warmup_epochs, batch_size)
     if warmup >= total and not config.train_steps:

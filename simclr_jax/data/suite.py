@@ -12,7 +12,7 @@ from simclr_jax.config.storage import check_reachable
 from simclr_jax.data.spec import DataError, Examples, needs_tensorflow
 
 # Names of the splits in folders, files and TensorFlow Datasets. The first that exists is taken.
-VALIDATION_NAMES = ('validation', 'val')
+VALIDATION_NAMES = ('validation', 'val', 'valid')
 TEST_NAMES = ('test', *VALIDATION_NAMES)
 
 
@@ -120,7 +120,7 @@ def resolve_dataset(text: str, data_dir: str = '') -> DatasetSpec:
       lacks, is that member of the suite.
     * 'PATH.npz' with '{split}' in it, see `arrays.load_npz`.
 
-    The test split is 'test'. Where it is missing, 'validation' or 'val' takes its place. Where both exist, the latter
+    The test split is 'test'. Where it is missing, one of VALIDATION_NAMES takes its place. Where both exist, the latter
     is the validation split.
 
     Args:
@@ -212,7 +212,7 @@ def _choose_splits(text: str, has: Callable[[str], bool], there: str) -> tuple[s
     test = next(filter(has, TEST_NAMES), None)
     if not has('train') or test is None:
         raise DataError(
-            f"data set '{text}' must have the splits train and test (or validation, or val); "
+            f"data set '{text}' must have the splits train and test (or validation, val, valid); "
             f'there are: {there or "none"}'
         )
     return 'train', test, next(filter(has, VALIDATION_NAMES), '') if test == 'test' else ''

@@ -72,7 +72,12 @@ class Results:
             return self
         measured = {(score.row, score.encoder) for score in self.scores}
         kept = [score for score in earlier.scores if (score.row, score.encoder) not in measured]
-        return Results(self.step, (*kept, *self.scores), earlier.datasets | self.datasets)
+        datasets = earlier.datasets | self.datasets
+        for name, text in earlier.datasets.items():
+            # Measures without labels see the test split alone. Other protocols have named the training split too.
+            if text.endswith(f' -> {datasets[name]}'):
+                datasets[name] = text
+        return Results(self.step, (*kept, *self.scores), datasets)
 
 
 def headings(rows: Iterable[tuple[str, str, str, str, str]]) -> dict[tuple, str]:

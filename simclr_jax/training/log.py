@@ -154,7 +154,7 @@ class _Bar:
         self._progress.start()
 
     def say(self, text: str) -> None:
-        self._progress.console.print(text, highlight=False, markup=False)
+        self._progress.console.print(text, highlight=False, markup=False, emoji=False)
 
     def resume(self, step: int) -> None:
         self._progress.reset(self._task, start=False, completed=step)

@@ -188,6 +188,8 @@ def make_folder(root, splits):
         (('train', 'val'), 'val', ''),
         (('train', 'validation'), 'validation', ''),
         (('train', 'val', 'test'), 'test', 'val'),
+        (('train', 'valid'), 'valid', ''),
+        (('train', 'valid', 'test'), 'test', 'valid'),
         (('train', 'validation', 'test'), 'test', 'validation'),
     ],
 )

@@ -174,3 +174,12 @@ def test_a_lock_that_is_never_released_keeps_the_scores_in_memory(written, said,
         found = file.add(results(score('knn')))
     assert {s.protocol for s in found.scores} == {'linear', 'knn'}
     assert 'is in use by another process' in said[0]
+
+
+def test_measures_without_labels_leave_the_description_of_both_splits(tmp_path):
+    file = ResultFile(str(tmp_path), 'digits')
+    for text in ('digits/train (9) -> digits/test (5)', 'digits/test (5)'):
+        file.add(Results(8, (score(),), {'digits': text}))
+        assert read_results(str(tmp_path)).datasets == {'digits': 'digits/train (9) -> digits/test (5)'}
+    file.add(Results(8, (score(),), {'digits': 'digits/test (6)'}))
+    assert read_results(str(tmp_path)).datasets == {'digits': 'digits/test (6)'}
