@@ -6,7 +6,8 @@
 #   --processes=N   number of processes, which form one job over the loopback interface (default 1)
 #   --devices=M     CPU devices per process
 #   --restarts=N    largest number of restarts after exit code 42 or death by a signal (default 0)
-#   --extra=NAME    also installs this extra: cuda12 (NVIDIA driver 525 or newer), cuda13 (580 or newer) or tpu
+#   --extra=NAME    also installs this extra: cuda12 (NVIDIA driver 525 or newer), cuda13 (580 or newer), tpu or gcs
+#                   (files on gs://). Those of earlier calls stay.
 #   --dry-run       only prints the command
 # The environment has the newest of Python 3.13, 3.12 and 3.11 on the PATH or among pyenv's versions. SIMCLR_PYTHON names
 # another one. `launch/local.sh train --help` explains the options of a command of simclr.
@@ -20,8 +21,8 @@ take_options processes= devices= restarts= extra= dry-run -- "$@"
 shift "$taken"
 [ "${1:-}" != --help ] || show_help
 case $extra in
-  '' | cuda12 | cuda13 | tpu) ;;
-  *) mistake "--extra=$extra must be cuda12, cuda13 or tpu" ;;
+  '' | cuda12 | cuda13 | tpu | gcs) ;;
+  *) mistake "--extra=$extra must be cuda12, cuda13, tpu or gcs" ;;
 esac
 
 if [ $# -eq 0 ] && [ -n "$processes$devices$restarts$dry_run" ]; then

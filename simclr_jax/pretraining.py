@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -15,7 +16,7 @@ from simclr_jax.config import ConfigError, check
 from simclr_jax.config.paths import directory_path
 from simclr_jax.data.feed import open_feed
 from simclr_jax.data.sources import align_classes, load_examples, without_multi_labels
-from simclr_jax.data.spec import DataError, Examples
+from simclr_jax.data.spec import SKIPPED, DataError, Examples
 from simclr_jax.evaluation.features import features_of
 from simclr_jax.planning.flops import step_flops
 from simclr_jax.probes.knn import knn_accuracy
@@ -154,11 +155,18 @@ def _online_knn(
         return None
     encode = jax.jit(task.encode)
     settings = {'image_size': config.data.image_size, 'batch_size': config.batch_size, 'mesh': mesh}
+    skipped: set[str] = set()
 
     def evaluate(state: TrainState) -> dict[str, float]:
         encode_state = functools.partial(encode, {'params': state.params, 'batch_stats': state.batch_stats})
         bank = features_of(encode_state, examples, limit=config.knn.bank_images, **settings).labelled()
-        queries = features_of(encode_state, eval_examples, **settings).labelled()
+        queries = features_of(encode_state, eval_examples, **settings)
+        # The training itself names those of the bank.
+        missing = map(eval_examples.id_of, np.setdiff1d(np.arange(eval_examples.size), queries.index).tolist())
+        for name in sorted(set(missing) - skipped):
+            distributed.say(SKIPPED.format(name))
+            skipped.add(name)
+        queries = queries.labelled()
         accuracies = knn_accuracy(
             bank.values,
             bank.labels,

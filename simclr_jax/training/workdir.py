@@ -118,6 +118,9 @@ def check_claim(workdir: str, config: ConfigDict, *, allow_change: bool) -> list
     check_reachable(directory, holds_runs=True)
     with _usable(workdir):
         is_claimed = (directory / 'config.json').exists()
+        checkpoints = directory / 'checkpoints'
+        if checkpoints.exists() and not checkpoints.is_dir():
+            raise ConfigError([f'{checkpoints} is a file; move it away, or choose another --workdir'])
         remains = [name for name in TRACES if _holds_something(directory / name)]
         if remains and not is_claimed:
             raise ConfigError(

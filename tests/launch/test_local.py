@@ -160,7 +160,7 @@ def test_one_process_with_several_devices(world, script):
         (('--processes=2', '--devices=two', 'train'), "argument --devices: 'two' must be a whole number > 0"),
         (('--processes=2',), 'these options need arguments for simclr'),
         (('--processes=2', '--restarts=x', 'train'), '--restarts=x must be a whole number'),
-        (('--extra=cuda', 'train'), '--extra=cuda must be cuda12, cuda13 or tpu'),
+        (('--extra=cuda', 'train'), '--extra=cuda must be cuda12, cuda13, tpu or gcs'),
     ],
 )
 def test_mistakes_are_told(world, script, arguments, message):

@@ -83,6 +83,13 @@ def test_a_path_below_which_no_checkpoint_can_be_read_is_refused_before_it_is_ma
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_in_the_place_of_the_checkpoints_is_refused_before_the_first_step(tmp_path):
+    workdir.claim(str(tmp_path), base_config(), allow_change=False)
+    (tmp_path / 'checkpoints').write_text('')
+    with pytest.raises(ConfigError, match='checkpoints is a file; move it away, or choose another --workdir'):
+        workdir.check_claim(str(tmp_path), base_config(), allow_change=False)
+
+
 @pytest.mark.parametrize('damage', [b'', b'{"seed": 0, "batch_', b'\xff\xfe\x00', b'[1, 2]', b'null', b'{"sead": 0}'])
 def test_a_damaged_configuration_is_told_and_left_alone(tmp_path, damage):
     path = tmp_path / 'config.json'
