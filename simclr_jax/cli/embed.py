@@ -10,12 +10,9 @@ images and leaves them out. An image file with a comma in its name needs quotes:
 """
 
 import argparse
-import contextlib
 import importlib.util
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator
 
 from simclr_jax.cli.options import needed_path, path
 
@@ -76,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
     from etils import epath
 
     from simclr_jax import distributed
+    from simclr_jax.cli.bar import images_bar
     from simclr_jax.config import ConfigError
     from simclr_jax.config.overrides import split_list
     from simclr_jax.config.paths import user_path
@@ -98,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
         distributed.say(note)
     queries = neighbours.open_queries(names, examples, encoder, options.layer)
     started = time.perf_counter()
-    with _progress(examples.size) as progress:
+    with images_bar(examples.name, examples.size) as progress:
         found = embed.embed(encoder, examples, options.layer, progress)
     seconds = time.perf_counter() - started
     if not distributed.is_first():
@@ -160,29 +158,6 @@ def _bytes_of(file) -> int:
 
     # `epath` asks for the names of owner and group, which need not exist.
     return file.stat().length if is_remote(file) else os.path.getsize(file)
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Shows a progress bar on a terminal. Yields a function to call with the number of newly embedded images."""
-    from rich import progress
-
-    columns = (
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn('{task.fields[rate]:,.0f} images/s'),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as display:
-        task = display.add_task('', total=total, rate=0.0)
-        started, done = time.perf_counter(), 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            display.update(task, completed=done, rate=done / (time.perf_counter() - started))
-
-        yield advance
 
 
 def _tell_unreadable(paths: list[str]) -> None:

@@ -79,6 +79,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from simclr_jax import distributed
+    from simclr_jax.cli.bar import images_bar
     from simclr_jax.config import load_evaluation
     from simclr_jax.evaluation.run import evaluate
     from simclr_jax.report import table
@@ -86,7 +87,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     given = [(field, getattr(options, option)) for option, field in SHORT.items()]
     config = load_evaluation(options.config, [*((f, t) for f, t in given if t is not None), *options.overrides])
     distributed.start(saves=False)
-    results = evaluate(config, options.workdir, say=distributed.say)
+    results = evaluate(config, options.workdir, say=distributed.say, progress=images_bar)
     if not distributed.is_first():
         return 0
     title = f'Results of step {results.step} (%, with 95 % intervals over test images or ± deviation over draws)'

@@ -1,8 +1,10 @@
 """The encoders that are measured. Their features are computed once per data set and kept in the work directory."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +27,10 @@ from simclr_jax.training import workdir
 from simclr_jax.training.checkpoints import Checkpoints
 from simclr_jax.training.checksum import checksum
 
+# Shows how encoding goes on: a function of a split's name and its number of images. The function that its context gives
+# is called with the number of newly encoded images.
+Progress = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], None]]]
+
 # Letters of a split's name in the name of its features' file.
 LONGEST_NAME = 40
 
@@ -44,6 +50,8 @@ class FeatureExtractor:
         identity: Text that identifies the parameters. It differs between checkpoints.
         cache: Directory of the features. None means that they are not kept.
         say: Function that receives lines for the user.
+        progress: Shows how encoding goes on.
+        programs: Jitted functions of variables and images, by layer. All splits share them.
         in_memory: Features that could not be written, by the path of their file. Each label budget needs them again.
     """
 
@@ -57,6 +65,8 @@ class FeatureExtractor:
     identity: str
     cache: epath.Path | None
     say: Callable[[str], None] = print
+    progress: Progress = lambda name, total: contextlib.nullcontext(lambda count: None)
+    programs: dict[str, Callable[[Any, jax.Array], jax.Array]] = dataclasses.field(default_factory=dict)
     in_memory: dict[str, Features] = dataclasses.field(default_factory=dict)
 
     def features(self, examples: Examples, layer: str = 'h') -> Features:
@@ -97,14 +107,19 @@ class FeatureExtractor:
         Raises:
             DataError: Too many images are unreadable.
         """
-        found = features_of(
-            function,
-            examples,
-            image_size=self.image_size,
-            batch_size=self.batch_size,
-            mesh=self.mesh,
-            kept=self.crop_share,
-        )
+        start = time.perf_counter()
+        with self.progress(examples.name, examples.size) as advance:
+            found = features_of(
+                function,
+                examples,
+                image_size=self.image_size,
+                batch_size=self.batch_size,
+                mesh=self.mesh,
+                kept=self.crop_share,
+                progress=advance,
+            )
+        seconds = time.perf_counter() - start
+        self.say(f'{examples.name}: {len(found.index):,} images in {seconds:.0f} s.')
         missing = np.setdiff1d(np.arange(examples.size), found.index)
         unreadable = [examples.id_of(int(index)) for index in missing]
         check_unreadable(examples, unreadable, self.config.data.max_unreadable)
@@ -114,6 +129,11 @@ class FeatureExtractor:
         """The function from images [B, H, W, 3] in [0, 1] to features [B, F]. `features` explains `layer`."""
         if self.name == 'pixels':
             return lambda images: images.reshape(images.shape[0], -1)
+        if layer not in self.programs:
+            self.programs[layer] = self._program(layer)
+        return functools.partial(self.programs[layer], self.variables)
+
+    def _program(self, layer: str) -> Callable[[Any, jax.Array], jax.Array]:
         task = make_task(self.config, 0, self.mesh)
 
         def pooled_map(variables, images):
@@ -124,7 +144,7 @@ class FeatureExtractor:
                 raise DataError(f'{layer}: this encoder has only feature1 to feature{len(maps)}; choose one of them')
             return pool_to(maps[part]).reshape(len(images), -1)
 
-        return functools.partial(jax.jit(task.encode if layer == 'h' else pooled_map), self.variables)
+        return jax.jit(task.encode if layer == 'h' else pooled_map)
 
 
 def _file_name(examples: Examples) -> str:
@@ -192,7 +212,8 @@ def make_baseline(encoder: FeatureExtractor, name: str) -> FeatureExtractor:
         return dataclasses.replace(encoder, name=name, variables=None, identity=name, cache=None)
     # This is the key with which pretraining.pretrain made the first parameters.
     key = jax.random.split(jax.random.key(encoder.config.seed))[0]
-    variables = jax.jit(make_task(encoder.config, 0, encoder.mesh).init)(key)
+    place = sharding.replicated(encoder.mesh)
+    variables = jax.jit(make_task(encoder.config, 0, encoder.mesh).init, out_shardings=place)(key)
     identity = f'{name}-{checksum(variables):08x}'
     cache = None if encoder.cache is None else encoder.cache.parent / identity
     return dataclasses.replace(encoder, name=name, variables=variables, identity=identity, cache=cache)

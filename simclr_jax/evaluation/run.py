@@ -1,5 +1,7 @@
 """The story of `simclr evaluate`: each encoder, data set, protocol and label budget gives scores."""
 
+import dataclasses
+import time
 from collections.abc import Callable, Iterator
 
 from ml_collections import ConfigDict
@@ -10,7 +12,7 @@ from simclr_jax.config.label_budget import Labels, parse_labels
 from simclr_jax.config.paths import directory_path, printable
 from simclr_jax.data.spec import DataError
 from simclr_jax.evaluation.datasets import Dataset, dataset_name, open_dataset, open_images
-from simclr_jax.evaluation.extractor import FeatureExtractor, make_baseline, open_extractor
+from simclr_jax.evaluation.extractor import FeatureExtractor, Progress, make_baseline, open_extractor
 from simclr_jax.evaluation.protocols import PROTOCOLS, Protocol
 from simclr_jax.evaluation.protocols.measurement import Measurement
 from simclr_jax.evaluation.result_file import ResultFile
@@ -18,7 +20,12 @@ from simclr_jax.evaluation.results import ENCODERS, Results, Score, amount, cell
 from simclr_jax.training import workdir
 
 
-def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = print) -> Results:
+def evaluate(
+    config: ConfigDict,
+    directory: str,
+    say: Callable[[str], None] = print,
+    progress: Progress | None = None,
+) -> Results:
     """Evaluates the newest checkpoint of a work directory and writes its result.json.
 
     Scores of another evaluation of the same checkpoint stay in it, unless they are measured again. A directory that
@@ -29,6 +36,7 @@ def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = pr
         config: Configuration of an evaluation, for example from `config.load_evaluation`. It is checked first.
         directory: Work directory, local or gs://. Its config.json and the `model` of its newest checkpoint are needed.
         say: Function that receives lines for the user.
+        progress: Shows how encoding goes on, see `extractor.Progress`. None shows nothing.
 
     Returns:
         All scores that result.json now holds. `not_kept` says why it does not hold them.
@@ -58,6 +66,8 @@ def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = pr
         batch_size=config.batch_size,
         say=say,
     )
+    if progress is not None:
+        trained = dataclasses.replace(trained, progress=progress)
     results = None
     for name in (*config.baselines, 'simclr'):
         extractor = trained if name == 'simclr' else make_baseline(trained, name)
@@ -65,13 +75,13 @@ def evaluate(config: ConfigDict, directory: str, say: Callable[[str], None] = pr
             dataset = measurement.dataset
             budget = f', {amount(str(measurement.labels))}' if protocol.by_budget else ''
             say(f'{ENCODERS[name]}, {dataset.description}: {protocol.name}{budget}')
+            start = time.perf_counter()
             found = _measure(protocol, measurement)
+            _tell(found, time.perf_counter() - start, say)
             # The scores are written at once, because a later protocol may fail, or take days.
             results = Results(step, tuple(found), {dataset.name: dataset.description}).joined_to(results)
             if file is not None:
                 results = file.add(results)
-                if results.not_kept:
-                    _tell(found, say)
     if results is None:
         raise DataError(
             f'nothing to measure: {", ".join(config.protocols)} cannot be applied to these data sets, encoders and '
@@ -154,11 +164,12 @@ def _check_place(directory: str, file: ResultFile | None, protocols: list[Protoc
         )
 
 
-def _tell(scores: list[Score], say: Callable[[str], None]) -> None:
-    """Says scores that are not kept."""
+def _tell(scores: list[Score], seconds: float, say: Callable[[str], None]) -> None:
+    """Says scores as they come, and how long they took."""
     titles = headings(score.row for score in scores)
     for score in scores:
-        say(f'{printable(titles[score.row])}: {cell(score)}')
+        say(f'  {printable(titles[score.row])}: {cell(score)}')
+    say(f'  measured in {seconds:.0f} s')
 
 
 def _check(dataset: Dataset, protocols: list[Protocol]) -> None:

@@ -1,7 +1,10 @@
 """`simclr evaluate` on the digits: every protocol, what is kept, what is compared, what is refused."""
 
+import contextlib
 import dataclasses
+import io
 import json
+import re
 
 import jax
 import numpy as np
@@ -89,7 +92,10 @@ def untouched(tmp_path_factory):
 @pytest.fixture(scope='module')
 def frozen(untouched):
     """After all protocols on frozen features."""
-    assert evaluate(untouched, '--protocols=knn,linear,svm,low_shot,measures') == 0
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert evaluate(untouched, '--protocols=knn,linear,svm,low_shot,measures') == 0
+    (untouched / 'said.txt').write_text(said.getvalue())
     assert evaluate(untouched, '--protocols=knn', '--labels=5,all', '--baselines=pixels,untrained') == 0
     return untouched
 
@@ -115,6 +121,16 @@ class TestFrozen:
             if score['protocol'] != 'measures':
                 assert 0 <= score['low'] <= score['value'] <= score['high'] <= 1
                 assert (score['deviation'] is None) == (score['labels'] == 'all')
+
+    def test_times_and_scores_are_said_as_they_come(self, frozen):
+        lines = [re.sub(r'\d+ s\b', 'S', line) for line in (frozen / 'said.txt').read_text().splitlines()]
+        heading = 'SimCLR, digits/train (1,437) -> digits/test (360): knn, all labels'
+        begin = lines.index(heading)
+        encoded = ['digits/train: 1,437 images in S.', 'digits/test: 360 images in S.']
+        assert lines[begin + 1 : begin + 3] == encoded
+        assert re.fullmatch(r'  .*knn.*: \d+\.\d \[\d+\.\d, \d+\.\d\]', lines[begin + 3])
+        assert lines[begin + 4] == '  measured in S'
+        assert lines.count(encoded[0]) == 1
 
     def test_headlines_of_the_result(self, frozen):
         result, scores = json.loads((frozen / 'result.json').read_text()), scores_of(frozen)
@@ -162,6 +178,14 @@ class TestFeatures:
     def test_are_extracted_once(self, frozen, monkeypatch):
         monkeypatch.setattr(FeatureExtractor, 'encode', lambda *_: pytest.fail('extracted again'))
         assert evaluate(frozen, '--protocols=knn') == 0
+
+    def test_splits_share_a_program(self, frozen):
+        encoder, _ = open_extractor(str(frozen))
+        home = open_dataset('', encoder.config.data)
+        for split in (home.train, home.test):
+            encoder.encode(split, encoder.function('h'))
+        (program,) = encoder.programs.values()
+        assert program._cache_size() == 1
 
     @pytest.mark.slow
     def test_of_other_labels_or_images_are_not_taken(self, frozen, monkeypatch, tmp_path):

@@ -160,6 +160,6 @@ def test_features_that_cannot_be_written_stay_in_memory(tmp_path, monkeypatch, n
     first, second = extractor.features(EXAMPLES), extractor.features(EXAMPLES)
     assert first is second
     assert encoded_images == [1]
-    (line,) = said
+    _, line = said
     assert line.endswith(f'.npz cannot be written ({os.strerror(number)}); these features are not kept.')
     assert [path for path in tmp_path.rglob('*') if path.is_file()] == []
