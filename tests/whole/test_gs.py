@@ -17,7 +17,8 @@ from support import image_files
 from support.paths import REPOSITORY, SHARED
 from support.storage import Storage
 
-pytestmark = pytest.mark.slow
+# One fixture runs all commands, which takes minutes.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SMALL = [
     '--config.data.image_size=8', '--config.model.depth=6', '--config.model.width=0.0625', '--config.batch_size=16',
