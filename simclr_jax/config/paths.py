@@ -1,7 +1,8 @@
 """Paths as users write them, and the error of a wrong setting."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from etils import epath
 
@@ -63,6 +64,21 @@ def directory_path(text: str) -> str:
     if not text.strip():
         raise ConfigError([f"'{text}' names no file or directory; give a path, for example runs/digits"])
     return user_path(text)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Names a file in the errors of its block. The system's error of a write names none.
+
+    Raises:
+        OSError: The block's error, with the path.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:

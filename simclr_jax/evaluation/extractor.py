@@ -27,12 +27,16 @@ from simclr_jax.training import workdir
 from simclr_jax.training.checkpoints import Checkpoints
 from simclr_jax.training.checksum import checksum
 
+# Letters of a split's name in the name of its features' file.
+LONGEST_NAME = 40
 # Shows how encoding goes on: a function of a split's name and its number of images. The function that its context gives
 # is called with the number of newly encoded images.
 Progress = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], None]]]
 
-# Letters of a split's name in the name of its features' file.
-LONGEST_NAME = 40
+
+def no_progress(name: str, total: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+    """Shows nothing, see `Progress`."""
+    return contextlib.nullcontext(lambda count: None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,7 @@ class FeatureExtractor:
     identity: str
     cache: epath.Path | None
     say: Callable[[str], None] = print
-    progress: Progress = lambda name, total: contextlib.nullcontext(lambda count: None)
+    progress: Progress = no_progress
     programs: dict[str, Callable[[Any, jax.Array], jax.Array]] = dataclasses.field(default_factory=dict)
     in_memory: dict[str, Features] = dataclasses.field(default_factory=dict)
 
@@ -162,6 +166,7 @@ def open_extractor(
     crop_share: float = CENTER_CROP_PROPORTION,
     batch_size: int = 0,
     say: Callable[[str], None] = print,
+    progress: Progress = no_progress,
 ) -> tuple[FeatureExtractor, int]:
     """Opens the encoder of a work directory's newest checkpoint.
 
@@ -171,6 +176,7 @@ def open_extractor(
         crop_share: Share of an image's shorter side that the central crop keeps, in (0, 1].
         batch_size: Images per batch, rounded down to a multiple of the devices. 0 means that of the pretraining.
         say: Function that receives lines for the user.
+        progress: Shows how encoding goes on.
 
     Returns:
         The encoder, and the step of the checkpoint.
@@ -197,6 +203,7 @@ def open_extractor(
         identity=identity,
         cache=epath.Path(directory) / 'features' / identity,
         say=say,
+        progress=progress,
     )
     return encoder, step
 

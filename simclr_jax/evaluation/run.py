@@ -1,6 +1,5 @@
 """The story of `simclr evaluate`: each encoder, data set, protocol and label budget gives scores."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 
@@ -12,7 +11,7 @@ from simclr_jax.config.label_budget import Labels, parse_labels
 from simclr_jax.config.paths import directory_path, printable
 from simclr_jax.data.spec import DataError
 from simclr_jax.evaluation.datasets import Dataset, dataset_name, open_dataset, open_images
-from simclr_jax.evaluation.extractor import FeatureExtractor, Progress, make_baseline, open_extractor
+from simclr_jax.evaluation.extractor import FeatureExtractor, Progress, make_baseline, no_progress, open_extractor
 from simclr_jax.evaluation.protocols import PROTOCOLS, Protocol
 from simclr_jax.evaluation.protocols.measurement import Measurement
 from simclr_jax.evaluation.result_file import ResultFile
@@ -24,7 +23,7 @@ def evaluate(
     config: ConfigDict,
     directory: str,
     say: Callable[[str], None] = print,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Results:
     """Evaluates the newest checkpoint of a work directory and writes its result.json.
 
@@ -36,7 +35,7 @@ def evaluate(
         config: Configuration of an evaluation, for example from `config.load_evaluation`. It is checked first.
         directory: Work directory, local or gs://. Its config.json and the `model` of its newest checkpoint are needed.
         say: Function that receives lines for the user.
-        progress: Shows how encoding goes on, see `extractor.Progress`. None shows nothing.
+        progress: Shows how encoding goes on, see `extractor.Progress`.
 
     Returns:
         All scores that result.json now holds. `not_kept` says why it does not hold them.
@@ -65,9 +64,8 @@ def evaluate(
         crop_share=config.crop_share,
         batch_size=config.batch_size,
         say=say,
+        progress=progress,
     )
-    if progress is not None:
-        trained = dataclasses.replace(trained, progress=progress)
     results = None
     for name in (*config.baselines, 'simclr'):
         extractor = trained if name == 'simclr' else make_baseline(trained, name)

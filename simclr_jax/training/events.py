@@ -41,8 +41,8 @@ class EventFile:
         folder = epath.Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads the files of a directory in the order of the times in their names.
-        self._path = folder / f'events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}'
-        self._records = GrowingFile(self._path)
+        path = folder / f'events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}'
+        self._records = GrowingFile(path)
         self._append([self._event(wall_time=time.time(), file_version='brain.Event:2')])
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -75,10 +75,7 @@ class EventFile:
         writer = self._record_writer(records)
         for event in events:
             writer.write(event.SerializeToString())
-        try:
-            self._records.append(records.getvalue())
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self._path)) from error
+        self._records.append(records.getvalue())
 
     def flush(self) -> None:
         """Writes what a storage such as gs:// does not have yet."""

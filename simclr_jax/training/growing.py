@@ -4,7 +4,7 @@ import time
 
 from etils import epath
 
-from simclr_jax.config.paths import is_remote
+from simclr_jax.config.paths import is_remote, naming
 
 # Seconds between two uploads of an object. A storage takes one a second, and each is a request that the run waits for.
 INTERVAL = 10.0
@@ -30,11 +30,8 @@ class GrowingFile:
                 `config.storage.storage_errors`.
         """
         if not is_remote(self._path):
-            try:
-                with self._path.open('ab') as file:
-                    file.write(record)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, str(self._path)) from error
+            with naming(self._path), self._path.open('ab') as file:
+                file.write(record)
             return
         if self._content is None:
             self._content = self._path.read_bytes() if self._path.exists() else b''
@@ -52,5 +49,6 @@ class GrowingFile:
         if self._content is None or len(self._content) == self._uploaded:
             return
         # An object appears when it is complete, so that readers never find a part.
-        self._path.write_bytes(self._content)
+        with naming(self._path):
+            self._path.write_bytes(self._content)
         self._uploaded, self._next_upload = len(self._content), time.monotonic() + INTERVAL

@@ -100,14 +100,8 @@ def train(state: TrainState, training: Training, checkpoints: Checkpoints, log: 
                 batch = sharding.to_global(next(batches), mesh)
             if step == 0:
                 log.images(0, {'views': _first_views(training.make_views, batch, key, mesh)})
-            with (
-                _compiling(log, meter) if step == first_step else contextlib.nullcontext(),
-                jax.profiler.StepTraceAnnotation('train', step_num=step + 1),
-                jax.transfer_guard('disallow'),
-            ):
-                # The step is only dispatched: the devices work while the host reads the next batch. A value that
-                # travels between host and devices here would stop this, so that the guard refuses it.
-                state, metrics = training.step(state, batch, key)
+            with _compiling(log, meter) if step == first_step else contextlib.nullcontext():
+                state, metrics = _dispatch(training.step, step, state, batch, key)
             if step == first_step:
                 # Only now there is something to save. Before, a signal ends the command at once.
                 signals.enter_context(preemption)
@@ -120,8 +114,7 @@ def train(state: TrainState, training: Training, checkpoints: Checkpoints, log: 
             # Before the state is saved: a checkpoint of a loss that is not finite would displace a good one.
             meter.check_finite(all_steps=is_saved)
             if schedule.is_due(schedule.log_every, step):
-                log.progress(step, *meter.read())
-                _report_unreadable(batches, log, meter)
+                _report(step, batches, meter, log)
             if is_saved:
                 # After the log: a run that resumes here must find the rows up to this step.
                 with meter.saving():
@@ -130,11 +123,7 @@ def train(state: TrainState, training: Training, checkpoints: Checkpoints, log: 
             if is_preempted and step < schedule.total_steps:
                 # Before the evaluation: a machine that is taken away leaves seconds, and the state comes first.
                 checkpoints.wait()
-                raise Preempted(
-                    f'stopped by {preemption.number.name}: saved at step {step} of {schedule.total_steps}; '
-                    'the same command resumes there',
-                    preemption.number,
-                )
+                raise _preempted(preemption.number, step, schedule.total_steps)
             if training.evaluate and schedule.is_due(schedule.evaluate_every, step):
                 with meter.paused():
                     scalars = training.evaluate(state)
@@ -173,6 +162,23 @@ class SaveClock:
         return schedule.is_due(schedule.log_every, step) and distributed.as_first(has_passed)
 
 
+def _dispatch(
+    train_step: Step, step: int, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Starts a step without waiting for it: the devices work while the host reads the next batch.
+
+    A value that travels between host and devices here would stop this, so that the guard refuses it.
+    """
+    with jax.profiler.StepTraceAnnotation('train', step_num=step + 1), jax.transfer_guard('disallow'):
+        return train_step(state, batch, key)
+
+
+def _preempted(number: signal.Signals, step: int, total_steps: int) -> Preempted:
+    return Preempted(
+        f'stopped by {number.name}: saved at step {step} of {total_steps}; the same command resumes there', number
+    )
+
+
 @contextlib.contextmanager
 def _compiling(log: Log, meter: Meter) -> Iterator[None]:
     """Says that the first step is compiled, and leaves the time out of the rate and of the time left."""
@@ -194,7 +200,9 @@ def _first_views(make_views: MakeViews, batch: dict[str, jax.Array], key: jax.Ar
     return sharding.to_host(jax.jit(first, out_shardings=sharding.replicated(mesh))(batch, key))
 
 
-def _report_unreadable(batches: Iterator[FeedBatch], log: Log, meter: Meter) -> None:
+def _report(step: int, batches: Iterator[FeedBatch], meter: Meter, log: Log) -> None:
+    """Writes a row of the log, and names the files that could not be read since the last one."""
+    log.progress(step, *meter.read())
     for path in getattr(batches, 'unreadable', []):
         if path not in meter.reported:
             log.say(SKIPPED.format(path))

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax.config import ConfigError
 from simclr_jax.config import pretraining as configuration
-from simclr_jax.config.paths import absolute, is_remote
+from simclr_jax.config.paths import absolute, is_remote, naming
 from simclr_jax.config.storage import check_reachable, first_line, storage_errors
 from simclr_jax.training.checkpoint_errors import check_path
 
@@ -42,24 +42,23 @@ def write_whole(path: epath.Path, content: str | Callable[[IO[bytes]], None]) ->
     """
     partial = path.with_name(f'{path.name}.{_writer()}.partial')
     try:
-        with partial.open('wb') as file:
-            if isinstance(content, str):
-                file.write(content.encode())
-            elif is_remote(path):
-                with tempfile.TemporaryFile() as made:
-                    content(made)
-                    made.seek(0)
-                    shutil.copyfileobj(made, file)
-            else:
-                content(file)
-        partial.replace(path)
-    except BaseException as error:
+        # An error of opening would name the partial file.
+        with naming(path):
+            with partial.open('wb') as file:
+                if isinstance(content, str):
+                    file.write(content.encode())
+                elif is_remote(path):
+                    with tempfile.TemporaryFile() as made:
+                        content(made)
+                        made.seek(0)
+                        shutil.copyfileobj(made, file)
+                else:
+                    content(file)
+            partial.replace(path)
+    except BaseException:
         # The reader needs the first error, not a second one about the cleaning up.
         with contextlib.suppress(OSError, *storage_errors()):
             partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno:
-            # An error of writing names no file, and one of opening the wrong one.
-            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

@@ -50,7 +50,7 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
         def write(self, content):
             raise OSError(errno.ENOSPC, 'No space left on device')
 
-    monkeypatch.setattr(type(file._path), 'open', lambda *_: Full())
+    monkeypatch.setattr(type(file._records._path), 'open', lambda *_: Full())
     with pytest.raises(OSError, match=r'No space left on device: .*events\.out\.tfevents') as error:
         file.scalars(1, {'loss': 1.0})
     assert error.value.errno == errno.ENOSPC

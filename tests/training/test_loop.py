@@ -84,6 +84,16 @@ def test_compilation_is_announced_and_left_out_of_the_rate(tmp_path, mesh, count
     assert first['step_seconds'] < 1
 
 
+def test_a_step_that_moves_a_value_between_host_and_devices_is_refused(tmp_path, mesh, counting_step):
+    add = jax.jit(jnp.add)
+
+    def step(state, batch, key):
+        return counting_step(state.replace(step=add(state.step, np.int32(0))), batch, key)
+
+    with pytest.raises(Exception, match='Disallowed host-to-device transfer'):
+        train(tmp_path, mesh, step)
+
+
 def test_the_bar_moves_at_each_step_and_its_clock_starts_after_the_first(mesh, monkeypatch):
     clock = [0.0]
     bar = _Bar(total_steps=12)
