@@ -4,6 +4,7 @@ If one process is lost, the others end too, wherever they wait: see `liveness`.
 """
 
 import os
+import pickle
 import signal
 import threading
 import time
@@ -213,6 +214,25 @@ def together(action: Callable[[], Result], mistakes: tuple[type[Exception], ...]
         _agree_to_end()
         raise FailedElsewhere(f'process {failed[0]} stopped, see its message')
     return result
+
+
+def from_first(action: Callable[[], Result], mistakes: tuple[type[Exception], ...]) -> Result:
+    """Calls a function in the first process only, and gives its result to all.
+
+    Args:
+        action: Function without arguments, whose result can be pickled. It must not wait for other processes.
+        mistakes: Exceptions that stop all processes, see `together`.
+
+    Returns:
+        The result of the function in the first process.
+    """
+    if jax.process_count() == 1:
+        return action()
+    result = together(lambda: action() if is_first() else None, mistakes)
+    content = np.frombuffer(pickle.dumps(result), np.uint8)
+    size = multihost_utils.broadcast_one_to_all(np.int32(content.size))
+    sent = multihost_utils.broadcast_one_to_all(content if is_first() else np.zeros(size, np.uint8))
+    return pickle.loads(np.asarray(sent).tobytes())
 
 
 def as_first(statement: bool) -> bool:

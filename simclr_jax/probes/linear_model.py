@@ -94,13 +94,17 @@ def _directions(features: np.ndarray) -> np.ndarray:
     return np.linalg.eigh(second_moments)[1].astype(np.float32)
 
 
+def fit_alone(num_bytes: int) -> bool:
+    """Whether one process of a job fits classifiers of so many bytes of features without the others."""
+    return jax.process_count() > 1 and num_bytes <= OWN_BYTES
+
+
 def mesh_for(features: np.ndarray) -> Mesh:
     """The devices that fit a classifier of features [N, F]: this process's own, or all of the job for large features.
 
     Every process must call with the same features. All processes then find the same classifier.
     """
-    is_own = jax.process_count() > 1 and features.nbytes <= OWN_BYTES
-    return sharding.make_mesh(jax.local_devices() if is_own else None)
+    return sharding.make_mesh(jax.local_devices() if fit_alone(features.nbytes) else None)
 
 
 def on_devices(mesh: Mesh, *rows: np.ndarray) -> tuple[jax.Array, ...]:
@@ -188,6 +192,8 @@ def minimize(
         initial, iterations, decrement = _descend(
             loss, examples, strength, initial, np.int32(budget), np.float32(tolerance), has_bias
         )
+        # On one device the compiler gives the result another name of the same place.
+        initial = jax.device_put(initial, everywhere)
         spent += int(iterations)
         # The curvature measured at the start of a long round may be far too large at its end. The decrement is then
         # too small. Only a round that ends where it began can be trusted.

@@ -19,7 +19,7 @@ from simclr_jax.data.feed import open_feed, plan_feed
 from simclr_jax.data.resident import DecodedBatches, ResidentBatches
 from simclr_jax.data.sources import load_examples
 from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files, Share
-from support.runs import DIGITS_HERE, assert_same_bits, mesh_of_two, model_of, rows_of
+from support.runs import DIGITS_HERE, assert_same_bits, mesh_of, model_of, rows_of
 
 FEEDS = ('host', 'hybrid', 'decoded', 'resident')
 SIZE, BATCH = 16, 64
@@ -242,7 +242,7 @@ def test_bytes_round_what_floats_say(config, examples):
 @pytest.mark.slow
 @pytest.mark.parametrize('feed', ['hybrid', 'resident'])
 def test_a_run_learns_and_resumes_to_the_same_bits(feed, tmp_path, monkeypatch):
-    monkeypatch.setattr(sharding, 'make_mesh', mesh_of_two)
+    monkeypatch.setattr(sharding, 'make_mesh', mesh_of(2))
 
     def train(workdir, *more):
         options = [f'--config.data.feed={feed}', '--config.knn.every_epochs=0', f'--workdir={workdir}']

@@ -29,7 +29,7 @@ from simclr_jax.training import workdir
 from simclr_jax.training.checkpoints import Checkpoints
 from simclr_jax.training.optim import make_optimizer
 from simclr_jax.training.state import TrainState
-from support.runs import DIGITS_HERE
+from support.runs import DIGITS_HERE, mesh_of
 
 # Shortest settings of everything that trains, and few resamplings.
 QUICK = [
@@ -79,8 +79,7 @@ def scores_of(directory):
 def two_devices():
     """Features, kNN and machines on eight are in other files; programs for two are compiled sooner."""
     with pytest.MonkeyPatch.context() as patch:
-        make_mesh = sharding.make_mesh
-        patch.setattr(sharding, 'make_mesh', lambda devices=None: make_mesh(devices or jax.devices()[:2]))
+        patch.setattr(sharding, 'make_mesh', mesh_of(2))
         yield
 
 

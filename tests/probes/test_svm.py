@@ -14,6 +14,7 @@ from simclr_jax import sharding
 from simclr_jax.metrics.classification import mean_average_precision
 from simclr_jax.probes import linear_model, svm
 from simclr_jax.probes.linear_model import predict_logits
+from support.runs import mesh_of
 
 NUM_CLASSES = 10
 # A few of the protocol's.
@@ -317,6 +318,7 @@ def test_rows_are_divided_among_all_devices_and_one_device_gives_the_same(digits
 
 def test_several_processes_fit_few_features_on_their_own_and_many_together(monkeypatch):
     features = np.zeros((8, 4), np.float32)
+    monkeypatch.setattr(sharding, 'make_mesh', mesh_of(len(jax.devices())))
     monkeypatch.setattr(jax, 'local_devices', lambda: jax.devices()[:2])
     assert linear_model.mesh_for(features).size == len(jax.devices())
     monkeypatch.setattr(jax, 'process_count', lambda: 2)

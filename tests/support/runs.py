@@ -29,9 +29,9 @@ DIGITS = [
 DIGITS_HERE = [*DIGITS, '--config.model.depth=6']
 
 
-def mesh_of_two(devices=None):
-    """The mesh of a machine with two devices, in the place of `sharding.make_mesh`."""
-    return make_mesh(jax.devices()[:2] if devices is None else devices)
+def mesh_of(number):
+    """What `sharding.make_mesh` is on a machine with so many devices."""
+    return lambda devices=None: make_mesh(jax.devices()[:number] if devices is None else devices)
 
 
 def rows_of(workdir):

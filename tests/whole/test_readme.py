@@ -7,7 +7,7 @@ import pytest
 
 from simclr_jax import sharding
 from support.paths import REPOSITORY
-from support.runs import DIGITS_HERE, mesh_of_two
+from support.runs import DIGITS_HERE, mesh_of
 
 README = (REPOSITORY / 'README.md').read_text()
 
@@ -18,7 +18,7 @@ def test_python_in_ten_lines(tmp_path, monkeypatch, capsys):
     assert len(pretraining.splitlines()) <= 10
     (tmp_path / 'configs').symlink_to(REPOSITORY / 'configs')
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sharding, 'make_mesh', mesh_of_two)
+    monkeypatch.setattr(sharding, 'make_mesh', mesh_of(2))
     overrides = [tuple(option.removeprefix('--config.').split('=', 1)) for option in DIGITS_HERE[1:]]
     smaller = pretraining.replace("'configs/digits.py'", f"'configs/digits.py', {overrides}").replace('60', '12')
     names = {}

@@ -22,7 +22,7 @@ from simclr_jax.evaluation.extractor import make_baseline, open_extractor
 from simclr_jax.training import loop
 from simclr_jax.training.lock import Lock
 from support.paths import REPOSITORY, SHARED
-from support.runs import DIGITS_HERE, assert_same_bits, mesh_of_two, model_of, rows_of
+from support.runs import DIGITS_HERE, assert_same_bits, mesh_of, model_of, rows_of
 
 
 def train(workdir, *options, base=DIGITS_HERE):
@@ -36,7 +36,7 @@ def contents_of(directory):
 @pytest.fixture(scope='module', autouse=True)
 def two_devices():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, 'make_mesh', mesh_of_two)
+        patch.setattr(sharding, 'make_mesh', mesh_of(2))
         yield
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from simclr_jax import sharding
+from simclr_jax import distributed, sharding
 from simclr_jax.build import make_model
 from simclr_jax.config import with_values
 from simclr_jax.data.feed import open_feed
@@ -43,19 +43,24 @@ def measures(measurement: Measurement) -> list[Score]:
             f'measures need more than measures.neighbours={neighbours} test images, '
             f'{dataset.test.name} has {dataset.test.size}; choose fewer neighbours'
         )
-    found = _outputs_of_views(extractor, dataset.test, config.seed, batch_size, count // batch_size)
+    outputs = _outputs_of_views(extractor, dataset.test, config.seed, batch_size, count // batch_size)
     scores = []
-    for layer, features in found.items():
-        values = {
-            'alignment': float(jax.jit(representation.alignment)(features)),
-            'uniformity': float(_uniformity(features)),
-            'effective_rank': representation.effective_rank(features[:, 0]),
-            'agreement': neighbourhood_agreement(features[:, 0], features[:, 1], k=neighbours),
-        }
-        for metric, value in values.items():
+    for layer, features in outputs.items():
+        found = distributed.from_first(functools.partial(_values, features, neighbours), (ValueError,))
+        for metric, value in found.items():
             detail = f'{layer}, k={neighbours}' if metric == 'agreement' else layer
             scores.append(Score(dataset.name, 'measures', detail, '', metric, extractor.name, value))
     return scores
+
+
+def _values(features: np.ndarray, neighbours: int) -> dict[str, float]:
+    """The measures of the features [N, V, F] of two views."""
+    return {
+        'alignment': float(jax.jit(representation.alignment)(features)),
+        'uniformity': float(_uniformity(features)),
+        'effective_rank': representation.effective_rank(features[:, 0]),
+        'agreement': neighbourhood_agreement(features[:, 0], features[:, 1], k=neighbours),
+    }
 
 
 _uniformity = jax.jit(functools.partial(representation.uniformity, block_size=UNIFORMITY_BLOCK))

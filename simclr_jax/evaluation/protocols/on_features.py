@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from simclr_jax import distributed
 from simclr_jax.config.label_budget import Labels
 from simclr_jax.data.select import labelled_indices
 from simclr_jax.evaluation.datasets import Dataset, hold_out
@@ -13,7 +15,7 @@ from simclr_jax.evaluation.extractor import FeatureExtractor
 from simclr_jax.evaluation.features import Features
 from simclr_jax.evaluation.protocols.measurement import Measurement
 from simclr_jax.evaluation.results import Score, grade
-from simclr_jax.probes import logistic
+from simclr_jax.probes import linear_model, logistic
 from simclr_jax.probes.knn import knn_predict
 from simclr_jax.probes.linear_model import predict_logits
 from simclr_jax.probes.svm import fit_cross_validated, fit_low_shot
@@ -21,6 +23,8 @@ from simclr_jax.probes.svm import fit_cross_validated, fit_low_shot
 # With fewer labels per class than this, none are held out to choose the penalty. It is then L2_OF_FEW.
 LABELS_TO_VALIDATE = 20
 L2_OF_FEW = 1.0
+
+Result = TypeVar('Result')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,14 +106,28 @@ def _scores(
     scores = []
     for layer, name in layers.items():
         material = _material(extractor, published or dataset, layer, config)
-        predictions: dict[str, list[np.ndarray]] = {}
-        for draw in range(1 if drawn == Labels() else config.draws):
-            for detail, found in classify(_drawn(material, drawn, draw), labels).items():
-                predictions.setdefault(detail, []).append(found)
-        for detail, found in predictions.items():
+
+        def grades(material=material):
+            predictions: dict[str, list[np.ndarray]] = {}
+            for draw in range(1 if drawn == Labels() else config.draws):
+                for detail, found in classify(_drawn(material, drawn, draw), labels).items():
+                    predictions.setdefault(detail, []).append(found)
+            known = material.queries.labels
+            return {detail: grade(metric, found, known, config) for detail, found in predictions.items()}
+
+        for detail, values in _of_the_job(material, grades).items():
             row = dataset.name, protocol, ', '.join(filter(None, (name, detail))), str(labels), metric
-            scores.append(Score(*row, extractor.name, **grade(metric, found, material.queries.labels, config)))
+            scores.append(Score(*row, extractor.name, **values))
     return scores
+
+
+def _of_the_job(material: Material, action: Callable[[], Result]) -> Result:
+    """The result of a function that fits classifiers, in every process.
+
+    The first process alone fits to little material. To more material all processes fit, with all devices of the job.
+    """
+    known = [part.values.nbytes for part in (material.bank, material.held_out) if part is not None]
+    return distributed.from_first(action, (ValueError,)) if linear_model.fit_alone(sum(known)) else action()
 
 
 def classify_by_svm(material: Material, labels: Labels) -> dict[str, np.ndarray]:
@@ -180,17 +198,21 @@ def _low_shot(measurement: Measurement, layer: str) -> list[Score]:
             f'svm.positives={config.svm.positives}: the smallest class has only {fewest} images to draw from; '
             'choose at most that'
         )
-    scores = []
-    for positives in sizes:
-        found = []
-        for sample in range(config.svm.samples):
-            machines = fit_low_shot(
-                bank.values, targets, held_out.values, held_targets, positives=positives, seed=config.seed + sample
-            )
-            found.append(predict_logits(machines.weights, material.queries.values))
-        value = grade('map', found, material.queries.labels, config)
-        scores.append(Score(dataset.name, 'low_shot', layer, str(positives), 'map', extractor.name, **value))
-    return scores
+
+    def grades():
+        for positives in sizes:
+            seeds = range(config.seed, config.seed + config.svm.samples)
+            draws = [
+                fit_low_shot(bank.values, targets, held_out.values, held_targets, positives=positives, seed=seed)
+                for seed in seeds
+            ]
+            found = [predict_logits(machines.weights, material.queries.values) for machines in draws]
+            yield positives, grade('map', found, material.queries.labels, config)
+
+    return [
+        Score(dataset.name, 'low_shot', layer, str(positives), 'map', extractor.name, **values)
+        for positives, values in _of_the_job(material, lambda: list(grades()))
+    ]
 
 
 def _material(extractor: FeatureExtractor, dataset: Dataset, layer: str, config: ConfigDict) -> Material:
