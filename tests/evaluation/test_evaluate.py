@@ -76,10 +76,10 @@ def scores_of(directory):
 
 
 @pytest.fixture(scope='module', autouse=True)
-def two_devices():
+def one_device():
     """Features, kNN and machines on eight are in other files; programs for two are compiled sooner."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, 'make_mesh', mesh_of(2))
+        patch.setattr(sharding, 'make_mesh', mesh_of(1))
         yield
 
 

@@ -38,15 +38,22 @@ def assert_same_bits(found, expected):
     assert [np.asarray(x).tobytes() for x in found] == [np.asarray(x).tobytes() for x in expected]
 
 
-@pytest.fixture
-def saved(tmp_path, mesh):
+@pytest.fixture(scope='module')
+def original(tmp_path_factory, mesh):
     """A work directory with checkpoints of steps 2 to 6, of which three stay, and what was said."""
-    said = []
-    checkpoints = Checkpoints(str(tmp_path), keep=3, say=said.append)
+    directory, said = tmp_path_factory.mktemp('original'), []
+    checkpoints = Checkpoints(str(directory), keep=3, say=said.append)
     for step in range(2, 7):
         checkpoints.save(make_state(mesh, step))
     checkpoints.close()
-    return tmp_path, said
+    return directory, said
+
+
+@pytest.fixture
+def saved(tmp_path, original):
+    """A copy of the original."""
+    shutil.copytree(original[0], tmp_path, dirs_exist_ok=True)
+    return tmp_path, list(original[1])
 
 
 def reopen(saved):

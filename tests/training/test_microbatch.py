@@ -4,6 +4,7 @@ In float64, where equal and similar can be told apart. Float32 gradients in trai
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -97,13 +98,9 @@ def test_moving_statistics_move_by_the_mean_of_the_parts(double_precision):
     own = IMAGES // NUM_DEVICES
     parts = np.arange(IMAGES).reshape(NUM_DEVICES, MICROBATCHES, -1).swapaxes(0, 1).reshape(MICROBATCHES, -1)
     assert parts[0].tolist() == [0, 1, own, own + 1]
+    forward = jax.jit(functools.partial(start.task.model.apply, train=True, mutable=['batch_stats']))
     moved = [
-        start.task.model.apply(
-            variables,
-            jnp.asarray(batch['views'][rows].reshape(-1, *batch['views'].shape[2:])),
-            train=True,
-            mutable=['batch_stats'],
-        )[1]['batch_stats']
+        forward(variables, batch['views'][rows].reshape(-1, *batch['views'].shape[2:]))[1]['batch_stats']
         for rows in parts
     ]
     assert_same(state.batch_stats, jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *moved), RELATIVE)
