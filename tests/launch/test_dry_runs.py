@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from support.stand_ins import AWKWARD, BASH, World, checkout
+from support.stand_ins import AWKWARD, BASH, World
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 TRAIN = ('train', '--config=configs/imagenet.py:v1', '--workdir=gs://bucket/run', "--note=it's $5; so?")
@@ -43,9 +43,8 @@ def world(tmp_path):
 
 
 @pytest.fixture
-def dry_run(tmp_path, world):
+def dry_run(root, world):
     """dry_run(SCRIPT, ARGUMENTS...) -> what it prints."""
-    root = checkout(tmp_path)
 
     def run(script, *arguments):
         before = 0 if script in ('local.sh', 'slurm/submit.sh') else 1  # the others begin with a command
@@ -57,8 +56,8 @@ def dry_run(tmp_path, world):
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_it_prints_the_commands_and_does_nothing(dry_run, world, tmp_path, case):
-    output = dry_run(*CASES[case]).replace(f'{tmp_path}/my simclr', '/simclr').replace(str(tmp_path), '/tmp')
+def test_it_prints_the_commands_and_does_nothing(dry_run, world, root, tmp_path, case):
+    output = dry_run(*CASES[case]).replace(str(root), '/simclr').replace(str(tmp_path), '/tmp')
     golden = GOLDEN / f'{case}.txt'
     if 'UPDATE_GOLDEN' in os.environ:
         golden.write_text(output)
@@ -76,8 +75,8 @@ def test_it_prints_the_commands_and_does_nothing(dry_run, world, tmp_path, case)
     ],
     ids=lambda command: command[0],
 )
-def test_what_it_prints_works_when_pasted(dry_run, world, tmp_path, command):
-    (world.state / 'image').symlink_to(tmp_path / 'my simclr' / '.venv' / 'bin')
+def test_what_it_prints_works_when_pasted(dry_run, world, root, command):
+    (world.state / 'image').symlink_to(root / '.venv' / 'bin')
     (world.state / 'no-queue').touch()
     pasted = subprocess.run(
         [BASH, '-e'], input=dry_run(*command, *AWKWARD), text=True, env=world.environment, cwd=world.state, check=False

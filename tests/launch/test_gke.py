@@ -8,7 +8,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from support.stand_ins import AWKWARD, World, checkout, jobset
+from support.stand_ins import AWKWARD, World, jobset
 
 TWO_PODS = ('--name=run', '--image=registry/simclr:1', '--topology=v4:2x2x2')
 TRAIN = ('train', '--workdir=gs://bucket/run')
@@ -20,21 +20,19 @@ def world(tmp_path):
 
 
 @pytest.fixture
-def gke(tmp_path, world):
-    return launcher(tmp_path, world)
+def gke(root, world):
+    return launcher(root, world)
 
 
-def launcher(folder, world):
-    root = checkout(folder)
+def launcher(root, world):
     (world.state / 'image').symlink_to(root / '.venv' / 'bin')
     return lambda *arguments: world.run(root / 'launch' / 'gke' / 'jobset.sh', *arguments)
 
 
 @pytest.fixture(scope='module')
-def manifest(tmp_path_factory):
+def manifest(root, tmp_path_factory):
     """manifest(OPTIONS) -> what render prints, read as YAML."""
-    folder = tmp_path_factory.mktemp('render')
-    gke = launcher(folder, World(folder))
+    gke = launcher(root, World(tmp_path_factory.mktemp('render')))
 
     @functools.cache
     def render(*options):

@@ -17,8 +17,8 @@ def world(tmp_path):
 
 
 @pytest.fixture
-def script(tmp_path):
-    return checkout(tmp_path) / 'launch' / 'local.sh'
+def script(root):
+    return root / 'launch' / 'local.sh'
 
 
 def test_every_process_knows_its_place_and_has_the_arguments(world, script):
@@ -173,12 +173,13 @@ def test_mistakes_are_told(world, script, arguments, message):
 @pytest.mark.parametrize(
     'name, words', [('local.sh', '--processes=N'), ('test.sh', '-m slow'), ('matrix.sh', 'oldest')]
 )
-def test_help_installs_nothing(world, script, name, words):
-    shutil.rmtree(script.parent.parent / '.venv')
-    done = world.run(script.with_name(name), '--help')
+def test_help_installs_nothing(world, tmp_path, name, words):
+    root = checkout(tmp_path)
+    shutil.rmtree(root / '.venv')
+    done = world.run(root / 'launch' / name, '--help')
     assert (done.returncode, done.stderr) == (0, '')
     assert words in done.stdout
-    assert not (script.parent.parent / '.venv').exists()
+    assert not (root / '.venv').exists()
 
 
 def test_options_of_the_program_are_left_to_it(world, script):
@@ -188,14 +189,14 @@ def test_options_of_the_program_are_left_to_it(world, script):
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_two_processes_train_together(world, script, tmp_path):
-    environment = script.parent.parent / '.venv' / 'bin'
-    executable(environment / 'simclr', f'exec {sys.executable} -m simclr_jax "$@"')
+def test_two_processes_train_together(world, tmp_path):
+    root = checkout(tmp_path)
+    executable(root / '.venv' / 'bin' / 'simclr', f'exec {sys.executable} -m simclr_jax "$@"')
     arguments = [*DIGITS, f'--workdir={tmp_path}/run', '--config.train_steps=4', '--config.log_every_steps=2']
     arguments += ['--config.knn.every_epochs=0']
-    done = world.run(
-        script, '--processes=2', '--devices=1', 'train', *arguments, PYTHONPATH=str(REPOSITORY), timeout=500
-    )
+    options = '--processes=2', '--devices=1'
+    script = root / 'launch' / 'local.sh'
+    done = world.run(script, *options, 'train', *arguments, PYTHONPATH=str(REPOSITORY), timeout=500)
     assert done.returncode == 0, done.stderr
     assert 'on 2 x cpu' in done.stdout
     assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith('step ')] == ['2/4', '4/4']

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from support.stand_ins import AWKWARD, BASH, REPOSITORY, World, checkout
+from support.stand_ins import AWKWARD, BASH, REPOSITORY, World
 
 RESTART = REPOSITORY / 'launch' / 'restart.sh'
 # What runs in the background of a shell ignores SIGINT, and what nohup starts SIGHUP. They hand that down, and a shell
@@ -21,8 +21,8 @@ def world(tmp_path):
 
 
 @pytest.fixture
-def program(tmp_path):
-    return checkout(tmp_path) / '.venv' / 'bin' / 'simclr'
+def program(root):
+    return root / '.venv' / 'bin' / 'simclr'
 
 
 @pytest.mark.parametrize('code', [0, 1, 2, 3, 127])

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from support.stand_ins import AWKWARD, World, checkout
+from support.stand_ins import AWKWARD, World
 
 TWO_TASKS = ('--nodes=2', '--gpus=1')
 
@@ -15,8 +15,8 @@ def world(tmp_path):
 
 
 @pytest.fixture
-def submit(tmp_path, world):
-    script = checkout(tmp_path) / 'launch' / 'slurm' / 'submit.sh'
+def submit(root, world):
+    script = root / 'launch' / 'slurm' / 'submit.sh'
     return lambda *arguments: world.run(script, *arguments)
 
 
@@ -78,9 +78,9 @@ def test_restarts_have_a_limit(world, submit):
     assert 'all 2 restarts are used up' in (world.state / 'simclr-7.log').read_text()
 
 
-def test_cancelled_it_saves_and_does_not_come_back(world, tmp_path):
+def test_cancelled_it_saves_and_does_not_come_back(world, root):
     world.plan(p0=['save'], p1=['save'])
-    script = checkout(tmp_path) / 'launch' / 'slurm' / 'submit.sh'
+    script = root / 'launch' / 'slurm' / 'submit.sh'
     with world.start(script, *TWO_TASKS, 'train') as process:
         log = world.state / 'simclr-7.log'
         while not log.exists() or log.read_text().count('waiting') < 2:

@@ -11,6 +11,7 @@ POD = ('--name=pod', '--zone=us-x1-a', '--poll=0.1')
 SLICE = (*POD, '--topology=v4:2x2x2')  # two hosts
 HOST = (*POD, '--topology=v4:2x2x1')
 TRAIN = ('train', '--workdir=gs://bucket/run')
+POD_SH = 'launch/tpu_vm/pod.sh'
 
 
 @pytest.fixture
@@ -19,10 +20,9 @@ def world(tmp_path):
 
 
 @pytest.fixture
-def pod(tmp_path, world):
+def pod(root, world):
     """pod(ARGUMENTS) runs pod.sh of a checkout."""
-    script = checkout(tmp_path) / 'launch' / 'tpu_vm' / 'pod.sh'
-    return lambda *arguments, **variables: world.run(script, *arguments, **variables)
+    return lambda *arguments, **variables: world.run(root / POD_SH, *arguments, **variables)
 
 
 def verbs(world, *chosen):
@@ -126,7 +126,7 @@ def test_an_installation_that_fails_ends_the_job(world, pod):
     assert verbs(world, 'create', 'scp') == ['create', 'scp']
 
 
-def test_step_by_step(world, tmp_path, pod):
+def test_step_by_step(world, root, pod):
     assert pod('create', *SLICE).returncode == 0
     assert pod('install', *SLICE).returncode == 0
     assert pod('status', *SLICE).stdout.count(' absent') == 2
@@ -134,7 +134,7 @@ def test_step_by_step(world, tmp_path, pod):
     assert pod('start', *SLICE, *TRAIN).returncode == 0
     assert pod('status', *SLICE).stdout.count(' running') == 2
     # Another run takes over: it neither ships nor starts; a stop from outside ends it.
-    with world.start(tmp_path / 'my simclr' / 'launch' / 'tpu_vm' / 'pod.sh', 'run', *SLICE, *TRAIN) as run:
+    with world.start(root / POD_SH, 'run', *SLICE, *TRAIN) as run:
         while 'pod: running' not in run.stderr.readline():
             assert run.poll() is None
         assert pod('stop', *SLICE).returncode == 0
@@ -146,13 +146,13 @@ def test_step_by_step(world, tmp_path, pod):
     assert pod('status', *SLICE).returncode == 1
 
 
-def test_what_is_shipped_is_the_tracked_files_as_they_are(world, tmp_path, pod):
-    root = tmp_path / 'my simclr'
+def test_what_is_shipped_is_the_tracked_files_as_they_are(world, tmp_path):
+    root = checkout(tmp_path)
     (root / 'untracked').touch()
     with (root / 'setup.py').open('a') as file:
         file.write('# changed\n')
-    assert pod('create', *SLICE).returncode == 0
-    assert pod('install', *SLICE).returncode == 0
+    for command in ('create', 'install'):
+        assert world.run(root / POD_SH, command, *SLICE).returncode == 0
     for host in (world.state / 'tpus' / 'pod').glob('host-*'):
         assert (host / 'simclr' / 'setup.py').read_text().endswith('# changed\n')
         assert not (host / 'simclr' / 'untracked').exists()
