@@ -82,6 +82,7 @@ def test_slurm_and_open_mpi_are_what_jax_recognises():
 def test_alone_there_is_nobody_to_wait_for():
     assert distributed.is_first()
     assert distributed.together(lambda: 3, (ConfigError,)) == 3
+    assert distributed.from_first(lambda: 3, (ConfigError,)) == 3
     assert [distributed.all_agree(statement) for statement in (True, False)] == [True, False]
     with pytest.raises(ConfigError, match='mine'):
         distributed.together(lambda: (_ for _ in ()).throw(ConfigError(['mine'])), (ConfigError,))
@@ -114,6 +115,7 @@ def action():
 found = [distributed.all_agree(True), distributed.all_agree(jax.process_index() != 2), distributed.is_first()]
 found += [distributed.as_first(jax.process_index() == 0), distributed.as_first(jax.process_index() == 1)]
 found.append(distributed.together(jax.process_count, (ConfigError,)))
+found.append(distributed.from_first(lambda: 'as long as process %d likes' % jax.process_index(), (ConfigError,)))
 try:
     distributed.together(action, (ConfigError,))
 except Exception as error:
@@ -132,8 +134,9 @@ def test_a_mistake_of_one_stops_all():
     assert done.stdout.count('said') == 1
     found = sorted(json.loads(text) for text in re.findall(r'\[true.*?\]', done.stdout))
     elsewhere = ['FailedElsewhere', 'process 1 stopped, see its message']
+    alike = [True, False, 3, 'as long as process 0 likes']
     assert found == [
-        [True, False, False, True, False, 3, 'ConfigError', 'mine'],
-        [True, False, False, True, False, 3, *elsewhere],
-        [True, False, True, True, False, 3, *elsewhere],
+        [True, False, False, *alike, 'ConfigError', 'mine'],
+        [True, False, False, *alike, *elsewhere],
+        [True, False, True, *alike, *elsewhere],
     ]
