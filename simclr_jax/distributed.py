@@ -228,6 +228,8 @@ def from_first(action: Callable[[], Result], mistakes: tuple[type[Exception], ..
     """
     if jax.process_count() == 1:
         return action()
+    # JAX's first exchange must not take longer than 30 seconds. Every later one waits as long as the action takes.
+    _of_all(True)
     result = together(lambda: action() if is_first() else None, mistakes)
     content = np.frombuffer(pickle.dumps(result), np.uint8)
     size = multihost_utils.broadcast_one_to_all(np.int32(content.size))
