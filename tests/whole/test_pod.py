@@ -201,6 +201,7 @@ CIFAR10 = [
     f'--config={REPOSITORY}/configs/cifar10.py:cpu',
     f'--config.data.path={SHARED}/data/tfds',
     '--config.data.eval_split=',
+    '--config.model.depth=6',
     '--config.model.width=0.125',
     '--config.batch_size=64',
     '--config.train_steps=20',
