@@ -3,7 +3,8 @@
 python benchmarks/processes.py --workdir=runs/digits --repeats 3 -- --protocols=knn,linear --labels=all
 
 Everything after `--` goes to `simclr evaluate`. Each evaluation gets a copy of the work directory without its results
-and features. Prints one JSON line: seconds with the start of the processes, and their ratio in each repeat.
+and features. Prints one JSON line: seconds with the start of the processes, and their ratio in each repeat. With a
+ratio above 1, two processes are faster.
 """
 
 import argparse
@@ -31,8 +32,8 @@ def main():
     options = parser.parse_args()
     pairs = [[seconds(options, *layout) for layout in LAYOUTS] for _ in range(options.repeats)]
     one, two = np.array(pairs).T
-    ratios = two / one
-    figures = {'seconds_of_one': one, 'seconds_of_two': two, 'two_over_one': ratios, 'median': np.median(ratios)}
+    ratios = one / two
+    figures = {'seconds_of_one': one, 'seconds_of_two': two, 'one_over_two': ratios, 'median': np.median(ratios)}
     print(json.dumps({name: np.round(value, 2).tolist() for name, value in figures.items()}))
 
 

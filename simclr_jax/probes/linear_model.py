@@ -19,8 +19,8 @@ from simclr_jax.ops.precision import precise_matmul
 
 # With more axes than this, the search for them takes longer than it saves.
 MOST_AXES = 6144
-# Every process fits features of up to this many bytes by itself, on its own devices. Processes that shared the rows
-# would exchange a gradient several times in each iteration, which takes longer than the products that it saves.
+# Features of up to this many bytes are fitted by one process, on its own devices. Processes that shared the rows would
+# exchange a gradient several times in each iteration, which takes longer than the products that it saves.
 OWN_BYTES = 2**30
 # Most iterations between two measurements of the curvature.
 ROUND = 200
