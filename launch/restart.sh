@@ -24,7 +24,7 @@ stopped=
 child=
 interrupted=
 pass_on() {
-  stopped=true
+  stopped=$1
   interrupted=true
   [ -z "$child" ] || kill -s "$1" "$child" 2>/dev/null || true
 }
@@ -51,7 +51,7 @@ attend() {
   child=$!
   echo "$child" >&8
   # A signal may have arrived before there was a child to pass it on to.
-  [ -z "$stopped" ] || kill -s TERM "$child" 2>/dev/null || true
+  [ -z "$stopped" ] || kill -s "$stopped" "$child" 2>/dev/null || true
   interrupted=true
   while [ -n "$interrupted" ]; do
     # A signal ends `wait` early. The child still runs then.

@@ -92,6 +92,15 @@ def test_an_interruption_reaches_the_program_as_one(world):
         assert process.wait(timeout=20) == 5
 
 
+def test_an_interruption_before_the_number_of_the_program_is_known(world):
+    """Bash waits half a second before it keeps the number. Meanwhile the signal comes, from the program itself."""
+    slow = world.state / 'slow.sh'
+    slow.write_text("set -T; trap '[[ $BASH_COMMAND != child=?* ]] || sleep 0.5' DEBUG")
+    program = 'trap "exit 5" INT; trap "exit 6" TERM; kill -s INT $PPID; while :; do sleep 0.1; done'
+    done = world.run(*HEEDING, RESTART, BASH, '-c', program, BASH_ENV=str(slow))
+    assert (done.returncode, done.stderr) == (5, '')
+
+
 def test_a_signal_in_the_pause_ends_it_with_the_code_of_the_last_run(world, program):
     world.plan(p0=[42])
     with world.start(RESTART, '--pause=30', program) as process:
