@@ -177,11 +177,11 @@ def run_to_its_end(*arguments, processes, devices=1):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of two MiB, which takes no whole checkpoint."""
+    """A file system of a quarter MiB, which takes no whole checkpoint."""
     place = tmp_path / 'small'
     place.mkdir()
     mounted = subprocess.run(
-        ['mount', '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', place], capture_output=True, check=False
+        ['mount', '-t', 'tmpfs', '-o', 'size=256k', 'tmpfs', place], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip('a small file system can only be mounted by root')
