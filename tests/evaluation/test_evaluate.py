@@ -76,10 +76,10 @@ def scores_of(directory):
 
 
 @pytest.fixture(scope='module', autouse=True)
-def one_device():
+def two_devices():
     """Features, kNN and machines on eight are in other files; programs for two are compiled sooner."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, 'make_mesh', mesh_of(1))
+        patch.setattr(sharding, 'make_mesh', mesh_of(2))
         yield
 
 

@@ -1,8 +1,15 @@
 """The table of protocols agrees with the configuration and says what each can do."""
 
+import numpy as np
+import pytest
+
+from simclr_jax import distributed
 from simclr_jax.config import base_evaluation
 from simclr_jax.config.evaluation import PROTOCOLS as NAMES
-from simclr_jax.evaluation.protocols import PROTOCOLS
+from simclr_jax.config.label_budget import Labels
+from simclr_jax.evaluation.features import Features
+from simclr_jax.evaluation.protocols import PROTOCOLS, on_features
+from simclr_jax.probes import linear_model
 
 
 def test_the_configuration_names_every_protocol_once():
@@ -14,3 +21,17 @@ def test_protocols_that_train_have_their_settings():
     config = base_evaluation()
     for name in ('linear_sgd', 'finetune', 'multihead'):
         assert config[name].epochs > 0
+
+
+@pytest.mark.parametrize('limit, by_first', [(64, ['first']), (63, [])])
+def test_the_first_process_fits_for_all_what_is_small(limit, by_first, monkeypatch):
+    """Bank and held-out examples count together: 64 bytes of features."""
+    part = Features(np.ones((4, 2), np.float32), np.arange(4, dtype=np.int32) % 2, np.arange(4))
+    material = on_features.Material(part, part, part, 2, base_evaluation(), lambda scores, labels: 0.0)
+    called = []
+    monkeypatch.setattr(linear_model.jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(linear_model, 'OWN_BYTES', limit)
+    monkeypatch.setattr(distributed, 'from_first', lambda action, mistakes: called.append('first') or action())
+    grades = on_features._of_the_job(material, lambda: on_features.classify_by_knn(material, Labels()))
+    assert called == by_first
+    assert grades

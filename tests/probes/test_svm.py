@@ -327,8 +327,10 @@ def test_several_processes_fit_few_features_on_their_own_and_many_together(monke
     assert linear_model.mesh_for(features).size == len(jax.devices())
 
 
-def test_all_fits_of_a_search_are_one_program(digits):
+@pytest.mark.parametrize('devices', [1, 8])
+def test_all_fits_of_a_search_are_one_program(devices, digits, monkeypatch):
     """Also from where the last one ended: their arrays stay in their places on the devices."""
+    monkeypatch.setattr(sharding, 'make_mesh', mesh_of(devices))
     before = linear_model._descend._cache_size()
     svm.fit(digits[0][:97], digits[1][:97], 1.0)
     assert linear_model._descend._cache_size() == before + 1

@@ -140,3 +140,15 @@ def test_a_mistake_of_one_stops_all():
         [True, False, False, *alike, *elsewhere],
         [True, False, True, *alike, *elsewhere],
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_the_first_process_may_take_longer_than_an_exchange():
+    """JAX gives up the first exchange of a job after 30 seconds."""
+    program = 'import time; from simclr_jax import distributed; distributed.start(); '
+    program += 'distributed.say(distributed.from_first(lambda: time.sleep(40) or "done", ())); '
+    program += 'distributed.leave_together()'
+    command = [sys.executable, 'launch/processes.py', '--processes=2', sys.executable, '-c', program]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
+    assert (done.returncode, 'done' in done.stdout) == (0, True), done.stderr

@@ -44,10 +44,12 @@ def measures(measurement: Measurement) -> list[Score]:
             f'{dataset.test.name} has {dataset.test.size}; choose fewer neighbours'
         )
     outputs = _outputs_of_views(extractor, dataset.test, config.seed, batch_size, count // batch_size)
+    found = distributed.from_first(
+        lambda: {layer: _values(features, neighbours) for layer, features in outputs.items()}, (ValueError,)
+    )
     scores = []
-    for layer, features in outputs.items():
-        found = distributed.from_first(functools.partial(_values, features, neighbours), (ValueError,))
-        for metric, value in found.items():
+    for layer, values in found.items():
+        for metric, value in values.items():
             detail = f'{layer}, k={neighbours}' if metric == 'agreement' else layer
             scores.append(Score(dataset.name, 'measures', detail, '', metric, extractor.name, value))
     return scores

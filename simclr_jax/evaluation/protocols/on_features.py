@@ -1,8 +1,9 @@
 """Protocols that classify frozen features: kNN, logistic regression and support vector machines."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -106,19 +107,23 @@ def _scores(
     scores = []
     for layer, name in layers.items():
         material = _material(extractor, published or dataset, layer, config)
-
-        def grades(material=material):
-            predictions: dict[str, list[np.ndarray]] = {}
-            for draw in range(1 if drawn == Labels() else config.draws):
-                for detail, found in classify(_drawn(material, drawn, draw), labels).items():
-                    predictions.setdefault(detail, []).append(found)
-            known = material.queries.labels
-            return {detail: grade(metric, found, known, config) for detail, found in predictions.items()}
-
+        grades = functools.partial(_grades, classify, material, labels, drawn, metric)
         for detail, values in _of_the_job(material, grades).items():
             row = dataset.name, protocol, ', '.join(filter(None, (name, detail))), str(labels), metric
             scores.append(Score(*row, extractor.name, **values))
     return scores
+
+
+def _grades(
+    classify: Classify, material: Material, labels: Labels, drawn: Labels, metric: str
+) -> dict[str, dict[str, Any]]:
+    """The grade of each setting, over all draws of the labels. `labels` is the budget, `drawn` what is drawn of it."""
+    predictions: dict[str, list[np.ndarray]] = {}
+    for draw in range(1 if drawn == Labels() else material.config.draws):
+        for detail, found in classify(_drawn(material, drawn, draw), labels).items():
+            predictions.setdefault(detail, []).append(found)
+    known = material.queries.labels
+    return {detail: grade(metric, found, known, material.config) for detail, found in predictions.items()}
 
 
 def _of_the_job(material: Material, action: Callable[[], Result]) -> Result:
@@ -199,19 +204,17 @@ def _low_shot(measurement: Measurement, layer: str) -> list[Score]:
             'choose at most that'
         )
 
-    def grades():
-        for positives in sizes:
-            seeds = range(config.seed, config.seed + config.svm.samples)
-            draws = [
-                fit_low_shot(bank.values, targets, held_out.values, held_targets, positives=positives, seed=seed)
-                for seed in seeds
-            ]
-            found = [predict_logits(machines.weights, material.queries.values) for machines in draws]
-            yield positives, grade('map', found, material.queries.labels, config)
+    def grade_of(positives: int) -> dict[str, Any]:
+        found = []
+        for seed in range(config.seed, config.seed + config.svm.samples):
+            machines = fit_low_shot(bank.values, targets, held_out.values, held_targets, positives=positives, seed=seed)
+            found.append(predict_logits(machines.weights, material.queries.values))
+        return grade('map', found, material.queries.labels, config)
 
+    grades = _of_the_job(material, lambda: [grade_of(positives) for positives in sizes])
     return [
         Score(dataset.name, 'low_shot', layer, str(positives), 'map', extractor.name, **values)
-        for positives, values in _of_the_job(material, lambda: list(grades()))
+        for positives, values in zip(sizes, grades, strict=True)
     ]
 
 
