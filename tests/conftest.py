@@ -4,7 +4,12 @@ import atexit
 import importlib.metadata
 import os
 import shutil
+import signal
 import tempfile
+
+# A shell's background jobs ignore SIGINT, and those of nohup SIGHUP, which the tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Tests compile many programs and run each of them a few times. With these settings the compiler optimises less, which

@@ -39,15 +39,16 @@ def resize(images: jax.Array, height: int, width: int, method: str = 'bicubic') 
 
 
 def crop_and_resize(images: jax.Array, boxes: jax.Array, size: int) -> jax.Array:
-    """Cuts a box out of each image and resizes it (bicubic), as two matrix products per image.
+    """Cuts boxes out of each image and resizes them (bicubic), as two matrix products per box.
 
     Args:
         images: Images [B, H, W, 3], uint8 or float.
-        boxes: Boxes (offset_y, offset_x, height, width) within the images, int32 [B, 4].
+        boxes: Boxes (offset_y, offset_x, height, width) within the images, in pixels, int32 or float32 [B * V, 4]. The
+            V boxes of an image lie next to each other.
         size: Height and width of the result, in pixels.
 
     Returns:
-        float32 [B, size, size, 3]. Pixels outside of the box have no influence.
+        float32 [B * V, size, size, 3]. Pixels outside of a box have no influence on its result.
     """
     rows = _resize_weights(boxes[:, 0], boxes[:, 2], images.shape[1], size, 'bicubic')
     columns = _resize_weights(boxes[:, 1], boxes[:, 3], images.shape[2], size, 'bicubic')
@@ -60,15 +61,17 @@ def _resize_weights(offset: jax.Array, extent: jax.Array, length: int, size: int
     Pixel centres lie at halves. Taps outside of the window have no weight, the others are scaled to sum to 1. This is
     TensorFlow's ResizeBicubic with half_pixel_centers. For bilinear it equals repeating the border.
     """
-    scale = extent.astype(jnp.float32) / size
+    offset, extent = offset.astype(jnp.float32), extent.astype(jnp.float32)
+    scale = extent / size
     location = (jnp.arange(size, dtype=jnp.float32) + 0.5) * scale[:, None] - 0.5
     if method == 'bicubic':
         whole = jnp.floor(location)
         location = whole + jnp.round((location - whole) * _KERNEL_STEPS) / _KERNEL_STEPS
-    pixel = jnp.arange(length, dtype=jnp.int32) - offset[:, None]
-    distance = jnp.abs(pixel.astype(jnp.float32)[:, None, :] - location[:, :, None])
+    pixel = jnp.arange(length, dtype=jnp.float32) - offset[:, None]
+    distance = jnp.abs(pixel[:, None, :] - location[:, :, None])
     kernel = _keys_kernel(distance) if method == 'bicubic' else jnp.maximum(1.0 - distance, 0.0)
-    is_inside = (pixel >= 0) & (pixel < extent[:, None])
+    # A window that begins or ends within a pixel has all of it.
+    is_inside = (pixel > -1.0) & (pixel < extent[:, None])
     weights = jnp.where(is_inside[:, None, :], kernel, 0.0)
     return weights / weights.sum(axis=2, keepdims=True)
 
@@ -81,12 +84,49 @@ def _keys_kernel(distance: jax.Array) -> jax.Array:
 
 
 def separable(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Applies rows [B, Y, H] and columns [B, X, W] to images [B, H, W, 3], giving [B, Y, X, 3]."""
-    images = jnp.einsum('byh,bhwc->bywc', rows, images, precision=_PRECISION)
+    """Applies rows [B * V, Y, H] and columns [B * V, X, W] to images [B, H, W, 3], giving [B * V, Y, X, 3]."""
+    count, height, width, channels = images.shape
+    # The rows of all results of an image are one product, so that no image is repeated.
+    images = jnp.einsum('byh,bhwc->bywc', rows.reshape(count, -1, height), images, precision=_PRECISION)
+    images = images.reshape(*rows.shape[:2], width, channels)
     return jnp.einsum('bxw,bywc->byxc', columns, images, precision=_PRECISION)
 
 
-def sample_crop_boxes(keys: jax.Array, height: int, width: int, crop: RandomCrop) -> jax.Array:
+def random_crop(images: jax.Array, sizes: jax.Array | None, keys: jax.Array, crop: RandomCrop, size: int) -> jax.Array:
+    """Crops and resizes each image at random, with boxes from `sample_crop_boxes`.
+
+    Args:
+        images: Images [B, H, W, 3], uint8 or float.
+        sizes: Sizes of images on a canvas, int32 [B, 4], see `whole_boxes`. None for images that are not on one.
+        keys: Keys [B * V], one per result. Those of an image lie next to each other.
+        crop: Ranges of area and aspect.
+        size: Height and width of the result, in pixels.
+
+    Returns:
+        float32 [B * V, size, size, 3].
+    """
+    if sizes is None:
+        return crop_and_resize(images, sample_crop_boxes(keys, images.shape[1], images.shape[2], crop), size)
+    sizes = jnp.repeat(sizes, len(keys) // len(images), axis=0)
+    boxes = sample_crop_boxes(keys, sizes[:, 2], sizes[:, 3], crop)
+    scale = sizes[:, :2] / sizes[:, 2:]
+    return crop_and_resize(images, boxes.astype(jnp.float32) * jnp.tile(scale, 2), size)
+
+
+def whole_boxes(sizes: jax.Array) -> jax.Array:
+    """The boxes that hold the whole of images on a canvas.
+
+    Args:
+        sizes: int32 [B, 4]: height and width on the canvas, whose upper left corner the image fills, then height and
+            width in the file.
+
+    Returns:
+        int32 [B, 4]: offset_y, offset_x, height, width.
+    """
+    return jnp.pad(sizes[:, :2], [(0, 0), (2, 0)])
+
+
+def sample_crop_boxes(keys: jax.Array, height: int | jax.Array, width: int | jax.Array, crop: RandomCrop) -> jax.Array:
     """Draws a random crop for each image: TensorFlow's sample_distorted_bounding_box, all attempts at once.
 
     An attempt draws the aspect, then the height, uniformly. The width follows from the two. The first attempt that fits
@@ -94,7 +134,7 @@ def sample_crop_boxes(keys: jax.Array, height: int, width: int, crop: RandomCrop
 
     Args:
         keys: Keys [B], one per image.
-        height, width: Size of the images, in pixels.
+        height, width: Size of the images, in pixels, one for all or int32 [B].
         crop: Ranges of area and aspect.
 
     Returns:
@@ -102,32 +142,33 @@ def sample_crop_boxes(keys: jax.Array, height: int, width: int, crop: RandomCrop
     """
     draws = uniform(keys, 2 * crop.attempts + 2)
     aspect_draws, height_draws, place_draws = jnp.split(draws, [crop.attempts, 2 * crop.attempts], axis=1)
-    box_height, box_width, fits = _box_sizes(aspect_draws, height_draws, height, width, crop)
+    height, width = (jnp.broadcast_to(jnp.asarray(side, jnp.float32), keys.shape) for side in (height, width))
+    box_height, box_width, fits = _box_sizes(aspect_draws, height_draws, height[:, None], width[:, None], crop)
     is_chosen = fits & (jnp.cumsum(fits, axis=1, dtype=jnp.int32) == 1)
 
-    def first(sizes: jax.Array, otherwise: int) -> jax.Array:
+    def first(sizes: jax.Array, otherwise: jax.Array) -> jax.Array:
         return jnp.where(fits.any(axis=1), jnp.where(is_chosen, sizes, 0.0).sum(axis=1), otherwise)
 
     extent = jnp.stack([first(box_height, height), first(box_width, width)], axis=1)
     # TensorFlow never draws the last offset.
-    room = jnp.array([height, width], jnp.float32) - extent
+    room = jnp.stack([height, width], axis=1) - extent
     offset = jnp.floor(place_draws * room)
     return jnp.concatenate([offset, extent], axis=1).astype(jnp.int32)
 
 
 def _box_sizes(
-    aspect_draws: jax.Array, height_draws: jax.Array, image_height: int, image_width: int, crop: RandomCrop
+    aspect_draws: jax.Array, height_draws: jax.Array, image_height: jax.Array, image_width: jax.Array, crop: RandomCrop
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Heights and widths of boxes from uniform draws, as whole numbers in float32, and whether each box fits."""
     aspect = between(*crop.aspect, aspect_draws)
-    image_area = float(image_height * image_width)
-    low_area, high_area = (jnp.float32(share) * image_area for share in crop.area)
+    image_area = image_height * image_width
+    low_area, high_area = (share * image_area for share in crop.area)
     lowest, highest = jnp.round(jnp.sqrt(low_area / aspect)), jnp.round(jnp.sqrt(high_area / aspect))
     # The largest height whose rounded width is not too wide.
     narrow = jnp.floor((image_width + 0.5) / aspect)
     narrow = jnp.where(jnp.round(narrow * aspect) > image_width, narrow - 1.0, narrow)
     highest = jnp.where(jnp.round(highest * aspect) > image_width, narrow, highest)
-    highest = jnp.minimum(highest, float(image_height))
+    highest = jnp.minimum(highest, image_height)
     lowest = jnp.minimum(lowest, highest)
     height = lowest + jnp.floor(height_draws * (highest - lowest + 1.0))
 

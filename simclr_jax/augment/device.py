@@ -12,11 +12,12 @@ from simclr_jax.augment.color import grayscale, jitter
 from simclr_jax.augment.crop import (
     between,
     crop_and_resize,
+    random_crop,
     resize,
-    sample_crop_boxes,
     separable,
     to_unit_range,
     uniform,
+    whole_boxes,
 )
 from simclr_jax.augment.operations import (
     JITTER_ORDERS,
@@ -124,7 +125,7 @@ def sobel(images: jax.Array) -> jax.Array:
     return jnp.sqrt(vertical**2 + horizontal**2) / 4.0
 
 
-def augment(images: jax.Array, keys: jax.Array, policy: Policy) -> jax.Array:
+def augment(images: jax.Array, keys: jax.Array, policy: Policy, sizes: jax.Array | None = None) -> jax.Array:
     """Makes the views of images. Under `jax.jit` the policy is a constant.
 
     An operation's random numbers depend on its image's key, its branch, its class and the number of operations of its
@@ -135,6 +136,8 @@ def augment(images: jax.Array, keys: jax.Array, policy: Policy) -> jax.Array:
             [B, V, H, W, 3], each of which continues in its own branch.
         keys: Typed keys [B] (threefry, JAX's default), one per image. The same key gives the same views.
         policy: Operations, applied in the order in which they stand.
+        sizes: For images on canvases of one size: int32 [B, 4], see `crop.whole_boxes`. The random boxes are those of
+            the images in their files. Every view must begin with its crop, or have no operations.
 
     Returns:
         float32 [B, V, size, size, 3] in [0, 1].
@@ -143,19 +146,19 @@ def augment(images: jax.Array, keys: jax.Array, policy: Policy) -> jax.Array:
         ValueError: The shapes do not agree with each other or with the policy.
     """
     _check_shapes(images, keys, policy)
-    if images.ndim == 4:
-        images = _apply_all(images, policy.shared, (), _fold_in(keys, 0), policy.size)
+    if sizes is not None and not policy.begins_with_crops:
+        raise ValueError(f'{policy}: an operation before the first crop would change the canvas around the image')
+    if policy.shared:
+        images = _apply_all(images, policy.shared, (), _fold_in(keys, 0), policy.size, sizes)
+        sizes = None
     applied = policy.applied or ((),) * len(policy.views)
     branches = list(zip(applied, policy.views, strict=True))
     views = {}
     # Views with the same operations are made together, as one larger batch.
     for before, operations in dict.fromkeys(branches):
         alike = [number for number, branch in enumerate(branches) if branch == (before, operations)]
-        chosen = _rows_of_views(images, alike)
         view_keys = jnp.stack([_fold_in(keys, 1 + number) for number in alike], axis=1).reshape(-1)
-        if not any(isinstance(operation, RandomCrop) for operation in operations):
-            chosen = resize(chosen, policy.size, policy.size)
-        made = to_unit_range(_apply_all(chosen, operations, before, view_keys, policy.size))
+        made = to_unit_range(_make_views(images, sizes, operations, before, view_keys, alike, policy.size))
         made = made.reshape(len(keys), len(alike), *made.shape[1:])
         views |= {number: made[:, place] for place, number in enumerate(alike)}
     return jnp.clip(jnp.stack([views[number] for number in range(len(branches))], axis=1), 0.0, 1.0)
@@ -175,38 +178,60 @@ def _check_shapes(images: jax.Array, keys: jax.Array, policy: Policy) -> None:
         raise ValueError(f'images {images.shape}: the second part of a policy takes [B, {views}, H, W, 3]')
 
 
-def _rows_of_views(images: jax.Array, numbers: list[int]) -> jax.Array:
-    """Rows of some views, [B * len(numbers), H, W, 3]. Views of one image lie next to each other."""
-    if images.ndim == 4:
-        return jnp.repeat(images, len(numbers), axis=0)
-    return jnp.stack([images[:, number] for number in numbers], axis=1).reshape(-1, *images.shape[2:])
+def _make_views(
+    images: jax.Array,
+    sizes: jax.Array | None,
+    operations: tuple[Operation, ...],
+    before: tuple[Operation, ...],
+    keys: jax.Array,
+    numbers: list[int],
+    size: int,
+) -> jax.Array:
+    """Views with the same operations, [B * len(numbers), size, size, 3]. Views of one image lie next to each other."""
+    begins_with_crop = bool(operations) and isinstance(operations[0], RandomCrop)
+    if images.ndim == 5:
+        images = jnp.stack([images[:, number] for number in numbers], axis=1).reshape(-1, *images.shape[2:])
+    elif sizes is not None and not begins_with_crop:
+        images = crop_and_resize(images, jnp.repeat(whole_boxes(sizes), len(numbers), axis=0), size)
+    elif not begins_with_crop:
+        images = jnp.repeat(images, len(numbers), axis=0)
+    if not any(isinstance(operation, RandomCrop) for operation in operations):
+        images = resize(images, size, size)
+    return _apply_all(images, operations, before, keys, size, sizes)
 
 
 def _apply_all(
-    images: jax.Array, operations: tuple[Operation, ...], before: tuple[Operation, ...], keys: jax.Array, size: int
+    images: jax.Array,
+    operations: tuple[Operation, ...],
+    before: tuple[Operation, ...],
+    keys: jax.Array,
+    size: int,
+    sizes: jax.Array | None,
 ) -> jax.Array:
     """Applies the operations of a branch.
 
     Args:
         images: Images [B, H, W, 3].
-        operations: Operations to apply.
+        operations: Operations to apply. A crop that comes first makes several views of an image if there are more keys.
         before: Operations of the branch that were applied earlier.
-        keys: Keys [B] of the branch, one per image.
+        keys: Keys of the branch, one per image or view.
         size: Height and width after a crop, in pixels.
+        sizes: Sizes of images on a canvas, which the first operation crops. None for images that are not on one.
     """
     done = list(before)
     for operation in operations:
         kind = type(operation)
         repetition = sum(isinstance(other, kind) for other in done)
-        images = _apply(images, operation, _fold_in(keys, operation_number(kind, repetition)), size)
+        operation_keys = _fold_in(keys, operation_number(kind, repetition))
+        if isinstance(operation, RandomCrop):
+            images, sizes = random_crop(images, sizes, operation_keys, operation, size), None
+        else:
+            images = _apply(images, operation, operation_keys)
         done.append(operation)
     return images
 
 
-def _apply(images: jax.Array, operation: Operation, keys: jax.Array, size: int) -> jax.Array:
-    if isinstance(operation, RandomCrop):
-        height, width = images.shape[1:3]
-        return crop_and_resize(images, sample_crop_boxes(keys, height, width, operation), size)
+def _apply(images: jax.Array, operation: Change, keys: jax.Array) -> jax.Array:
     images = to_unit_range(images)
     draws = uniform(keys, operation.uniforms).T
     changed = _change(images, operation, draws[1:], keys)

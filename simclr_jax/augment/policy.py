@@ -39,6 +39,12 @@ class Policy:
     views: tuple[tuple[Operation, ...], ...]
     applied: tuple[tuple[Operation, ...], ...] = ()
 
+    @property
+    def begins_with_crops(self) -> bool:
+        """Whether the first operation on a whole image is always a crop, or there is none."""
+        branches = [self.shared] if self.shared else self.views
+        return all(not branch or isinstance(branch[0], RandomCrop) for branch in branches)
+
     def split(self) -> tuple['Policy', 'Policy']:
         """Splits a whole policy into a part that needs whole images and a part on views of the final size.
 

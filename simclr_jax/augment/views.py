@@ -24,7 +24,8 @@ def make_views_of(pixels: str, policy: Policy) -> MakeViews:
     of devices make the same views.
 
     Args:
-        pixels: 'images', uint8 [B, H, W, 3], or 'views', uint8 [B, V, H, W, 3].
+        pixels: 'images', uint8 [B, H, W, 3], or 'views', uint8 [B, V, H, W, 3]. Where the batch has 'sizes', the images
+            lie on canvases.
         policy: Operations to apply.
 
     Returns:
@@ -33,6 +34,6 @@ def make_views_of(pixels: str, policy: Policy) -> MakeViews:
 
     def views_of(batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
         keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(batch['index'])
-        return device.augment(batch[pixels], keys, policy)
+        return device.augment(batch[pixels], keys, policy, batch.get('sizes'))
 
     return views_of

@@ -82,9 +82,16 @@ FIELDS = (
     Field(
         'data.feed',
         'auto',
-        'Place of the augmentation: the CPUs (host), both (hybrid) or the devices (decoded, resident: images of one '
-        'size, in the memory of the host or of the devices). auto: the fastest.',
+        'Place of the augmentation: the CPUs (host), both (hybrid) or the devices (decoded; resident: images of one '
+        'size, in the memory of the devices). auto: the fastest.',
         choices=('auto', 'host', 'hybrid', 'decoded', 'resident'),
+    ),
+    Field(
+        'data.canvas',
+        0,
+        'decoded: longest side of an image on its way to the devices, in pixels. Larger images are decoded smaller. '
+        '0: 2.25 times image_size, rounded up to a multiple of 64.',
+        ('0, or pixels from 16 to 4096', lambda value: value == 0 or 16 <= value <= 4096),
     ),
     Field('data.max_unreadable', 0.01, 'Largest share of unreadable images. The run stops above it.', SHARE),
     Field(

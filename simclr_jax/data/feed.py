@@ -4,14 +4,16 @@
 |------------|------------------------------|-----------------------------------------------------|
 | `host`     | makes whole views, floats    | nothing                                             |
 | `hybrid`   | decodes, crops and resizes   | colour, flip and blur. Views travel as bytes.       |
-| `decoded`  | sends whole decoded images   | the whole augmentation                              |
+| `decoded`  | decodes                      | the whole augmentation                              |
 | `resident` | names the images of a batch  | the whole augmentation. The data set is in memory.  |
 
-`host` and `hybrid` need TensorFlow. `decoded` and `resident` take any source whose images have one size and fit in
-memory.
+`host` and `hybrid` need TensorFlow. `resident` takes any source whose images have one size and fit in memory. `decoded`
+holds such images in the memory of the host. It decodes others in each epoch, into canvases of one size (canvas.py).
+Then every view must begin with its crop.
 
 `auto` is `host` on CPUs. Elsewhere it is `resident` for images of one size that take up to RESIDENT_BYTES, and
-`hybrid` for others. Without TensorFlow it is `resident` up to that size, and `decoded` above.
+`decoded` for others, or `hybrid` where an operation comes before a crop. Without TensorFlow it is the same as on
+accelerators.
 
 All feeds draw from the same distributions but use different random numbers, except for `decoded` and `resident`, which
 make the same views. A run that resumes with another feed sees other pixels from there on. The training is equivalent,
@@ -20,6 +22,7 @@ not identical.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 
 import jax
@@ -29,15 +32,16 @@ from ml_collections import ConfigDict
 
 from simclr_jax.augment.policy import OPERATIONS, Policy, make_policy
 from simclr_jax.augment.views import MakeViews, given_views, make_views_of
+from simclr_jax.data.canvas import CanvasBatches
 from simclr_jax.data.reader import decode_all
 from simclr_jax.data.resident import DecodedBatches, ResidentBatches
 from simclr_jax.data.spec import (
     Batch,
     DataError,
     Decoded,
-    Encoded,
     Examples,
     FeedBatch,
+    NotInMemory,
     Reading,
     Share,
     has_tensorflow,
@@ -46,6 +50,9 @@ from simclr_jax.data.spec import (
 
 # Bytes on all devices together. A limit for each device would let the feed depend on their number.
 RESIDENT_BYTES = 2 * 2**30
+# Side of a canvas as a multiple of the views' side, rounded up to a multiple of pixels. It is 512 for views of 224:
+# nine of ten images of ImageNet are not larger (benchmarks/README.md).
+_CANVAS_SHARE, _CANVAS_STEP = 2.25, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,31 +97,36 @@ def open_feed(config: ConfigDict, examples: Examples, mesh: Mesh, platform: str 
     Raises:
         DataError: The feed needs images of one size that fit in memory, or TensorFlow, which is not installed.
     """
-    wanted = config.data.feed
-    if wanted != 'auto':
-        return _open(wanted, config, examples, mesh)
-    if not has_tensorflow():
-        in_memory = _in_memory(config, examples, _free_bytes())
-        assert isinstance(in_memory.content, Decoded)
-        is_small = in_memory.content.images.nbytes <= RESIDENT_BYTES
-        return (_resident if is_small else _decoded)(config, in_memory, mesh)
-    planned = _without_data(wanted, platform or _platform(mesh))
-    if planned == 'host' or not isinstance(examples.content, Decoded | Encoded):
-        return _open(planned, config, examples, mesh)
-    try:
-        in_memory = _in_memory(config, examples, RESIDENT_BYTES)
-    except DataError:
-        return _open(planned, config, examples, mesh)
-    return _resident(config, in_memory, mesh)
-
-
-def _open(name: str, config: ConfigDict, examples: Examples, mesh: Mesh) -> Feed:
-    """Opens a feed by its name."""
-    if name in ('decoded', 'resident'):
-        return _FEEDS[name](config, _in_memory(config, examples, _free_bytes()), mesh)
-    with needs_tensorflow(f'data.feed={name}', 'choose data.feed=resident or decoded for images of one size'):
-        import simclr_jax.data.pipeline  # noqa: F401
+    name = config.data.feed
+    is_chosen_here = name == 'auto'
+    if is_chosen_here:
+        name = _without_data(config, platform or _platform(mesh))
+    if name in ('host', 'hybrid'):
+        with needs_tensorflow(f'data.feed={name}', 'choose data.feed=decoded'):
+            import simclr_jax.data.pipeline  # noqa: F401
+    if is_chosen_here and name != 'host':
+        try:
+            return _resident(config, _in_memory(config, examples, RESIDENT_BYTES), mesh)
+        except NotInMemory:
+            pass
+    if name == 'resident':
+        examples = _in_memory(config, examples, _free_bytes())
+    if name == 'decoded' and not isinstance(examples.content, Decoded):
+        try:
+            examples = _in_memory(config, examples, config.data.memory_limit_gb * 2**30)
+        except NotInMemory as error:
+            _check_canvas(config, error)
     return _FEEDS[name](config, examples, mesh)
+
+
+def _check_canvas(config: ConfigDict, reason: NotInMemory) -> None:
+    """Raises DataError unless images that are not in memory can be cropped on canvases."""
+    if not training_policy(config).begins_with_crops:
+        views = f'augment.shared={config.augment.shared!r}, augment.views={config.augment.views}'
+        raise DataError(
+            f'{reason}, and {views}: operations before the first crop need images of one size in memory; '
+            'begin each view with its crop, or choose data.feed=hybrid'
+        ) from reason
 
 
 def plan_feed(config: ConfigDict, mesh: Mesh) -> Feed:
@@ -124,7 +136,7 @@ def plan_feed(config: ConfigDict, mesh: Mesh) -> Feed:
         config: Checked configuration of a pretraining.
         mesh: Devices that would train.
     """
-    return _FEEDS[_without_data(config.data.feed, _platform(mesh))](config, None, mesh)
+    return _FEEDS[_without_data(config, _platform(mesh))](config, None, mesh)
 
 
 def host_batches(
@@ -168,9 +180,15 @@ def _platform(mesh: Mesh) -> str:
     return mesh.devices.flat[0].platform
 
 
-def _without_data(feed: str, platform: str) -> str:
+def _without_data(config: ConfigDict, platform: str) -> str:
     """What `data.feed` means for images of which nothing is known: never 'auto'."""
-    return feed if feed != 'auto' else 'host' if platform == 'cpu' else 'hybrid'
+    if config.data.feed != 'auto':
+        return config.data.feed
+    if not has_tensorflow():
+        return 'decoded'
+    if platform == 'cpu':
+        return 'host'
+    return 'decoded' if training_policy(config).begins_with_crops else 'hybrid'
 
 
 def _free_bytes() -> int:
@@ -200,17 +218,42 @@ def _hybrid(config: ConfigDict, examples: Examples | None, mesh: Mesh) -> Feed:
 
 def _decoded(config: ConfigDict, examples: Examples | None, mesh: Mesh) -> Feed:
     share = Share.of_this_process(mesh)
-    return _of_whole_images('decoded', config, examples, functools.partial(DecodedBatches, share=share))
+    if examples is not None and isinstance(examples.content, Decoded):
+        return _of_arrays('decoded', config, examples, functools.partial(DecodedBatches, share=share))
+    side = canvas_side(config)
+
+    def batches(start_step: int) -> Iterator[Batch]:
+        assert examples is not None, 'the feed is only planned'
+        return CanvasBatches(
+            examples,
+            side,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=start_step,
+            share=share,
+            max_unreadable=config.data.max_unreadable,
+            reading=_reading(config),
+        )
+
+    batch = _batch(config, 'images', (side, side, 3), np.uint8)
+    batch['sizes'] = jax.ShapeDtypeStruct((config.batch_size, 4), np.int32)
+    return Feed('decoded', make_views_of('images', training_policy(config)), batch, examples, batches)
+
+
+def canvas_side(config: ConfigDict) -> int:
+    """Height and width of the canvases of the feed `decoded`, in pixels."""
+    chosen = config.data.canvas
+    return chosen or _CANVAS_STEP * math.ceil(_CANVAS_SHARE * config.data.image_size / _CANVAS_STEP)
 
 
 def _resident(config: ConfigDict, examples: Examples | None, mesh: Mesh) -> Feed:
-    return _of_whole_images('resident', config, examples, functools.partial(ResidentBatches, mesh=mesh))
+    return _of_arrays('resident', config, examples, functools.partial(ResidentBatches, mesh=mesh))
 
 
-def _of_whole_images(
+def _of_arrays(
     name: str, config: ConfigDict, examples: Examples | None, make_batches: Callable[..., Iterator[FeedBatch]]
 ) -> Feed:
-    """A feed whose devices do the whole augmentation."""
+    """A feed of images in memory. The devices do the whole augmentation."""
     size = config.data.image_size
     # Images that are not here are planned at the size of the views.
     content = None if examples is None else examples.content
@@ -233,7 +276,6 @@ _FEEDS = {'host': _host, 'hybrid': _hybrid, 'decoded': _decoded, 'resident': _re
 
 def _made_by_host(config: ConfigDict, examples: Examples | None, policy: Policy, mesh: Mesh, *, as_bytes: bool):
     """The function `Feed.batches` of views that the host makes."""
-    data = config.data
 
     def batches(start_step: int) -> Iterator[Batch]:
         assert examples is not None, 'the feed is only planned'
@@ -244,12 +286,16 @@ def _made_by_host(config: ConfigDict, examples: Examples | None, policy: Policy,
             batch_size=config.batch_size,
             seed=config.seed,
             start_step=start_step,
-            max_unreadable=data.max_unreadable,
+            max_unreadable=config.data.max_unreadable,
             as_bytes=as_bytes,
-            reading=Reading(data.threads, data.parallel_calls, data.prefetch),
+            reading=_reading(config),
         )
 
     return batches
+
+
+def _reading(config: ConfigDict) -> Reading:
+    return Reading(config.data.threads, config.data.parallel_calls, config.data.prefetch)
 
 
 def _views_shape(config: ConfigDict) -> tuple[int, ...]:

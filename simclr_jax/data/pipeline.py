@@ -16,11 +16,9 @@ from simclr_jax.augment import host
 from simclr_jax.augment.policy import Policy
 from simclr_jax.config.fields import MAX_IMAGE_PIXELS
 from simclr_jax.data import images, streams
-from simclr_jax.data.reader import check_unreadable, too_many_unreadable
+from simclr_jax.data.reader import SUBSTITUTES, Unreadable
 from simclr_jax.data.spec import Batch, Decoded, Encoded, Examples, Files, Reading, Share, Streamed
 
-# Images that are tried in the place of an unreadable one, itself included.
-SUBSTITUTES = 8
 # Bytes of a PNG up to the end of its height.
 _PNG_HEADER = 24
 # Rows of an evaluation that leave tf.data together.
@@ -61,9 +59,7 @@ class TrainBatches(Iterator[Batch]):
         as_bytes: bool = False,
         reading: Reading = Reading(),
     ):
-        self._examples = examples
-        self._max_unreadable = max_unreadable
-        self._unreadable: dict[int, str] = {}
+        self._met = Unreadable(examples, max_unreadable)
         self._step = start_step
         # Images in memory are rarely damaged. Until one is, they are read without looking for substitutes.
         self._is_careful = isinstance(examples.content, Files)
@@ -87,22 +83,12 @@ class TrainBatches(Iterator[Batch]):
     @property
     def unreadable(self) -> list[str]:
         """Ids of the images met so far that are not readable, sorted."""
-        return sorted(self._unreadable.values())
+        return self._met.ids
 
     def __next__(self) -> Batch:
         batch = self._read()
         self._step += 1
-        wanted = batch.pop('wanted')
-        for index in wanted[wanted != batch['index']].tolist():
-            self._unreadable[index] = self._examples.id_of(index)
-        check_unreadable(self._examples, self.unreadable, self._max_unreadable)
-        is_missing = batch['index'] < 0
-        if is_missing.any():
-            if is_missing.all() or not isinstance(self._examples.content, Streamed):
-                raise too_many_unreadable(self._examples, self.unreadable, self._max_unreadable)
-            batch = _filled_up(batch, is_missing)
-        batch['mask'] = np.ones(len(wanted), np.float32)
-        return batch
+        return self._met.checked(batch | {'mask': np.ones(len(batch['index']), np.float32)})
 
     def _read(self) -> Batch:
         try:
@@ -113,13 +99,6 @@ class TrainBatches(Iterator[Batch]):
             self._is_careful = True
             self._rows = self._open_rows(self._step, self._is_careful)
             return next(self._rows)
-
-
-def _filled_up(batch: Batch, is_missing: np.ndarray) -> Batch:
-    """Puts the next readable row of a batch in the place of each row that is missing."""
-    (readable,) = np.nonzero(~is_missing)
-    following = readable[np.searchsorted(readable, np.arange(len(is_missing))) % len(readable)]
-    return {name: rows[following] for name, rows in batch.items()}
 
 
 def streamed_views(
@@ -143,6 +122,27 @@ def streamed_views(
     rows = rows.map(read, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
     for batch in rows.batch(_EVAL_BLOCK).prefetch(2).as_numpy_iterator():
         yield from zip(*batch, strict=True)
+
+
+def streamed_files(
+    examples: Examples, *, batch_size: int, seed: int, start_step: int, share: Share, reading: Reading
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(indices, labels, encoded images) of the endless batches of a streamed split, the rows of one process.
+
+    Args:
+        examples, batch_size, seed, start_step, share, reading: See `TrainBatches`.
+    """
+    content = examples.content
+    assert isinstance(content, Streamed)
+    calls = _tuned(reading.parallel_calls)
+    order = {'batch_size': batch_size, 'seed': seed, 'start_step': start_step, 'share': share}
+
+    def parse(_, index, record):
+        file, label = content.parse(record)
+        return index, label, file
+
+    rows = streams.training_rows(content, **order, parallel_calls=calls).map(parse, num_parallel_calls=calls)
+    yield from rows.batch(batch_size // share.count, drop_remainder=True).prefetch(1).as_numpy_iterator()
 
 
 def streamed_images(examples: Examples, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

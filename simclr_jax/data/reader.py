@@ -24,9 +24,9 @@ from simclr_jax.data.spec import (
     Encoded,
     Examples,
     Files,
+    NotInMemory,
     Share,
     Streamed,
-    has_tensorflow,
     needs_tensorflow,
 )
 
@@ -34,6 +34,8 @@ from simclr_jax.data.spec import (
 _BLOCK, _BLOCK_BYTES = 32, 2**16
 # Largest number of threads, and tasks for each of them that are begun before their results are needed.
 _THREADS, _AHEAD = 16, 2
+# Images that a training tries in the place of an unreadable one, itself included.
+SUBSTITUTES = 8
 # Images that a message names.
 _NAMED = 20
 
@@ -149,11 +151,11 @@ def decode_all(examples: Examples, most_bytes: float, max_unreadable: float = 0.
         The split with content `Decoded`. A note names each image that is left out.
 
     Raises:
-        DataError: The split is streamed, has several sizes of images or takes more than `most_bytes`, or too many
-            images are not readable.
+        NotInMemory: The split is streamed, has several sizes of images or takes more than `most_bytes`.
+        DataError: Too many images are not readable.
     """
     if isinstance(examples.content, Streamed):
-        raise DataError(f'{examples.name} is too large to be in memory as a whole; {_by_host()}')
+        raise NotInMemory(f'{examples.name} is too large to be in memory as a whole; choose data.feed=decoded')
     if isinstance(examples.content, Decoded):
         _check_bytes(examples, examples.content.images.nbytes, most_bytes)
         return examples
@@ -163,9 +165,9 @@ def decode_all(examples: Examples, most_bytes: float, max_unreadable: float = 0.
             _check_bytes(examples, examples.size * image.nbytes, most_bytes)
             decoded = np.empty((examples.size, *image.shape), np.uint8)
         if image.shape != decoded.shape[1:]:
-            raise DataError(
-                f'{examples.name} has images of several sizes, {decoded.shape[1:3]} and {image.shape[:2]}; '
-                f'{_by_host()}, or give all images one size'
+            raise NotInMemory(
+                f'{examples.name} has images of several sizes, {decoded.shape[1:3]} and {image.shape[:2]}; choose '
+                'data.feed=decoded, or give all images one size'
             )
         decoded[index], is_readable[index] = image, True
     unreadable = [examples.id_of(int(index)) for index in np.flatnonzero(~is_readable)]
@@ -173,6 +175,55 @@ def decode_all(examples: Examples, most_bytes: float, max_unreadable: float = 0.
     notes = (*examples.notes, *map(SKIPPED.format, unreadable))
     whole = dataclasses.replace(examples, content=Decoded(decoded), notes=notes)
     return select(whole, np.flatnonzero(is_readable)) if unreadable else whole
+
+
+class Unreadable:
+    """Keeps account of the images of a split that a training met and could not read.
+
+    Args:
+        examples: The split.
+        allowed: Tolerated share of its images, in [0, 1].
+    """
+
+    def __init__(self, examples: Examples, allowed: float):
+        self._examples, self._allowed = examples, allowed
+        self._met: dict[int, str] = {}
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the images met so far that are not readable, sorted."""
+        return sorted(self._met.values())
+
+    def checked(self, batch: Batch) -> Batch:
+        """Takes note of what is missing from a batch, and fills it.
+
+        Args:
+            batch: Rows with 'index', -1 where no image was found, and 'wanted', the image of the order.
+
+        Returns:
+            The batch without 'wanted'. Another row of it stands in the place of each missing row of a streamed split.
+
+        Raises:
+            DataError: Too many images are not readable, see `check_unreadable`, or a row of a split that is not
+                streamed is missing.
+        """
+        index, wanted = batch['index'], batch['wanted']
+        for missing in wanted[wanted != index].tolist():
+            self._met[missing] = self._examples.id_of(missing)
+        check_unreadable(self._examples, self.ids, self._allowed)
+        is_missing = index < 0
+        if is_missing.any():
+            if is_missing.all() or not isinstance(self._examples.content, Streamed):
+                raise too_many_unreadable(self._examples, self.ids, self._allowed)
+            batch = _filled_up(batch, is_missing)
+        return {name: rows for name, rows in batch.items() if name != 'wanted'}
+
+
+def _filled_up(batch: Batch, is_missing: np.ndarray) -> Batch:
+    """Puts the next readable row of a batch in the place of each row that is missing."""
+    (readable,) = np.nonzero(~is_missing)
+    following = readable[np.searchsorted(readable, np.arange(len(is_missing))) % len(readable)]
+    return {name: rows[following] for name, rows in batch.items()}
 
 
 def check_unreadable(examples: Examples, unreadable: Sequence[str], allowed: float) -> None:
@@ -203,13 +254,9 @@ def too_many_unreadable(examples: Examples, unreadable: Sequence[str], allowed: 
 
 def _check_bytes(examples: Examples, size: int, most_bytes: float) -> None:
     if size > most_bytes:
-        raise DataError(f'{examples.name} takes {size:,} bytes in memory, more than {most_bytes:,.0f}; {_by_host()}')
-
-
-def _by_host() -> str:
-    """The cure for images that this process cannot hold as one array."""
-    missing = '' if has_tensorflow() else ", which needs TensorFlow: pip install 'simclr_jax[tensorflow]'"
-    return f'choose data.feed=hybrid{missing}'
+        raise NotInMemory(
+            f'{examples.name} takes {size:,} bytes in memory, more than {most_bytes:,.0f}; choose data.feed=decoded'
+        )
 
 
 def _readable(examples: Examples, indices: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
@@ -241,9 +288,14 @@ def _blocks(examples: Examples, indices: np.ndarray) -> list[np.ndarray]:
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
+def num_threads() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def _in_order(function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
     """Results of a function that threads apply to items, in the order of the items."""
-    workers = min(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1, _THREADS)
+    workers = min(num_threads(), _THREADS)
     pool, waiting = ThreadPoolExecutor(workers), collections.deque[Future[Out]]()
     try:
         for item in items:

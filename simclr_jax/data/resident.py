@@ -95,9 +95,29 @@ def images_of_step(step: int, batch_size: int, seed: int, size: int) -> np.ndarr
     Returns:
         Indices of the images, int32 [B].
     """
-    epoch, rank = np.divmod(np.arange(batch_size) + step * batch_size, size)
-    index = np.concatenate([_order(seed, int(e), size)[rank[epoch == e]] for e in np.unique(epoch)])
-    return index.astype(np.int32)
+    positions = np.arange(batch_size) + step * batch_size
+    return images_at_positions(positions, seed, size, np.zeros(1, np.int64))[:, 0].astype(np.int32)
+
+
+def images_at_positions(positions: np.ndarray, seed: int, size: int, aside: np.ndarray) -> np.ndarray:
+    """The images at some positions of a run's endless row, and others of the same epochs.
+
+    Args:
+        positions: Positions, int64 [R]. Position n is rank n % size of epoch n // size.
+        seed: Seed of the order.
+        size: Number of images in the split.
+        aside: Distances to the ranks of the other images, int64 [T]. Ranks go on at the epoch's beginning.
+
+    Returns:
+        Indices of the images, int64 [R, T].
+    """
+    epoch, rank = np.divmod(positions, size)
+    ranks = (rank[:, np.newaxis] + aside) % size
+    index = np.empty_like(ranks)
+    for number in np.unique(epoch):
+        is_in = epoch == number
+        index[is_in] = _order(seed, int(number), size)[ranks[is_in]]
+    return index
 
 
 @functools.lru_cache(maxsize=2)

@@ -36,6 +36,10 @@ class DataError(ValueError):
     """The images cannot be used as configured. The message names them and the cure."""
 
 
+class NotInMemory(DataError):
+    """The images have several sizes, or take too much memory, to be one array."""
+
+
 def has_tensorflow() -> bool:
     """Whether TensorFlow is installed. It is not imported."""
     try:

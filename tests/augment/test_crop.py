@@ -15,7 +15,8 @@ from support.augmentation import by_host, close, keys_of  # noqa: E402
 
 resize = jax.jit(cropping.resize, static_argnames=('height', 'width', 'method'))
 crop_and_resize = jax.jit(cropping.crop_and_resize, static_argnames='size')
-sample_crop_boxes = jax.jit(cropping.sample_crop_boxes, static_argnames=('height', 'width', 'crop'))
+sample_crop_boxes = jax.jit(cropping.sample_crop_boxes, static_argnames='crop')
+random_crop = jax.jit(cropping.random_crop, static_argnames=('crop', 'size'))
 
 
 @pytest.mark.parametrize('size', [32, 96, 224])
@@ -68,6 +69,57 @@ def test_crop_boxes_have_the_hosts_distribution(height, width, crop):
     for name in ('area', 'aspect', 'y', 'x', 'height'):
         samples = [box_quantity(name, boxes, height, width) for boxes in (found, expected)]
         assert scipy.stats.ks_2samp(*samples).pvalue > 1e-3, name
+
+
+def test_images_of_several_sizes_have_each_its_own_boxes():
+    """The same boxes as among images of one size."""
+    sizes = np.array([[32, 32], [375, 500], [64, 200]] * 50, np.int32)
+    found = sample_crop_boxes(keys_of(150), sizes[:, 0], sizes[:, 1], crop=RandomCrop())
+    for number, (height, width) in enumerate(sizes[:3].tolist()):
+        expected = sample_crop_boxes(keys_of(150), height, width, crop=RandomCrop())
+        np.testing.assert_array_equal(found[number::3], expected[number::3])
+
+
+def on_canvas(image, side):
+    return np.pad(image, [(0, side - image.shape[0]), (0, side - image.shape[1]), (0, 0)], constant_values=255)
+
+
+def test_crops_of_a_canvas_are_those_of_the_image(photographs):
+    """Also two of each image, which are the same as each alone."""
+    (height, width), side = photographs.shape[1:3], 304
+    canvases = np.stack([on_canvas(image, side) for image in photographs])
+    sizes = np.array([[height, width, height, width]] * 2, np.int32)
+    keys = keys_of(4)
+    found = random_crop(canvases, sizes, keys, crop=RandomCrop(), size=32)
+    alone = random_crop(np.repeat(photographs, 2, axis=0), None, keys, crop=RandomCrop(), size=32)
+    close(found, alone, 1e-6)
+    close(random_crop(photographs, None, keys, crop=RandomCrop(), size=32), alone, 1e-6)
+
+
+def test_crops_of_a_smaller_copy_show_the_same(photographs):
+    """Half of the pixels along each side: smooth pictures differ by less than one in fifty of the range."""
+    smooth = np.asarray(jax.image.resize(photographs[:, :200, :].astype(np.float32), (2, 20, 30, 3), 'linear'))
+    smooth = np.asarray(jax.image.resize(smooth, (2, 200, 300, 3), 'cubic')).clip(0, 255).astype(np.uint8)
+    half = smooth.reshape(2, 100, 2, 150, 2, 3).mean((2, 4)).astype(np.uint8)
+    sizes = np.array([[100, 150, 200, 300]] * 2, np.int32)
+    canvases = np.stack([on_canvas(image, 160) for image in half])
+    keys = keys_of(40)
+    found = random_crop(canvases, sizes, keys, crop=RandomCrop(), size=32)
+    expected = random_crop(smooth, None, keys, crop=RandomCrop(), size=32)
+    distance = np.abs(found - expected)
+    assert distance.mean() < 0.02
+    # Moved by a pixel of the copy, they would be less alike.
+    moved = random_crop(np.roll(canvases, 1, axis=2), sizes, keys, crop=RandomCrop(), size=32)
+    assert distance.mean() < 0.3 * np.abs(moved - expected).mean()
+
+
+@pytest.mark.parametrize('offset, extent', [(0.25, 1.5), (2.5, 0.4), (3.9, 0.2), (0.0, 4.0)])
+def test_a_window_between_pixels_has_all_that_it_touches(offset, extent):
+    """And no other pixel, however small it is."""
+    weights = np.asarray(cropping._resize_weights(np.float32([offset]), np.float32([extent]), 5, 3, 'bicubic'))[0]
+    touched = (np.arange(5) + 1 > offset) & (np.arange(5) < offset + extent)
+    assert not weights[:, ~touched].any()
+    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-6)
 
 
 def box_quantity(name, boxes, height, width):

@@ -16,8 +16,9 @@ tf = pytest.importorskip('tensorflow', reason='the host pipeline needs TensorFlo
 from simclr_jax.augment.policy import make_policy  # noqa: E402
 from simclr_jax.data import folder, images, pipeline  # noqa: E402
 from simclr_jax.data.pipeline import TrainBatches  # noqa: E402
-from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files, Reading, Share, Streamed  # noqa: E402
+from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files, Reading, Share  # noqa: E402
 from support import image_files  # noqa: E402
+from support.splits import streamed  # noqa: E402
 
 RANDOM = np.random.default_rng(0)
 # 18 images: more than the 16 files that are read side by side, and no multiple of the batch.
@@ -33,20 +34,6 @@ def encode(image, kind='PNG', **options):
     file = io.BytesIO()
     Image.fromarray(image).save(file, kind, **options)
     return file.getvalue()
-
-
-def streamed(files, labels, shards=9, lanes=1):
-    """A split that is read in order, in shards of one size."""
-    size = len(files) // shards
-
-    def read(shard):
-        rows = tf.data.Dataset.range(len(files)).skip(shard * size).take(size)
-        return rows.map(lambda index: (index, index))
-
-    def parse(index):
-        return tf.gather(files, index), tf.gather(labels, index)
-
-    return Streamed([size] * shards, read, parse, lanes, shuffle_buffer=len(files))
 
 
 FILES = [encode(image) for image in IMAGES]

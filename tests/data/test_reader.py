@@ -132,7 +132,7 @@ def test_a_whole_split_is_decoded(tmp_path, kind):
     decoded = decode_all(examples, IMAGES.nbytes)
     assert decoded.notes == ()
     np.testing.assert_array_equal(decoded.content.images, IMAGES)
-    with pytest.raises(DataError, match=r'takes 6,480 bytes in memory, more than 6,479; choose data\.feed=hybrid'):
+    with pytest.raises(DataError, match=r'takes 6,480 bytes in memory, more than 6,479; choose data\.feed=decoded'):
         decode_all(examples, IMAGES.nbytes - 1)
 
 
