@@ -44,6 +44,7 @@ setup(
         'scikit-learn>=1.5',
         'matplotlib>=3.9',
         'pillow>=11',
+        'simplejpeg>=1.8',
         'pyarrow>=16',
         'rich>=13',
         'psutil>=6',

@@ -26,7 +26,7 @@ FLOORS = (
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 METHODS = ('ops', 'losses', 'metrics', 'models', 'probes', 'augment', 'training.optim')
-TENSORFLOW_DOOR = {'augment.host', 'data.pipeline', 'data.streams', 'data.tfds'}
+TENSORFLOW_DOOR = {'augment.host', 'data.packing', 'data.pipeline', 'data.streams', 'data.tfds'}
 
 
 def module_name(path):

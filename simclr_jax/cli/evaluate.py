@@ -115,8 +115,9 @@ def _write_files(directory: str, results, markdown: str) -> None:
     """
     from etils import epath
 
+    from simclr_jax.config.whole_file import write_whole
     from simclr_jax.report import summary
-    from simclr_jax.training.workdir import clear_place, write_whole
+    from simclr_jax.training.workdir import clear_place
 
     table, picture = epath.Path(directory) / 'results.md', epath.Path(directory) / 'report' / 'summary.png'
     clear_place(picture.parent, print, of_directory=True)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import simclr_jax
 from simclr_jax import cache
-from simclr_jax.cli import config, embed, evaluate, plan, third_parties, train
+from simclr_jax.cli import config, embed, evaluate, pack, plan, third_parties, train
 from simclr_jax.cli.options import unknown_command, unknown_options
 from simclr_jax.cli.stopping import Interrupted, Watch, code_of
 from simclr_jax.cli.streams import Output, steady
@@ -30,7 +30,7 @@ CURES = {
 _WITHOUT_OUTPUT = {
     'train': 'The training goes on, and its metrics are in {0.workdir}/metrics.jsonl',
     'evaluate': 'The evaluation goes on, and its scores are in {0.workdir}/result.json',
-    'embed': 'The command goes on and writes {0.out}',
+    **dict.fromkeys(('embed', 'pack'), 'The command goes on and writes {0.out}'),
 }
 # What the user can do about memory, for each command.
 _LESS_MEMORY = {
@@ -95,7 +95,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, list[str]]]:
     parser.add_argument('--version', action='version', version=f'simclr_jax {simclr_jax.__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     known = {}
-    for module in (train, evaluate, embed, plan, config):
+    for module in (train, evaluate, embed, pack, plan, config):
         command = commands.add_parser(
             module.NAME,
             help=module.SUMMARY,

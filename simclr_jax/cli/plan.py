@@ -50,10 +50,10 @@ def run(options: argparse.Namespace) -> int:
 
     from simclr_jax.config import ConfigError, load_config
     from simclr_jax.config.paths import is_remote
+    from simclr_jax.config.whole_file import write_whole
     from simclr_jax.planning import report
     from simclr_jax.planning.plan import make_plan, training_data
     from simclr_jax.planning.topology import parse_topology
-    from simclr_jax.training.workdir import write_whole
 
     if options.images < 0:
         raise ConfigError([f'--images={options.images}: must be 1 or more'])

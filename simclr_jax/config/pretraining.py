@@ -58,7 +58,7 @@ FIELDS = (
         is_path=True,
     ),
     # Data.
-    Field('data.source', 'tfds', 'Kind of data set.', choices=('tfds', 'folder', 'arrays', 'digits', 'fake')),
+    Field('data.source', 'tfds', 'Kind of data set.', choices=('tfds', 'folder', 'packed', 'arrays', 'digits', 'fake')),
     Field(
         'data.name',
         'imagenet2012',
@@ -67,7 +67,8 @@ FIELDS = (
     Field(
         'data.path',
         '',
-        "Place of the data. folder: directory of images. arrays: .npz file, where '{split}' stands for the split. "
+        'Place of the data. folder: directory of images. packed: directory that simclr pack wrote. '
+        "arrays: .npz file, where '{split}' stands for the split. "
         "tfds: directory of the prepared data sets, '' for TFDS_DATA_DIR or ~/tensorflow_datasets.",
         is_path=True,
     ),
@@ -273,7 +274,7 @@ def _check_together(config: ConfigDict) -> list[str]:
             f'loss.block_size={config.loss.block_size}: nt_xent alone is computed in blocks; '
             f'set it to 0 for {config.loss.name}'
         )
-    if config.data.source in ('folder', 'arrays') and not config.data.path:
+    if config.data.source in ('folder', 'packed', 'arrays') and not config.data.path:
         problems.append(f"data.path='': source {config.data.source} needs it; set --config.data.path=PATH")
     if config.data.source == 'tfds' and not config.data.name:
         problems.append("data.name='': source tfds needs it; set it, for example --config.data.name=cifar10")
@@ -335,7 +336,7 @@ def differences(saved: ConfigDict, wanted: ConfigDict) -> list[str]:
     """
     before, after = flatten(saved), flatten(wanted)
     # With TFDS the path only says where the named data set lies. Otherwise the path alone identifies the images.
-    free = FREE_FIELDS if wanted.data.source in ('folder', 'arrays') else (*FREE_FIELDS, 'data.path')
+    free = FREE_FIELDS if wanted.data.source in ('folder', 'packed', 'arrays') else (*FREE_FIELDS, 'data.path')
     return [
         f'{name}: {before[name]!r} -> {after[name]!r}'
         for name in before

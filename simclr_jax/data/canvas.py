@@ -10,15 +10,15 @@ import collections
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
 from simclr_jax.data import images
-from simclr_jax.data.reader import SUBSTITUTES, Unreadable, num_threads
+from simclr_jax.data.reader import SUBSTITUTES, Unreadable, num_threads, read_file
 from simclr_jax.data.resident import images_at_positions
-from simclr_jax.data.spec import Batch, Encoded, Examples, Files, Reading, Share, Streamed, needs_tensorflow
+from simclr_jax.data.spec import Batch, Decoded, Examples, Reading, Share, Streamed, needs_tensorflow
 
 # Rows of a batch in one task of a thread.
 _BLOCK = 4
@@ -96,24 +96,18 @@ def _chosen_rows(
     """The batches of a split whose files are at hand, in any order."""
     del reading
     content, labels, size = examples.content, examples.labels, examples.size
-    assert isinstance(content, Encoded | Files)
+    assert not isinstance(content, Decoded | Streamed)
     assert labels is not None, 'only streamed splits have unread labels'
     # The substitute is half an epoch away, so that it is not in the same batch already.
     steps_aside = np.arange(SUBSTITUTES) * (size // 2 + 1)
     own = np.array(share.rows(batch_size))
 
-    def file_of(row: int, index: int) -> bytes:
-        del row
-        if isinstance(content, Encoded):
-            return content.files[index]
-        return images.read_bytes(content.paths[index], examples.max_pixels)
-
-    def labels_of(found: np.ndarray) -> np.ndarray:
-        return np.where(found < 0, -1, labels[found]).astype(np.int32)
-
     for step in itertools.count(start_step):
-        candidates = images_at_positions(step * batch_size + own, seed, size, steps_aside)
-        yield _Rows(candidates, file_of, labels_of)
+        yield _Rows(
+            candidates=images_at_positions(step * batch_size + own, seed, size, steps_aside),
+            file_of=lambda _, index: read_file(content, index, examples.max_pixels),
+            labels_of=lambda found: np.where(found < 0, -1, labels[found]).astype(np.int32),
+        )
 
 
 def _streamed_rows(
@@ -124,15 +118,16 @@ def _streamed_rows(
         from simclr_jax.data.pipeline import streamed_files
     order = {'batch_size': batch_size, 'seed': seed, 'start_step': start_step, 'share': share}
     for index, labels, files in streamed_files(examples, **order, reading=reading):
+        yield _given_rows(index, labels, files)
 
-        def file_of(row: int, index: int, files: Sequence[bytes] = files) -> bytes:
-            del index
-            return files[row]
 
-        def labels_of(found: np.ndarray, labels: np.ndarray = labels) -> np.ndarray:
-            return np.where(found < 0, -1, labels).astype(np.int32)
-
-        yield _Rows(index[:, np.newaxis], file_of, labels_of)
+def _given_rows(index: np.ndarray, labels: np.ndarray, files: np.ndarray) -> _Rows:
+    """A batch whose files are in memory: indices int64 [R], labels int32 [R] and bytes [R]."""
+    return _Rows(
+        candidates=index[:, np.newaxis],
+        file_of=lambda row, _: files[row],
+        labels_of=lambda found: np.where(found < 0, -1, labels).astype(np.int32),
+    )
 
 
 def _decoded(rows: Iterator[_Rows], side: int, max_pixels: int, reading: Reading) -> Iterator[Batch]:

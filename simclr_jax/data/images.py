@@ -118,7 +118,8 @@ def _decode_jpeg(file: bytes, max_pixels: int, side: int | None = None) -> tuple
     if not file.startswith(b'\xff\xd8\xff'):
         return None
     try:
-        height, width, colors, _ = simplejpeg.decode_jpeg_header(file)
+        *sides, colors, _ = simplejpeg.decode_jpeg_header(file)
+        height, width = map(int, sides)
         if colors not in ('YCbCr', 'Gray'):
             return None
         _check_pixels(width, height, max_pixels)

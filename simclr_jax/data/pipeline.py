@@ -15,9 +15,9 @@ import tensorflow as tf
 from simclr_jax.augment import host
 from simclr_jax.augment.policy import Policy
 from simclr_jax.config.fields import MAX_IMAGE_PIXELS
-from simclr_jax.data import images, streams
+from simclr_jax.data import images, packed, streams
 from simclr_jax.data.reader import SUBSTITUTES, Unreadable
-from simclr_jax.data.spec import Batch, Decoded, Encoded, Examples, Files, Reading, Share, Streamed
+from simclr_jax.data.spec import Batch, Decoded, Encoded, Examples, Files, Packed, Reading, Share, Streamed
 
 # Bytes of a PNG up to the end of its height.
 _PNG_HEADER = 24
@@ -62,7 +62,7 @@ class TrainBatches(Iterator[Batch]):
         self._met = Unreadable(examples, max_unreadable)
         self._step = start_step
         # Images in memory are rarely damaged. Until one is, they are read without looking for substitutes.
-        self._is_careful = isinstance(examples.content, Files)
+        self._is_careful = isinstance(examples.content, Files | Packed)
 
         def make_views(row):
             pixel_seed = _pixel_seed(seed, row['epoch'], row['index'])
@@ -142,7 +142,9 @@ def streamed_files(
         return index, label, file
 
     rows = streams.training_rows(content, **order, parallel_calls=calls).map(parse, num_parallel_calls=calls)
-    yield from rows.batch(batch_size // share.count, drop_remainder=True).prefetch(1).as_numpy_iterator()
+    batches = rows.batch(batch_size // share.count, drop_remainder=True).prefetch(1).as_numpy_iterator()
+    # TensorFlow's type stubs know only rows of a single array.
+    return batches  # pyright: ignore[reportReturnType]
 
 
 def streamed_images(examples: Examples, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -292,6 +294,12 @@ def _image_reader(examples: Examples) -> Callable[[tf.Tensor], tf.Tensor]:
     if isinstance(content, Encoded):
         files = tf.constant(np.array(content.files, object))
         return lambda index: decode(tf.gather(files, index), max_pixels)
+    if isinstance(content, Packed):
+
+        def read_packed(index):
+            return tf.numpy_function(lambda number: packed.file_of(content, int(number)), [index], tf.string)
+
+        return lambda index: decode(read_packed(index), max_pixels)
     assert isinstance(content, Files)
     # Names of files are bytes that need not be UTF-8.
     paths = tf.constant(np.array([os.fsencode(path) for path in content.paths], object))

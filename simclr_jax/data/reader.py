@@ -14,7 +14,7 @@ import numpy as np
 
 from simclr_jax.augment.center import center_crop
 from simclr_jax.augment.policy import CENTER_CROP_PROPORTION
-from simclr_jax.data import images
+from simclr_jax.data import images, packed
 from simclr_jax.data.select import select
 from simclr_jax.data.spec import (
     SKIPPED,
@@ -25,6 +25,7 @@ from simclr_jax.data.spec import (
     Examples,
     Files,
     NotInMemory,
+    Packed,
     Share,
     Streamed,
     needs_tensorflow,
@@ -92,7 +93,7 @@ def _views(examples: Examples, indices: np.ndarray, size: int, kept: float) -> I
             return list(zip(block.tolist(), center_crop(content.images[block], size, kept), strict=True))
         return [(index, center_crop(image, size, kept)) for index, image in _readable(examples, block)]
 
-    for block in _in_order(block_of, _blocks(examples, indices)):
+    for block in in_order(block_of, _blocks(examples, indices)):
         for index, view in block:
             yield view, index, labels[index]
 
@@ -135,7 +136,7 @@ def images_at(examples: Examples, indices: Sequence[int]) -> Iterator[tuple[int,
             from simclr_jax.data.pipeline import streamed_images
         yield from streamed_images(examples, wanted)
         return
-    for block in _in_order(lambda block: list(_readable(examples, block)), _blocks(examples, wanted)):
+    for block in in_order(lambda block: list(_readable(examples, block)), _blocks(examples, wanted)):
         yield from block
 
 
@@ -266,15 +267,30 @@ def _readable(examples: Examples, indices: Iterable[int]) -> Iterator[tuple[int,
         if isinstance(content, Decoded):
             yield index, content.images[index]
             continue
-        assert isinstance(content, Encoded | Files)
+        assert not isinstance(content, Streamed)
         try:
-            if isinstance(content, Encoded):
-                image = images.decode(content.files[index], most)
-            else:
-                image = images.read(content.paths[index], most)
+            image = images.decode(read_file(content, index, most), most)
         except images.ImageError:
             continue
         yield index, image
+
+
+def read_file(content: Encoded | Files | Packed, index: int, max_pixels: int) -> bytes:
+    """The encoded image at a position of a split.
+
+    Args:
+        content: Content of the split.
+        index: Index of the image.
+        max_pixels: See `images.read_bytes`.
+
+    Raises:
+        ImageError: The file cannot be read.
+    """
+    if isinstance(content, Encoded):
+        return content.files[index]
+    if isinstance(content, Packed):
+        return packed.file_of(content, index)
+    return images.read_bytes(content.paths[index], max_pixels)
 
 
 def _blocks(examples: Examples, indices: np.ndarray) -> list[np.ndarray]:
@@ -293,7 +309,7 @@ def num_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-def _in_order(function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
+def in_order(function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
     """Results of a function that threads apply to items, in the order of the items."""
     workers = min(num_threads(), _THREADS)
     pool, waiting = ThreadPoolExecutor(workers), collections.deque[Future[Out]]()

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from simclr_jax.config.label_budget import Labels
-from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files, Streamed
+from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files, Packed, Streamed
 from simclr_jax.data.subsets import balanced_subset
 
 # Published subsets of ImageNet, by their names in TensorFlow Datasets.
@@ -99,6 +99,14 @@ def select(examples: Examples, indices: np.ndarray) -> Examples:
         content = Decoded(content.images[indices])
     elif isinstance(content, Encoded):
         content = Encoded([content.files[int(index)] for index in indices])
+    elif isinstance(content, Packed):
+        content = dataclasses.replace(
+            content,
+            shard=content.shard[indices],
+            start=content.start[indices],
+            length=content.length[indices],
+            ids=[content.ids[int(index)] for index in indices],
+        )
     else:
         content = Files([content.paths[int(index)] for index in indices])
     positions = indices.astype(np.int64) if examples.positions is None else examples.positions[indices]
@@ -128,6 +136,8 @@ def concatenate(first: Examples, second: Examples) -> Examples:
             content = Encoded([*files, *more_files])
         case Files(paths), Files(more_paths):
             content = Files([*paths, *more_paths])
+        case Packed(), Packed():
+            content = _concatenate_packed(first_content, second_content)
         case _:
             raise ValueError(mismatch)
     return Examples(
@@ -140,7 +150,18 @@ def concatenate(first: Examples, second: Examples) -> Examples:
     )
 
 
-def _in_memory(examples: Examples) -> tuple[Decoded | Encoded | Files, np.ndarray]:
+def _concatenate_packed(first: Packed, second: Packed) -> Packed:
+    return Packed(
+        shards=[*first.shards, *second.shards],
+        shard=np.concatenate([first.shard, second.shard + len(first.shards)]),
+        start=np.concatenate([first.start, second.start]),
+        length=np.concatenate([first.length, second.length]),
+        ids=[*first.ids, *second.ids],
+        digest=f'{first.digest} {second.digest}',
+    )
+
+
+def _in_memory(examples: Examples) -> tuple[Decoded | Encoded | Files | Packed, np.ndarray]:
     """Images and labels of a split that is not streamed."""
     if isinstance(examples.content, Streamed):
         raise DataError(

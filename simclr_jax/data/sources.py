@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax.data import arrays, folder
+from simclr_jax.data.packed import load_packed
 from simclr_jax.data.spec import DataError, Examples, needs_tensorflow
 
 
@@ -41,6 +42,7 @@ def _tfds(data: ConfigDict, split: str) -> Examples:
 # config.data.source -> function of the group config.data and a split.
 SOURCES: dict[str, Callable[[ConfigDict, str], Examples]] = {
     'tfds': _tfds,
+    'packed': load_packed,
     'folder': lambda data, split: folder.load_folder(data.path, split),
     'arrays': lambda data, split: arrays.load_npz(data.path, split, int(data.memory_limit_gb * 2**30)),
     'digits': lambda data, split: arrays.load_digits(split),

@@ -104,6 +104,27 @@ class Files:
 
 
 @dataclasses.dataclass(frozen=True)
+class Packed:
+    """Image files in shards on a local disk, read one by one when needed, see packed.py.
+
+    Attributes:
+        shards: Paths of the shards.
+        shard: Shard of each image, int [N].
+        start: First byte of each image's file in its shard, int [N].
+        length: Bytes of each image's file, int [N].
+        ids: Id of each image where it was packed from.
+        digest: Text that changes with the bytes of the images.
+    """
+
+    shards: Sequence[str]
+    shard: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
+    ids: Sequence[str]
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Streamed:
     """Images too large for the memory: records in shards. A shard is always read from its beginning.
 
@@ -180,7 +201,7 @@ class Examples:
 
     name: str
     size: int
-    content: Decoded | Encoded | Files | Streamed
+    content: Decoded | Encoded | Files | Packed | Streamed
     labels: np.ndarray | None
     class_names: tuple[str, ...]
     positions: np.ndarray | None = None
@@ -209,6 +230,8 @@ class Examples:
         """
         if isinstance(self.content, Files):
             return self.content.paths[index]
+        if isinstance(self.content, Packed):
+            return self.content.ids[index]
         return f'{self.name}/{index if self.positions is None else self.positions[index]}'
 
 

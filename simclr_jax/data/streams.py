@@ -8,6 +8,7 @@ and a buffer shuffles the records.
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -43,9 +44,12 @@ class _Lanes:
         return len(self.sizes)
 
 
-def stored_rows(content: Streamed) -> tf.data.Dataset:
-    """All rows (index, record) of a split, in stored order."""
-    return tf.data.Dataset.range(len(content.shard_sizes)).flat_map(content.read)
+def stored_rows(content: Streamed, start: int = 0) -> tf.data.Dataset:
+    """The rows (index, record) of a split in stored order, from the row `start` on."""
+    edges = np.concatenate([[0], np.cumsum(content.shard_sizes)])
+    first = int(np.searchsorted(edges, start, side='right')) - 1
+    shards = tf.data.Dataset.range(first, len(content.shard_sizes))
+    return shards.flat_map(content.read).skip(start - int(edges[first]))
 
 
 def training_rows(
@@ -137,3 +141,25 @@ def _pieces(edges: np.ndarray, begin: int, end: int) -> np.ndarray:
     starts, ends = np.maximum(edges[:-1], begin), np.minimum(edges[1:], end)
     (shards,) = np.nonzero(starts < ends)
     return np.stack([shards, (starts - edges[:-1])[shards], (ends - starts)[shards]], axis=1)
+
+
+def packed_stream(shards: Sequence[str], counts: np.ndarray, *, lanes: int, shuffle_buffer: int) -> Streamed:
+    """The content of a split that `simclr pack` wrote.
+
+    Args:
+        shards: Paths of the shards.
+        counts: Records of each shard, int [S].
+        lanes, shuffle_buffer: See `spec.Streamed`.
+    """
+    firsts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
+    paths = np.array(shards)
+
+    def read(shard):
+        return tf.data.TFRecordDataset(tf.gather(paths, shard)).enumerate(tf.gather(firsts, shard))
+
+    def parse(record):
+        features = {'image': tf.io.FixedLenFeature([], tf.string), 'label': tf.io.FixedLenFeature([], tf.int64)}
+        example = tf.io.parse_single_example(record, features)
+        return example['image'], tf.cast(example['label'], tf.int32)
+
+    return Streamed(counts.tolist(), read, parse, lanes, shuffle_buffer)

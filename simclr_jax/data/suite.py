@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from etils import epath
 
-from simclr_jax.config.paths import is_file, is_remote, user_path
+from simclr_jax.config.paths import FOLDER, is_file, is_remote, user_path
 from simclr_jax.config.storage import check_reachable
+from simclr_jax.data.packed import INDEX
 from simclr_jax.data.spec import DataError, Examples, needs_tensorflow
 
 # Names of the splits in folders, files and TensorFlow Datasets. The first that exists is taken.
@@ -118,6 +119,7 @@ def resolve_dataset(text: str, data_dir: str = '') -> DatasetSpec:
     * 'folder:PATH', or a path to a directory, local or gs://. It has the sub-directories train and test (or val,
       validation). Each of these has one sub-directory per class. A directory called birdsnap or aircraft, which TFDS
       lacks, is that member of the suite.
+    * A path to a directory that `simclr pack` wrote.
     * 'PATH.npz' with '{split}' in it, see `arrays.load_npz`.
 
     The test split is 'test'. Where it is missing, one of VALIDATION_NAMES takes its place. Where both exist, the latter
@@ -130,10 +132,14 @@ def resolve_dataset(text: str, data_dir: str = '') -> DatasetSpec:
     Raises:
         DataError: There is no such data set, it is not prepared, or it lacks a split for training or testing.
     """
-    if text.startswith('folder:'):
-        return _resolve_folder(text.removeprefix('folder:'))
+    if text.startswith(FOLDER):
+        return _resolve_folder(text.removeprefix(FOLDER))
     if text.endswith('.npz'):
         return _resolve_npz(text)
+    packed = _packed_splits(text)
+    if packed:
+        path = user_path(text)
+        return DatasetSpec('packed', '', path, *_choose_splits(text, packed.__contains__, ', '.join(packed)))
     if is_remote(text) or (os.sep in text and epath.Path(user_path(text)).is_dir()):
         return _resolve_folder(text)
     name, _, version = text.partition(':')
@@ -194,6 +200,14 @@ def _resolve_folder(path: str) -> DatasetSpec:
     return DatasetSpec('folder', '', os.fspath(root), *splits, None if member is None or member.is_in_tfds else member)
 
 
+def _packed_splits(path: str) -> list[str]:
+    """Names of the splits that `simclr pack` wrote into a directory, none for any other text."""
+    if not is_remote(path) and os.sep not in path:
+        return []
+    check_reachable(path)
+    return sorted(file.name.removesuffix(INDEX) for file in epath.Path(user_path(path)).glob(f'*{INDEX}'))
+
+
 def _resolve_npz(path: str) -> DatasetSpec:
     if '{split}' not in path:
         raise DataError(f"data set '{path}': one file holds one split; write {{split}} where the files' names differ")
@@ -216,3 +230,51 @@ def _choose_splits(text: str, has: Callable[[str], bool], there: str) -> tuple[s
             f'there are: {there or "none"}'
         )
     return 'train', test, next(filter(has, VALIDATION_NAMES), '') if test == 'test' else ''
+
+
+def resolve_split(dataset: str, split: str, data_dir: str = '') -> tuple[dict[str, str], str]:
+    """Finds one split of a data set, which needs no others.
+
+    Args:
+        dataset: Name of the data set, see `resolve_dataset`. A folder and an .npz need no splits.
+        split: Name of the split. '' means the test split, or all images where there are no splits.
+        data_dir: Directory of TensorFlow Datasets' data sets.
+
+    Returns:
+        The fields source, name and path of the configuration's group `data`, and the name of the split.
+
+    Raises:
+        DataError: There is no such data set.
+    """
+    if dataset.endswith('.npz'):
+        if '{split}' in dataset:
+            split = split or _split_to_test(dataset, is_file) or 'test'
+        return {'source': 'arrays', 'name': '', 'path': dataset}, split
+    packed = _packed_splits(dataset)
+    if packed:
+        chosen = next((name for name in (*TEST_NAMES, *packed) if name in packed), '')
+        return {'source': 'packed', 'name': '', 'path': user_path(dataset)}, split or chosen
+    if _is_folder(dataset):
+        path = user_path(dataset.removeprefix(FOLDER))
+        split = split or _split_to_test(os.path.join(path, '{split}'), lambda path: path.is_dir())
+        return {'source': 'folder', 'name': '', 'path': path}, split
+    try:
+        spec = resolve_dataset(dataset, data_dir)
+    except DataError:
+        if not split:
+            raise
+        # The data set may have this split, but no test split.
+        return {'source': 'tfds', 'name': dataset, 'path': data_dir}, split
+    return {'source': spec.source, 'name': spec.name, 'path': spec.path}, split or spec.eval_split
+
+
+def _is_folder(dataset: str) -> bool:
+    is_path = dataset.startswith((FOLDER, os.sep, '.', '~')) or is_remote(dataset)
+    return is_path or (os.sep in dataset and epath.Path(dataset).is_dir())
+
+
+def _split_to_test(pattern: str, is_there: Callable[[epath.Path], bool]) -> str:
+    """The name of the test split, read off the files or directories. '' if there is none."""
+    check_reachable(pattern)
+    paths = {name: epath.Path(user_path(pattern.replace('{split}', name))) for name in TEST_NAMES}
+    return next((name for name, path in paths.items() if is_there(path)), '')

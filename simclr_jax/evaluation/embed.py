@@ -1,6 +1,5 @@
 """Features of any images from a pretrained encoder, as a file for other programs."""
 
-import os
 from collections.abc import Callable
 
 import numpy as np
@@ -8,14 +7,13 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax.config import ConfigError
-from simclr_jax.config.paths import FOLDER, is_file, is_remote, user_path
-from simclr_jax.config.storage import check_reachable, first_line, storage_errors
+from simclr_jax.config.storage import first_line, storage_errors
+from simclr_jax.config.whole_file import write_whole
 from simclr_jax.data.sources import load_examples
 from simclr_jax.data.spec import DataError, Examples
-from simclr_jax.data.suite import TEST_NAMES, resolve_dataset
+from simclr_jax.data.suite import resolve_split
 from simclr_jax.evaluation.extractor import FeatureExtractor
 from simclr_jax.evaluation.features import Features, features_of, ids_of, write_features
-from simclr_jax.training.workdir import write_whole
 
 ENDINGS = ('.npz', '.parquet')
 
@@ -29,7 +27,7 @@ def open_split(home: ConfigDict, dataset: str, split: str) -> Examples:
 
             * '' for the data of the pretraining.
             * 'folder:PATH' or the path of a directory, local or gs://. Its images need neither labels nor splits.
-            * 'PATH.npz', with or without '{split}' in it.
+            * A directory that `simclr pack` wrote, or 'PATH.npz', with or without '{split}' in it.
             * A name of the transfer experiments or of TensorFlow Datasets, see `suite.resolve_dataset`.
         split: Name of the split. '' means the test split, or all images of a folder or an .npz without splits.
 
@@ -38,43 +36,11 @@ def open_split(home: ConfigDict, dataset: str, split: str) -> Examples:
     """
     if not dataset:
         return load_examples(home, split or home.eval_split or home.split)
-    fields, split = _find(dataset, split, home.path if home.source == 'tfds' else '')
+    fields, split = resolve_split(dataset, split, home.path if home.source == 'tfds' else '')
     data = home.copy_and_resolve_references()
     with data.unlocked():
         data.update(fields)
     return load_examples(data, split)
-
-
-def _find(dataset: str, split: str, data_dir: str) -> tuple[dict[str, str], str]:
-    """The fields of the group `data` for a data set, and the name of the split."""
-    if dataset.endswith('.npz'):
-        if '{split}' in dataset:
-            split = split or _split_to_test(dataset, is_file) or 'test'
-        return {'source': 'arrays', 'name': '', 'path': dataset}, split
-    if _is_folder(dataset):
-        path = user_path(dataset.removeprefix(FOLDER))
-        split = split or _split_to_test(os.path.join(path, '{split}'), lambda path: path.is_dir())
-        return {'source': 'folder', 'name': '', 'path': path}, split
-    try:
-        spec = resolve_dataset(dataset, data_dir)
-    except DataError:
-        if not split:
-            raise
-        # The data set may have this split, but no test split.
-        return {'source': 'tfds', 'name': dataset, 'path': data_dir}, split
-    return {'source': spec.source, 'name': spec.name, 'path': spec.path}, split or spec.eval_split
-
-
-def _is_folder(dataset: str) -> bool:
-    is_path = dataset.startswith((FOLDER, os.sep, '.', '~')) or is_remote(dataset)
-    return is_path or (os.sep in dataset and epath.Path(dataset).is_dir())
-
-
-def _split_to_test(pattern: str, is_there: Callable[[epath.Path], bool]) -> str:
-    """The name of the test split, read off the files or directories. '' if there is none."""
-    check_reachable(pattern)
-    paths = {name: epath.Path(user_path(pattern.replace('{split}', name))) for name in TEST_NAMES}
-    return next((name for name, path in paths.items() if is_there(path)), '')
 
 
 def embed(

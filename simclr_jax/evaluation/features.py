@@ -15,9 +15,10 @@ from jax.sharding import Mesh
 from simclr_jax import sharding
 from simclr_jax.augment.policy import CENTER_CROP_PROPORTION
 from simclr_jax.config.storage import first_line, storage_errors, versions
+from simclr_jax.config.whole_file import write_whole
 from simclr_jax.data.reader import eval_batches
-from simclr_jax.data.spec import Batch, Decoded, Encoded, Examples, Files, Share, Streamed
-from simclr_jax.training.workdir import clear_place, write_whole
+from simclr_jax.data.spec import Batch, Decoded, Encoded, Examples, Files, Packed, Share, Streamed
+from simclr_jax.training.workdir import clear_place
 
 # Batches whose features the host has not fetched yet. With several, the devices need not wait for the host.
 IN_FLIGHT = 2
@@ -238,6 +239,10 @@ def digest_of(examples: Examples) -> str:
     elif isinstance(content, Encoded):
         for file in content.files:
             digest.update(file)
+    elif isinstance(content, Packed):
+        digest.update(content.digest.encode())
+        for places in (content.shard, content.start):
+            digest.update(places.astype(np.int64).tobytes())
     elif isinstance(content, Files):
         for path, version in zip(content.paths, versions(content.paths), strict=True):
             digest.update(f'{path} {version}'.encode())
@@ -246,7 +251,7 @@ def digest_of(examples: Examples) -> str:
     return digest.hexdigest()
 
 
-def _decoder(content: Decoded | Encoded | Files | Streamed) -> str:
+def _decoder(content: Decoded | Encoded | Files | Packed | Streamed) -> str:
     """The library that makes pixels of image files. Two of them, or two versions, may differ by a few units."""
     if isinstance(content, Decoded):
         return ''

@@ -4,7 +4,7 @@ import warnings
 
 from etils import epath
 
-from simclr_jax.training.workdir import write_whole
+from simclr_jax.config.whole_file import write_whole
 
 
 def save(path: epath.Path, figure, dpi: int) -> None:

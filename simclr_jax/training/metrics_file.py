@@ -7,8 +7,9 @@ from typing import Any
 
 from etils import epath
 
+from simclr_jax.config.whole_file import write_whole
 from simclr_jax.training.growing import GrowingFile
-from simclr_jax.training.workdir import set_aside, write_whole
+from simclr_jax.training.workdir import set_aside
 
 
 class MetricsFile:

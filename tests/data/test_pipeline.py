@@ -18,7 +18,7 @@ from simclr_jax.data import folder, images, pipeline  # noqa: E402
 from simclr_jax.data.pipeline import TrainBatches  # noqa: E402
 from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files, Reading, Share  # noqa: E402
 from support import image_files  # noqa: E402
-from support.splits import streamed  # noqa: E402
+from support.splits import packed, streamed  # noqa: E402
 
 RANDOM = np.random.default_rng(0)
 # 18 images: more than the 16 files that are read side by side, and no multiple of the batch.
@@ -37,7 +37,7 @@ def encode(image, kind='PNG', **options):
 
 
 FILES = [encode(image) for image in IMAGES]
-KINDS = ['decoded', 'encoded', 'files', 'streamed']
+KINDS = ['decoded', 'encoded', 'files', 'packed', 'streamed']
 
 
 def save_folder(path, files):
@@ -56,6 +56,7 @@ def examples(tmp_path_factory):
         'decoded': Examples('decoded', SIZE, Decoded(IMAGES), LABELS, CLASS_NAMES),
         'encoded': Examples('encoded', SIZE, Encoded(FILES), LABELS, CLASS_NAMES),
         'files': save_folder(path, {f'{n:02}.png': file for n, file in enumerate(FILES)}),
+        'packed': Examples('packed', SIZE, packed(path, FILES), LABELS, CLASS_NAMES),
         'streamed': Examples('streamed', SIZE, streamed(FILES, LABELS), None, CLASS_NAMES),
     }
 
@@ -125,7 +126,7 @@ def test_every_epoch_has_every_image_once(opened, kind):
 
 def test_pixels_and_order_do_not_depend_on_where_the_images_are(opened):
     """A streamed split has its own order, and the same pixels."""
-    for kind in ('encoded', 'files'):
+    for kind in ('encoded', 'files', 'packed'):
         assert_same_bits(opened(kind), opened('decoded'))
     by_index = {kind: pixels_by_index(opened(kind)) for kind in ('decoded', 'streamed')}
     np.testing.assert_array_equal(by_index['streamed'], by_index['decoded'])

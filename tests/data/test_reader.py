@@ -9,11 +9,12 @@ from PIL import Image
 from simclr_jax.augment.center import center_crop
 from simclr_jax.data.reader import decode_all, eval_batches, images_at
 from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files, Share, Streamed
+from support.splits import packed
 
 SIZE = 18
 IMAGES = np.random.default_rng(0).integers(0, 256, size=(SIZE, 10, 12, 3), dtype=np.uint8)
 LABELS = np.arange(SIZE, dtype=np.int32) % 3
-KINDS = ['decoded', 'encoded', 'files', 'streamed']
+KINDS = ['decoded', 'encoded', 'files', 'packed', 'streamed']
 DAMAGED = [3, 8, 15]
 
 
@@ -52,6 +53,7 @@ def make(kind, directory, files=FILES):
         'decoded': lambda: Decoded(IMAGES),
         'encoded': lambda: Encoded(files),
         'files': lambda: Files(paths),
+        'packed': lambda: packed(directory, files),
         'streamed': lambda: streamed(files),
     }
     return Examples(kind, SIZE, contents[kind](), None if kind == 'streamed' else LABELS, ('a', 'b', 'c'))
@@ -121,7 +123,7 @@ def test_chosen_images_are_given_once_and_in_order(tmp_path, kind):
         np.testing.assert_array_equal(image, IMAGES[index])
 
 
-@pytest.mark.parametrize('kind', ['encoded', 'files', 'streamed'])
+@pytest.mark.parametrize('kind', ['encoded', 'files', 'packed', 'streamed'])
 def test_unreadable_images_are_not_given(tmp_path, kind):
     assert [index for index, _ in images_at(make(kind, tmp_path, WITH_DAMAGE), [2, 3, 8, 9])] == [2, 9]
 

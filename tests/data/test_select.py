@@ -7,7 +7,7 @@ import pytest
 
 from simclr_jax.config.label_budget import Labels, parse_labels
 from simclr_jax.data.select import concatenate, labelled_indices, labelled_part, published_subset, select
-from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files, Streamed
+from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Files, Packed, Streamed
 from support.paths import SHARED
 
 TFDS = SHARED / 'data' / 'tfds'
@@ -25,6 +25,13 @@ CONTENTS = {
     'decoded': Decoded(np.arange(SIZE, dtype=np.uint8)[:, None, None, None] * np.ones((2, 2, 3), np.uint8)),
     'encoded': Encoded([bytes([number]) for number in range(SIZE)]),
     'files': Files([f'folder/{number}.png' for number in range(SIZE)]),
+    'packed': Packed(
+        ['shard'],
+        np.zeros(SIZE, int),
+        *np.arange(2 * SIZE).reshape(2, SIZE),
+        [f'{number}.jpg' for number in range(SIZE)],
+        'x',
+    ),
 }
 
 
@@ -146,7 +153,7 @@ def test_chosen_images_keep_label_and_id(content):
     assert part.size == 3
     np.testing.assert_array_equal(part.labels, KNOWN[indices])
     assert part.ids() == [examples.ids()[index] for index in indices]
-    images = {'decoded': 'images', 'encoded': 'files', 'files': 'paths'}[content]
+    images = {'decoded': 'images', 'encoded': 'files', 'files': 'paths', 'packed': 'start'}[content]
     for chosen, index in zip(getattr(part.content, images), indices, strict=True):
         np.testing.assert_array_equal(chosen, getattr(examples.content, images)[index])
     again = select(part, np.array([2]))
@@ -181,6 +188,11 @@ def test_two_splits_become_one(content):
     joined = concatenate(*parts)
     np.testing.assert_array_equal(joined.labels, examples.labels)
     assert joined.size == SIZE
+    if content == 'packed':
+        assert joined.ids() == examples.ids()
+        assert joined.content.shards == ['shard', 'shard']
+        np.testing.assert_array_equal(joined.content.start, examples.content.start)
+        return
     for name, value in vars(joined.content).items():
         np.testing.assert_array_equal(value, getattr(examples.content, name))
 

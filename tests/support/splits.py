@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from simclr_jax.data.spec import Decoded, Streamed
+from simclr_jax.data.spec import Decoded, Packed, Streamed
 
 
 def assert_contract(examples):
@@ -41,3 +41,15 @@ def streamed(files, labels, shards=9, lanes=1):
         return tf.gather(files, index), tf.gather(labels, index)
 
     return Streamed([size] * shards, read, parse, lanes, shuffle_buffer=len(files))
+
+
+def packed(path, files):
+    """The content of a packed split: the files in two shards."""
+    half, length = len(files) // 2, np.array([len(file) for file in files])
+    shards = [str(path / f'shard-{number}') for number in range(2)]
+    for shard, part in zip(shards, (files[:half], files[half:]), strict=True):
+        with open(shard, 'wb') as opened:
+            opened.write(b''.join(part))
+    start = np.concatenate([np.cumsum(part) - part for part in (length[:half], length[half:])])
+    number = (np.arange(len(files)) >= half).astype(np.int32)
+    return Packed(shards, number, start, length, [f'original/{place}' for place in range(len(files))], digest='')

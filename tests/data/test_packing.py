@@ -1,0 +1,248 @@
+"""Packed data sets: what becomes of the images, interruptions, and what is read back."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+from etils import epath
+from PIL import Image
+
+pytest.importorskip('tensorflow', reason='packing needs TensorFlow')
+
+from simclr_jax.cli.main import main
+from simclr_jax.config import ConfigError, base_config
+from simclr_jax.data import images, packed, packing
+from simclr_jax.data.folder import load_folder
+from simclr_jax.data.packed import load_packed
+from simclr_jax.data.packing import Packing, pack
+from simclr_jax.data.pipeline import streamed_files
+from simclr_jax.data.reader import images_at
+from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Reading, Share
+from simclr_jax.evaluation.features import digest_of
+from support.splits import streamed
+
+HOW = Packing(side=16, quality=90, max_unreadable=0.1)
+SIZE, DAMAGED = 18, 5
+LABELS = np.arange(SIZE, dtype=np.int32) % 2
+RANDOM = np.random.default_rng(0)
+
+
+def encode(number):
+    """A smooth picture, JPEG or PNG, every third one not larger than a packed one."""
+    shape = [(60, 40), (16, 30), (33, 47)][number % 3]
+    image = Image.fromarray(RANDOM.integers(0, 256, (4, 5, 3)).astype(np.uint8))
+    file = io.BytesIO()
+    image.resize(shape[::-1], Image.Resampling.BICUBIC).save(file, 'JPEG' if number % 2 else 'PNG')
+    return file.getvalue()
+
+
+FILES = [b'no image' if number == DAMAGED else encode(number) for number in range(SIZE)]
+READABLE = [number for number in range(SIZE) if number != DAMAGED]
+
+
+@pytest.fixture(autouse=True)
+def shards(monkeypatch):
+    """Five of them."""
+    monkeypatch.setattr(packing, '_SHARD_IMAGES', 3)
+    monkeypatch.setattr(packing, '_MOST_SHARDS', 5)
+
+
+def source(kind='encoded'):
+    if kind == 'streamed':
+        return Examples('source', SIZE, streamed(FILES, LABELS), None, ('a', 'b'))
+    return Examples('source', SIZE, Encoded(FILES), LABELS, ('a', 'b'))
+
+
+def opened(directory, split='train'):
+    data = base_config().data
+    data.source, data.path = 'packed', os.fspath(directory)
+    return load_packed(data, split)
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in sorted(epath.Path(directory).iterdir())}
+
+
+@pytest.fixture
+def directory(tmp_path):
+    pack(source(), epath.Path(tmp_path / 'out'), 'train', HOW)
+    return tmp_path / 'out'
+
+
+def test_labels_ids_and_classes_are_those_of_the_source(directory):
+    examples = opened(directory)
+    assert examples.size == SIZE - 1
+    assert examples.class_names == ('a', 'b')
+    assert examples.ids() == [f'source/{number}' for number in READABLE]
+    np.testing.assert_array_equal(examples.labels, LABELS[READABLE])
+    assert examples.notes == (f'{directory}/train: source/{DAMAGED} was no readable image.',)
+
+
+def test_images_are_made_smaller_or_stay_as_they_are(directory):
+    """A smaller one is what Pillow makes of it, with the colours of 4:2:0."""
+    examples = opened(directory)
+    found = dict(images_at(examples, range(examples.size)))
+    for place, number in enumerate(READABLE):
+        whole = images.decode(FILES[number])
+        if min(whole.shape[:2]) <= HOW.side:
+            assert packed.file_of(examples.content, place) == FILES[number]
+        else:
+            height, width = found[place].shape[:2]
+            assert min(height, width) == HOW.side
+            assert abs(width / height - whole.shape[1] / whole.shape[0]) < 0.05
+            file = io.BytesIO()
+            small = Image.fromarray(whole).resize((width, height), Image.Resampling.BICUBIC)
+            small.save(file, 'JPEG', quality=90, subsampling='4:2:0')
+            # Two encoders round differently.
+            assert np.abs(found[place].astype(int) - images.decode(file.getvalue())).mean() < 2
+
+
+@pytest.mark.parametrize('kind', ['streamed', 'decoded', 'folder'])
+def test_every_kind_of_source_can_be_packed(kind, directory, tmp_path):
+    if kind == 'streamed':
+        pack(source('streamed'), epath.Path(tmp_path / 'again'), 'train', HOW)
+        assert contents(tmp_path / 'again') == contents(directory)
+    elif kind == 'decoded':
+        pixels = RANDOM.integers(0, 256, (6, 10, 12, 3), dtype=np.uint8)
+        examples = Examples('arrays', 6, Decoded(pixels), np.full(6, -1, np.int32), ())
+        pack(examples, epath.Path(tmp_path / 'again'), 'train', HOW)
+        found = [image for _, image in images_at(opened(tmp_path / 'again'), range(6))]
+        np.testing.assert_array_equal(found, pixels)
+    else:
+        for number in READABLE:
+            path = tmp_path / 'folder' / 'ab'[number % 2] / f'{number}.jpg'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(FILES[number])
+        assert main(['pack', str(tmp_path / 'folder'), f'--out={tmp_path}/again', '--side=16']) == 0
+        assert opened(tmp_path / 'again').ids() == load_folder(str(tmp_path / 'folder'), '').ids()
+
+
+@pytest.mark.parametrize('kind', ['encoded', 'streamed'])
+def test_an_interrupted_packing_goes_on(kind, directory, tmp_path, monkeypatch):
+    """To the same bytes. The shards that were complete are not written again."""
+    out, written = epath.Path(tmp_path / 'parts'), []
+    write_shard = packing._write_shard
+
+    def stop_at_the_third(path, *arguments):
+        if len(written) == 2:
+            path.with_name(f'{path.name}.partial').write_text('half a shard')
+            raise KeyboardInterrupt
+        written.append(path.name)
+        return write_shard(path, *arguments)
+
+    monkeypatch.setattr(packing, '_write_shard', stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        pack(source(kind), out, 'train', HOW)
+    with pytest.raises(DataError, match=r"no packed split 'train'; there are: none. simclr pack makes one"):
+        opened(out)
+    monkeypatch.setattr(packing, '_write_shard', lambda *given: written.append(given[0].name) or write_shard(*given))
+    steps = []
+    pack(source(kind), out, 'train', HOW, steps.append)
+    assert sum(steps) == SIZE
+    assert sorted(written) == sorted(name for name in contents(directory) if name.startswith('packed-'))
+    assert contents(out) == contents(directory)
+    pack(source(kind), out, 'train', HOW)
+    assert len(written) == 5
+
+
+def test_a_directory_of_other_images_is_refused(directory):
+    before = contents(directory)
+    for how, message in ((Packing(8, 90, 0.1), 'side=16, now side=8'), (Packing(16, 50, 0.1), 'quality=90, now')):
+        with pytest.raises(ConfigError, match=f'packed with {message}.*choose an empty directory for --out'):
+            pack(source(), epath.Path(directory), 'train', how)
+    fewer = Examples('source', 17, Encoded(FILES[:17]), LABELS[:17], ('a', 'b'))
+    with pytest.raises(ConfigError, match='packed with images=18, now images=17'):
+        pack(fewer, epath.Path(directory), 'train', HOW)
+    assert contents(directory) == before
+
+
+def test_more_unreadable_images_than_allowed_stop_the_packing(tmp_path):
+    with pytest.raises(DataError, match=r'1 of 18 images of source(.|\n)*source/5'):
+        pack(source(), epath.Path(tmp_path / 'out'), 'train', Packing(16, 90, 0.05))
+
+
+def test_several_labels_per_image_are_refused(tmp_path):
+    several = Examples('voc', SIZE, Encoded(FILES), np.zeros((SIZE, 2), np.int32), ('a', 'b'))
+    with pytest.raises(DataError, match='voc has several labels per image'):
+        pack(several, epath.Path(tmp_path / 'out'), 'train', HOW)
+
+
+def test_a_shard_that_reads_back_otherwise_is_an_error(directory):
+    shard = epath.Path(directory) / 'packed-train.tfrecord-00001-of-00005'
+    content = bytearray(shard.read_bytes())
+    with pytest.raises(DataError, match='reads back with 3 of 4 images; look at the disk'):
+        packing._read_back(shard, len(content), 4)
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match='reads back with damage'):
+        packing._read_back(shard, len(content), 3)
+
+
+def test_tensorflow_datasets_reads_it(directory):
+    import tensorflow_datasets as tfds
+
+    pack(source(), epath.Path(directory), 'test', HOW)
+    builder = tfds.builder_from_directory(directory)
+    assert {name: split.num_examples for name, split in builder.info.splits.items()} == {'train': 17, 'test': 17}
+    rows = list(builder.as_dataset(split='train').as_numpy_iterator())
+    assert [row['id'].decode() for row in rows] == opened(directory).ids()
+    np.testing.assert_array_equal([row['label'] for row in rows], LABELS[READABLE])
+
+
+def test_a_damaged_directory_is_told(directory):
+    shard = epath.Path(directory) / 'packed-train.tfrecord-00001-of-00005'
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+    with pytest.raises(DataError, match=rf'00001-of-00005 has {len(content) - 1:,} bytes, not {len(content):,}; copy'):
+        opened(directory)
+    shard.unlink()
+    with pytest.raises(DataError, match='00001-of-00005 is missing; copy the packed images again as a whole'):
+        opened(directory)
+    with pytest.raises(DataError, match=r"no packed split 'test'; there are: train"):
+        opened(directory, 'test')
+    (directory / 'train.index.parquet').write_text('text')
+    with pytest.raises(DataError, match=r'train\.index\.parquet is no index of packed images'):
+        opened(directory)
+
+
+def test_a_shard_that_shrinks_while_it_is_read_is_no_image(directory):
+    examples = opened(directory)
+    packed._open.cache_clear()
+    shard = epath.Path(directory) / 'packed-train.tfrecord-00001-of-00005'
+    shard.write_bytes(shard.read_bytes()[:20])
+    with pytest.raises(images.ImageError, match='is shorter than its index says'):
+        packed.file_of(examples.content, 4)
+
+
+def test_streams_give_the_same_images(directory, monkeypatch):
+    """As on gs://, where the shards are read in order."""
+    local = opened(directory)
+    monkeypatch.setattr(packed, 'is_remote', lambda path: True)
+    stream = opened(directory)
+    assert (stream.size, stream.labels, stream.class_names) == (local.size, None, local.class_names)
+    order = {'batch_size': 17, 'seed': 0, 'start_step': 0, 'share': Share(), 'reading': Reading()}
+    index, labels, files = next(streamed_files(stream, **order))
+    np.testing.assert_array_equal(np.sort(index), np.arange(17))
+    np.testing.assert_array_equal(labels, local.labels[index])
+    assert files.tolist() == [packed.file_of(local.content, number) for number in index.tolist()]
+
+
+def test_features_of_packed_images_are_not_those_of_the_original(directory, tmp_path):
+    pack(source(), epath.Path(tmp_path / 'finer'), 'train', Packing(16, 95, 0.1))
+    digests = {digest_of(source()), digest_of(opened(directory)), digest_of(opened(tmp_path / 'finer'))}
+    assert len(digests) == 3
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (['--side=8'], '--side=8: must be from 16 to 4096'),
+        (['--quality=0'], '--quality=0: must be from 1 to 100'),
+        (['--splits=train,a/b'], "--splits=train,a/b: 'a/b' must be letters, digits and _"),
+    ],
+)
+def test_wrong_options(options, message, tmp_path, capsys):
+    assert main(['pack', str(tmp_path), f'--out={tmp_path}/out', *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
