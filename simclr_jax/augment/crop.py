@@ -9,7 +9,7 @@ from simclr_jax.augment.operations import RandomCrop
 _KERNEL_STEPS = 1024
 
 # Products in float32. By default, accelerators round the factors to fewer bits.
-_PRECISION = jax.lax.Precision.HIGHEST
+_PRECISION = jax.lax.Precision.HIGH
 
 
 def to_unit_range(images: jax.Array) -> jax.Array:
