@@ -2,8 +2,8 @@
 
 python benchmarks/views_tpu.py [--feeds hybrid decoded] [--images 128] [--canvas 0]
 
-Prints one JSON line per feed: the compiler's estimated cycles, the main memory's traffic and the temporaries of one chip
-for this number of images, two 224-pixel views of each. No TPU is needed. libtpu is installed in its own directory.
+Prints one JSON line per feed: the compiler's estimated cycles, the main memory's traffic and the temporaries of one
+chip for this number of images, two 224-pixel views of each. No TPU is needed. libtpu is installed in its own directory.
 """
 
 import argparse

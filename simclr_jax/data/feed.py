@@ -11,9 +11,9 @@
 holds such images in the memory of the host. It decodes others in each epoch, into canvases of one size (canvas.py).
 Then every view must begin with its crop.
 
-`auto` is `host` on CPUs. Elsewhere it is `resident` for images of one size that take up to RESIDENT_BYTES, and
-`decoded` for others, or `hybrid` where an operation comes before a crop. Without TensorFlow it is the same as on
-accelerators.
+`auto` is `host` on CPUs. Elsewhere it is `resident` for images of one size that take up to RESIDENT_BYTES. For others
+it is `hybrid` on TPUs, whose hosts have cores enough, and `decoded` on GPUs, or `hybrid` there too where an operation
+comes before a crop. Without TensorFlow it is `resident` or `decoded` everywhere. benchmarks/README.md has the figures.
 
 All feeds draw from the same distributions but use different random numbers, except for `decoded` and `resident`, which
 make the same views. A run that resumes with another feed sees other pixels from there on. The training is equivalent,
@@ -188,7 +188,7 @@ def _without_data(config: ConfigDict, platform: str) -> str:
         return 'decoded'
     if platform == 'cpu':
         return 'host'
-    return 'decoded' if training_policy(config).begins_with_crops else 'hybrid'
+    return 'decoded' if platform == 'gpu' and training_policy(config).begins_with_crops else 'hybrid'
 
 
 def _free_bytes() -> int:

@@ -77,9 +77,9 @@ class TestChoice:
 
     def test_images_of_several_sizes_are_decoded_in_each_epoch(self, config):
         examples = Examples('some', 2, Encoded([png(4, 4), png(5, 4)]), np.zeros(2, np.int32), ('a',))
-        for name in ('auto', 'decoded'):
-            feed = feed_of(name, config, examples, platform='gpu')
-            assert (feed.name, feed.examples) == ('decoded', examples)
+        for name, platform, expected in (('auto', 'gpu', 'decoded'), ('auto', 'tpu', 'hybrid'), ('decoded',) * 3):
+            feed = feed_of(name, config, examples, platform=platform)
+            assert (feed.name, feed.examples) == (expected, examples)
         with pytest.raises(DataError, match=r'several sizes, \(4, 4\) and \(5, 4\); choose data.feed=decoded'):
             feed_of('resident', config, examples)
 
