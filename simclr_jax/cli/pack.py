@@ -40,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--side', type=int, default=256, metavar='N', help='shorter side in pixels (default: 256)')
     parser.add_argument('--quality', type=int, default=90, metavar='N', help='JPEG quality, 1 to 100 (default: 90)')
     parser.add_argument(
+        '--max-unreadable',
+        type=float,
+        default=0.01,
+        metavar='SHARE',
+        help='largest share of images that are not readable and are left out (default: 0.01)',
+    )
+    parser.add_argument(
         '--data-dir', default='', type=path, metavar='DIR', help='directory of TFDS (default: TFDS_DATA_DIR)'
     )
 
@@ -62,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     with needs_tensorflow('simclr pack', 'pack on another machine'):
         from simclr_jax.data.packing import Packing, pack
     data = base_config().data
-    how = Packing(options.side, options.quality, data.max_unreadable)
+    how = Packing(options.side, options.quality, options.max_unreadable)
     for split, examples in _open(options, data):
         for note in examples.notes:
             print(note)
@@ -86,10 +93,10 @@ def run(options: argparse.Namespace) -> int:
 def _problems(options: argparse.Namespace) -> list[str]:
     """Returns a message for each wrong option, before anything is read."""
     problems = []
-    for name, least, most in (('side', 16, 4096), ('quality', 1, 100)):
+    for name, least, most in (('side', 16, 4096), ('quality', 1, 100), ('max_unreadable', 0, 1)):
         value = getattr(options, name)
         if not least <= value <= most:
-            problems.append(f'--{name}={value}: must be from {least} to {most}')
+            problems.append(f'--{name.replace("_", "-")}={value}: must be from {least} to {most}')
     problems += [
         f'--splits={options.splits}: {split!r} must be letters, digits and _, for example train'
         for split in _split_names(options)

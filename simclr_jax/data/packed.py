@@ -54,11 +54,12 @@ def read_index(path: epath.Path) -> Index:
     Raises:
         DataError: The file is not such an index.
     """
+    import pyarrow
     from pyarrow import parquet
 
     try:
-        with path.open('rb') as file:
-            table = parquet.read_table(file)
+        # The files of TensorFlow, which epath opens on gs://, lack attributes that the reader asks for.
+        table = parquet.read_table(pyarrow.BufferReader(path.read_bytes()))
         description = json.loads(table.schema.metadata[DESCRIPTION])
         arrays = {name: table[name].to_numpy() for name in ('shard', 'start', 'length', 'label')}
         return Index(arrays | {'id': table['id'].to_pylist()}, description)

@@ -122,6 +122,26 @@ def test_a_window_between_pixels_has_all_that_it_touches(offset, extent):
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-6)
 
 
+def tensor_float(values):
+    """Rounds float32 to the ten bits of a mantissa that GPUs multiply, as float64."""
+    bits = np.asarray(values, np.float32).view(np.uint32).astype(np.uint64)
+    rounded = bits + 0xFFF + (bits >> 13 & 1) & ~np.uint64(0x1FFF)
+    return rounded.astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+def test_products_of_tensor_cores_are_exact_to_half_a_byte(photographs):
+    """The crops' precision allows them. Emulated for two photographs and for noise of black and white."""
+    noise = 255 * np.random.default_rng(0).integers(0, 2, photographs.shape[1:], dtype=np.uint8)
+    pictures = np.concatenate([photographs, noise[np.newaxis]]) / 255.0
+    boxes = np.array([[0, 0, 224, 300], [10, 20, 200, 150], [5, 5, 90, 120]], np.int32)
+    rows = np.asarray(cropping._resize_weights(boxes[:, 0], boxes[:, 2], 224, 96, 'bicubic'))
+    columns = np.asarray(cropping._resize_weights(boxes[:, 1], boxes[:, 3], 300, 96, 'bicubic'))
+    expected = np.einsum('vxw,vyh,bhwc->bvyxc', columns, rows, pictures, optimize=True)
+    halfway = np.einsum('vyh,bhwc->bvywc', tensor_float(rows), tensor_float(pictures), optimize=True)
+    found = np.einsum('vxw,bvywc->bvyxc', tensor_float(columns), tensor_float(halfway), optimize=True)
+    assert 1e-4 < np.abs(found - expected).max() < 0.5 / 255
+
+
 def box_quantity(name, boxes, height, width):
     y, x, h, w = boxes.T
     return {

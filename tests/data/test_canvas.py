@@ -3,17 +3,21 @@
 import dataclasses
 import gc
 import io
+import shutil
 import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from simclr_jax import sharding
 from simclr_jax.augment.policy import make_policy
+from simclr_jax.cli.main import main
 from simclr_jax.data import images
 from simclr_jax.data.canvas import CanvasBatches
 from simclr_jax.data.resident import images_of_step
 from simclr_jax.data.spec import DataError, Encoded, Examples, Files, Reading, Share
+from support.runs import DIGITS_HERE, assert_same_bits, mesh_of, model_of
 from support.splits import streamed
 
 SIZE, BATCH, SIDE = 18, 4, 16
@@ -183,3 +187,23 @@ def test_threads_end_with_the_batches():
     for thread in threads():
         thread.join(5)
     assert not threads()
+
+
+@pytest.mark.slow
+def test_a_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, 'make_mesh', mesh_of(2))
+    for number, file in enumerate(20 * FILES):
+        path = tmp_path / 'folder' / 'abc'[number % 3] / f'{number}.image.{"png" if number % SIZE % 2 else "jpg"}'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file)
+
+    def train(workdir):
+        data = {'source': 'folder', 'path': tmp_path / 'folder', 'split': '', 'eval_split': '', 'feed': 'decoded'}
+        options = [f'--config.data.{name}={value}' for name, value in data.items()]
+        assert main(['train', *DIGITS_HERE, *options, f'--workdir={workdir}']) == 0
+
+    train(tmp_path / 'whole')
+    shutil.copytree(tmp_path / 'whole', tmp_path / 'parts')
+    shutil.rmtree(tmp_path / 'parts' / 'checkpoints' / '12')
+    train(tmp_path / 'parts')
+    assert_same_bits(model_of(tmp_path / 'parts')[0], model_of(tmp_path / 'whole')[0])

@@ -239,6 +239,7 @@ def test_features_of_packed_images_are_not_those_of_the_original(directory, tmp_
     [
         (['--side=8'], '--side=8: must be from 16 to 4096'),
         (['--quality=0'], '--quality=0: must be from 1 to 100'),
+        (['--max-unreadable=2'], '--max-unreadable=2.0: must be from 0 to 1'),
         (['--splits=train,a/b'], "--splits=train,a/b: 'a/b' must be letters, digits and _"),
     ],
 )

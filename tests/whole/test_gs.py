@@ -103,6 +103,12 @@ def life(storage, environment, tmp_path_factory):
         'compare': ['evaluate', '--compare', 'gs://runs/killed', 'gs://runs/folder'],
         'embed': ['embed', '--workdir=gs://runs/folder', photos, '--split=train', '--out=gs://runs/own/photos.npz',
                   '--neighbours=gs://data/photos/test/a/00.png'],
+        'pack': ['pack', 'gs://data/photos', '--out=gs://runs/packed', '--side=16', '--max-unreadable=0.1'],
+        'packed': ['train', f'--config={REPOSITORY}/configs/folder.py:gs://runs/packed', *SMALL, SHORT,
+                   '--config.data.source=packed', '--config.data.split=train', '--config.data.eval_split=test',
+                   '--config.data.feed=decoded', '--workdir=gs://runs/of_packed'],
+        'embed packed': ['embed', '--workdir=gs://runs/of_packed', '--dataset=gs://runs/packed', '--split=train',
+                         '--out=gs://runs/own/packed.npz'],
         'missing': ['evaluate', run, '--protocols=knn', '--dataset=gs://data/none'],
         'no bucket': ['train', *DIGITS, SHORT, '--workdir=gs://none/run'],
     }  # fmt: skip
@@ -187,6 +193,16 @@ def test_images_are_embedded_and_their_neighbours_drawn(life, storage):
         assert found['features'].shape[0] == 24
         assert str(found['ids'][0]).endswith('a/00.png')
     assert storage.objects['runs']['own/photos.png'].startswith(b'\x89PNG')
+
+
+def test_images_are_packed_and_trained_on(life, storage):
+    for name in ('pack', 'packed', 'embed packed'):
+        assert_ended(life[name])
+    assert 'Skipped, not a readable image: gs://data/photos/train/a/99.png' in life['pack']['out']
+    assert 'Data: gs://runs/packed/train, 24 images, 2 classes' in life['packed']['out']
+    assert 'feed: decoded' in life['packed']['out']
+    with np.load(io.BytesIO(storage.objects['runs']['own/packed.npz'])) as found:
+        assert str(found['ids'][0]) == 'gs://data/photos/train/a/00.png'
 
 
 def test_a_data_set_of_tfds_is_trained_on(life):
