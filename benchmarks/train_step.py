@@ -1,7 +1,8 @@
 """Measures the median seconds of a training step on ready images, as one JSON line.
 
-With --feed=hybrid the images are crops as bytes, and the step makes their views on the device. Where the device's peak
-is known, the line has the share of it that the network's operations reach.
+With --feed=hybrid the images are crops as bytes, with --feed=decoded photographs of 375 x 500 pixels on canvases, and
+the step makes their views on the device. Where the device's peak is known, the line has the share of it that the
+network's operations reach.
 
 python benchmarks/train_step.py --config=configs/cifar10.py:cpu
 python benchmarks/train_step.py --config=configs/cifar10.py:r18 --batch-size=128 --steps=3 --repeats=5 \
@@ -9,6 +10,8 @@ python benchmarks/train_step.py --config=configs/cifar10.py:r18 --batch-size=128
 
 python benchmarks/train_step.py --config=configs/imagenet.py --batch-size=256 --feed=hybrid --steps=30 --repeats=5 \
   --peer='PYTHON peer_step.py --arch resnet50 --image-size 224 --batch 256 --steps 30 --compile'       # on a GPU
+
+Fields of the configuration can be set as in `simclr train`, for example --config.model.dtype=bfloat16.
 
 With --peer, each repeat runs a few steps and then the peer, which prints a JSON line with seconds_per_step. The ratios
 are the peer's seconds / ours, so that above 1 ours is faster.
@@ -40,7 +43,7 @@ def main():
     parser.add_argument('--batch-size', type=int, help='images per batch, by default that of the configuration')
     parser.add_argument(
         '--feed',
-        choices=['host', 'hybrid'],
+        choices=['host', 'hybrid', 'decoded'],
         default='host',
         help='side that augments: the host or, after the crop, the device',
     )
@@ -48,8 +51,9 @@ def main():
     parser.add_argument('--steps', type=int, default=7, help='steps per repeat')
     parser.add_argument('--repeats', type=int, default=1)
     parser.add_argument('--peer', help='command of the peer, which runs in each repeat')
-    options = parser.parse_args()
-    overrides = [('batch_size', str(options.batch_size))] if options.batch_size else []
+    options, rest = parser.parse_known_args()
+    overrides = [tuple(argument.removeprefix('--config.').split('=', 1)) for argument in rest]
+    overrides += [('batch_size', str(options.batch_size))] if options.batch_size else []
     config = load_config(options.config, [*overrides, ('data.feed', options.feed)])
     images, size = config.batch_size, config.data.image_size
 
@@ -58,15 +62,7 @@ def main():
     task = make_task(config, options.classes, mesh, feed.make_views)
     tx = optim.make_optimizer(config.optimizer.name, lambda step: 0.1, weight_decay=config.optimizer.weight_decay)
     state, key = init_state(task, tx, jax.random.key(0), mesh), jax.random.key(1)
-    random = np.random.default_rng(0)
-    views = random.integers(256, size=feed.batch['views'].shape).astype(np.uint8)
-    batch = {
-        'views': views if options.feed == 'hybrid' else views.astype(np.float32) / 255,
-        'label': random.integers(options.classes, size=images).astype(np.int32),
-        'mask': np.ones(images, np.float32),
-        'index': np.arange(images),
-    }
-    batch = sharding.to_global(batch, mesh)
+    batch = sharding.to_global(made_up(feed.batch, options.classes), mesh)
     step = make_train_step(task, tx, mesh)
 
     def run():
@@ -99,6 +95,24 @@ def main():
         figures['peer_seconds_over_ours'] = sorted(round(ratio, 2) for ratio in ratios)
         figures['median_over_ours'] = round(float(np.median(ratios)), 2)
     print(json.dumps(figures))
+
+
+def made_up(described, classes):
+    """A batch of noise of these shapes and dtypes."""
+    random = np.random.default_rng(0)
+    (images,) = described['index'].shape
+    batch = {
+        'label': random.integers(classes, size=images).astype(np.int32),
+        'mask': np.ones(images, np.float32),
+        'index': np.arange(images),
+    }
+    for name in described.keys() & {'views', 'images'}:
+        pixels = random.integers(256, size=described[name].shape).astype(np.uint8)
+        batch[name] = pixels if described[name].dtype == np.uint8 else pixels.astype(np.float32) / 255
+    if 'sizes' in described:
+        shape = np.minimum([375, 500], described['images'].shape[1:3])
+        batch['sizes'] = np.tile(np.concatenate([shape, shape]).astype(np.int32), [images, 1])
+    return batch
 
 
 def _seconds_of_peer(command: str) -> float:
