@@ -63,7 +63,8 @@ def pretrain(
     mesh = sharding.make_mesh()
 
     def prepare():
-        distributed.say(f'Reading {config.data.name or config.data.path or config.data.source}.')
+        name = config.data.name if config.data.source == 'tfds' else config.data.path
+        distributed.say(f'Reading {name or config.data.source}.')
         examples, eval_examples = _open_data(config)
         feed = open_feed(config, examples, mesh)
         schedule = make_schedule(config, examples.size)

@@ -191,6 +191,8 @@ def _interruption(options: argparse.Namespace, number: signal.Signals) -> str:
     """What a signal has ended, and what is kept."""
     if options.command == 'evaluate':
         return f'stopped by {number.name}; finished scores are in result.json, and trainings resume where they saved'
+    if options.command == 'pack':
+        return f'stopped by {number.name}; complete shards are kept, and the same command goes on'
     if options.command != 'train':
         return f'stopped by {number.name}'
     saved = []

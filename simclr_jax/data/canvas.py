@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import functools
 import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -54,7 +55,7 @@ class CanvasBatches(Iterator[Batch]):
         start_step: Step of the first batch.
         share: Rows of this process.
         max_unreadable: Tolerated share of the split's images that are not readable, in [0, 1].
-        reading: Threads and buffers. 0 threads means one for each core.
+        reading: Threads, and batches prepared ahead. 0 threads means one for each core.
 
     Attributes:
         unreadable: Ids of the images met so far that are not readable. Another image took the place of each.
@@ -79,7 +80,10 @@ class CanvasBatches(Iterator[Batch]):
         self._met = Unreadable(examples, max_unreadable)
         rows_from = _streamed_rows if isinstance(examples.content, Streamed) else _chosen_rows
         rows = rows_from(examples, batch_size, seed, start_step, share, reading)
-        self._batches = _decoded(rows, side, examples.max_pixels, reading)
+        pool = ThreadPoolExecutor(reading.threads or num_threads(), 'simclr-decode')
+        self._batches = _decoded(rows, pool, side, examples.max_pixels, reading.prefetch or _AHEAD)
+        # Also at the end of the program, before Python takes the modules apart.
+        weakref.finalize(self, pool.shutdown, wait=False, cancel_futures=True)
 
     @property
     def unreadable(self) -> list[str]:
@@ -130,18 +134,15 @@ def _given_rows(index: np.ndarray, labels: np.ndarray, files: np.ndarray) -> _Ro
     )
 
 
-def _decoded(rows: Iterator[_Rows], side: int, max_pixels: int, reading: Reading) -> Iterator[Batch]:
+def _decoded(
+    rows: Iterator[_Rows], pool: ThreadPoolExecutor, side: int, max_pixels: int, ahead: int
+) -> Iterator[Batch]:
     """Batches with the decoded images. Rows without a readable candidate have the index -1."""
-    pool = ThreadPoolExecutor(reading.threads or num_threads(), 'simclr-decode')
-    ahead = reading.prefetch or _AHEAD
     waiting = collections.deque[Callable[[], Batch]]()
-    try:
-        for batch in rows:
-            waiting.append(_begin(pool, batch, side, max_pixels))
-            if len(waiting) > ahead:
-                yield waiting.popleft()()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    for batch in rows:
+        waiting.append(_begin(pool, batch, side, max_pixels))
+        if len(waiting) > ahead:
+            yield waiting.popleft()()
 
 
 def _begin(pool: ThreadPoolExecutor, rows: _Rows, side: int, max_pixels: int) -> Callable[[], Batch]:

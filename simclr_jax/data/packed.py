@@ -130,7 +130,7 @@ def file_of(content: Packed, index: int) -> bytes:
     """
     shard = content.shards[content.shard[index]]
     try:
-        found = os.pread(_open(shard), content.length[index], content.start[index])
+        found = os.pread(_open(shard, content.digest), content.length[index], content.start[index])
     except OSError as error:
         raise ImageError(f'{shard} cannot be read: {error}') from error
     if len(found) != content.length[index]:
@@ -139,6 +139,7 @@ def file_of(content: Packed, index: int) -> bytes:
 
 
 @functools.cache
-def _open(path: str) -> int:
-    """A descriptor of a shard, open until the process ends. There are a few hundred shards at most."""
+def _open(path: str, digest: str) -> int:
+    """A descriptor of a shard of this digest, open until the process ends. There are a few hundred shards at most."""
+    del digest
     return os.open(path, os.O_RDONLY)

@@ -349,6 +349,13 @@ def test_a_signal_before_the_first_step_is_told_with_what_is_saved(capsys, monke
     assert ('no checkpoint is saved yet, so that the same command starts at step 0' in told) == (not saved)
 
 
+def test_an_interrupted_packing_says_what_is_kept(tmp_path, monkeypatch, capsys):
+    pytest.importorskip('tensorflow', reason='packing needs TensorFlow')
+    monkeypatch.setattr('simclr_jax.cli.pack._open', lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert main(['pack', 'cifar10', f'--out={tmp_path}']) == 1
+    assert 'stopped by SIGINT; complete shards are kept, and the same command goes on' in capsys.readouterr().err
+
+
 def test_compiled_programs_are_kept_where_nothing_else_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
     monkeypatch.delenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS')
