@@ -25,7 +25,7 @@ DIGITS = [f'--config={REPOSITORY}/configs/digits.py', *SMALL]
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    """A folder of small images of every format, and an .npz of JPEGs. Each has a damaged image."""
+    """Folders of small images of every format and of several sizes, and an .npz of JPEGs. Each has a damaged image."""
     path = tmp_path_factory.mktemp('data')
     random = np.random.default_rng(0)
     files = []
@@ -37,7 +37,12 @@ def data(tmp_path_factory):
             image = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8))
             (folder / f'{number:02}.{kind.lower()}').write_bytes(image_files.encode(image, kind))
             files.append(image_files.encode(image, 'JPEG'))
-    (path / 'photos' / 'train' / 'a' / '99.png').write_text('no image')
+    (path / 'sizes').mkdir()
+    for number in range(24):
+        image = Image.fromarray(random.integers(0, 256, (8 + number % 3, 9, 3), dtype=np.uint8))
+        image.save(path / 'sizes' / f'{number:02}.jpg')
+    for damaged in (path / 'sizes' / '99.png', path / 'photos' / 'train' / 'a' / '99.png'):
+        damaged.write_text('no image')
     files[5] = b''
     offset = np.cumsum([0, *map(len, files)])
     jpeg = np.frombuffer(b''.join(files), np.uint8)
@@ -60,6 +65,8 @@ def results(data, tmp_path_factory):
                      '--baselines=pixels', '--config.measures.images=64'],
         'embed': ['embed', digits, f'--dataset={data}/photos', f'--out={runs}/photos.npz'],
         'folder': ['train', *folder, f'--workdir={runs}/folder'],
+        'sizes': ['train', *folder, f'--config.data.path={data}/sizes', '--config.data.split=',
+                  '--config.data.eval_split=', f'--workdir={runs}/sizes'],
         'arrays': ['train', *arrays, '--config.data.feed=decoded', f'--workdir={runs}/arrays'],
         'tfds': ['train', *DIGITS, '--config.data.source=tfds', '--config.data.name=cifar10', f'--workdir={runs}/x'],
         'dataset': ['evaluate', digits, '--protocols=knn', '--dataset=cifar10'],
@@ -103,7 +110,7 @@ def test_the_test_split_of_a_folder_is_embedded(results):
         assert found['features'].shape[0] == 24
 
 
-@pytest.mark.parametrize('source, name', [('folder', '99.png'), ('arrays', 'jpegs.npz/5')])
+@pytest.mark.parametrize('source, name', [('folder', '99.png'), ('sizes', '99.png'), ('arrays', 'jpegs.npz/5')])
 def test_folders_and_jpegs_in_arrays_are_trained_on_and_name_what_is_damaged(results, source, name):
     assert_ended(results[source])
     assert f'feed: {"resident" if source == "folder" else "decoded"}' in results[source]['out']
