@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -78,23 +79,19 @@ def run(command, seconds, out):
     """Runs a part. Its last line is what it measured where that is JSON, otherwise its last lines are."""
     compiled = str(out.resolve() / 'compiled')
     cache = {'JAX_COMPILATION_CACHE_DIR': compiled, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
     started = time.monotonic()
-    try:
-        done = subprocess.run(
-            command,
-            env=os.environ | cache,
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
-            cwd=HERE.parent,
-        )
-    except subprocess.TimeoutExpired:
-        return {'left out': f'not done after {seconds:.0f} s', 'command': shlex.join(command)}
-    lines = done.stdout.strip().splitlines() or ['']
+    with subprocess.Popen(command, env=os.environ | cache, cwd=HERE.parent, start_new_session=True, **pipes) as process:
+        try:
+            printed, errors = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            # With the peer that it may have started, which would keep the GPU.
+            os.killpg(process.pid, signal.SIGKILL)
+            return {'left out': f'not done after {seconds:.0f} s', 'command': shlex.join(command)}
+    lines = printed.strip().splitlines() or ['']
     taken = {'seconds': round(time.monotonic() - started)}
-    if done.returncode:
-        return taken | {'exit code': done.returncode, 'last lines': (done.stderr + done.stdout).splitlines()[-5:]}
+    if process.returncode:
+        return taken | {'exit code': process.returncode, 'last lines': (errors + printed).splitlines()[-5:]}
     try:
         return taken | json.loads(lines[-1])
     except ValueError:

@@ -52,6 +52,9 @@ def main():
     parser.add_argument('--repeats', type=int, default=1)
     parser.add_argument('--peer', help='command of the peer, which runs in each repeat')
     options, rest = parser.parse_known_args()
+    unknown = [argument for argument in rest if not argument.startswith('--config.') or '=' not in argument]
+    if unknown:
+        parser.error(f'{unknown[0]}: there is no such option; fields are set by --config.NAME=VALUE')
     overrides = [tuple(argument.removeprefix('--config.').split('=', 1)) for argument in rest]
     overrides += [('batch_size', str(options.batch_size))] if options.batch_size else []
     config = load_config(options.config, [*overrides, ('data.feed', options.feed)])
@@ -111,7 +114,7 @@ def made_up(described, classes):
         batch[name] = pixels if described[name].dtype == np.uint8 else pixels.astype(np.float32) / 255
     if 'sizes' in described:
         shape = np.minimum([375, 500], described['images'].shape[1:3])
-        batch['sizes'] = np.tile(np.concatenate([shape, shape]).astype(np.int32), [images, 1])
+        batch['sizes'] = np.tile(np.concatenate([shape, shape]).astype(np.float32), [images, 1])
     return batch
 
 

@@ -20,13 +20,16 @@ FLOORS = (
     ('tasks',),
     ('build',),
     ('evaluation', 'planning'),
-    ('pretraining', 'report'),
+    ('pretraining', 'report', 'interop'),
     ('cli',),
     ('__main__',),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 METHODS = ('ops', 'losses', 'metrics', 'models', 'probes', 'augment', 'training.optim')
-TENSORFLOW_DOOR = {'augment.host', 'data.packing', 'data.pipeline', 'data.streams', 'data.tfds'}
+TENSORFLOW_DOOR = {
+    *('augment.host', 'data.packing', 'data.pipeline', 'data.streams', 'data.tfds'),
+    *('interop.tf1', 'interop.tf1_network'),
+}
 
 
 def module_name(path):

@@ -98,7 +98,7 @@ def random_crop(images: jax.Array, sizes: jax.Array | None, keys: jax.Array, cro
 
     Args:
         images: Images [B, H, W, 3], uint8 or float.
-        sizes: Sizes of images on a canvas, int32 [B, 4], see `whole_boxes`. None for images that are not on one.
+        sizes: Sizes of images on a canvas, float32 [B, 4], see `whole_boxes`. None for images that are not on one.
         keys: Keys [B * V], one per result. Those of an image lie next to each other.
         crop: Ranges of area and aspect.
         size: Height and width of the result, in pixels.
@@ -109,20 +109,23 @@ def random_crop(images: jax.Array, sizes: jax.Array | None, keys: jax.Array, cro
     if sizes is None:
         return crop_and_resize(images, sample_crop_boxes(keys, images.shape[1], images.shape[2], crop), size)
     sizes = jnp.repeat(sizes, len(keys) // len(images), axis=0)
-    boxes = sample_crop_boxes(keys, sizes[:, 2], sizes[:, 3], crop)
-    scale = sizes[:, :2] / sizes[:, 2:]
-    return crop_and_resize(images, boxes.astype(jnp.float32) * jnp.tile(scale, 2), size)
+    on_canvas, in_file = sizes[:, :2], sizes[:, 2:]
+    boxes = sample_crop_boxes(keys, in_file[:, 0], in_file[:, 1], crop).astype(jnp.float32)
+    offset, extent = (part * on_canvas / in_file for part in jnp.split(boxes, 2, axis=1))
+    # Rounding must not let a box reach beyond the image.
+    extent = jnp.minimum(extent, on_canvas - offset)
+    return crop_and_resize(images, jnp.concatenate([offset, extent], axis=1), size)
 
 
 def whole_boxes(sizes: jax.Array) -> jax.Array:
     """The boxes that hold the whole of images on a canvas.
 
     Args:
-        sizes: int32 [B, 4]: height and width on the canvas, whose upper left corner the image fills, then height and
+        sizes: float32 [B, 4]: height and width on the canvas, whose upper left corner the image fills, then height and
             width in the file.
 
     Returns:
-        int32 [B, 4]: offset_y, offset_x, height, width.
+        float32 [B, 4]: offset_y, offset_x, height, width.
     """
     return jnp.pad(sizes[:, :2], [(0, 0), (2, 0)])
 
@@ -135,7 +138,7 @@ def sample_crop_boxes(keys: jax.Array, height: int | jax.Array, width: int | jax
 
     Args:
         keys: Keys [B], one per image.
-        height, width: Size of the images, in pixels, one for all or int32 [B].
+        height, width: Size of the images, in pixels, one for all or [B].
         crop: Ranges of area and aspect.
 
     Returns:

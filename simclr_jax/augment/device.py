@@ -136,7 +136,7 @@ def augment(images: jax.Array, keys: jax.Array, policy: Policy, sizes: jax.Array
             [B, V, H, W, 3], each of which continues in its own branch.
         keys: Typed keys [B] (threefry, JAX's default), one per image. The same key gives the same views.
         policy: Operations, applied in the order in which they stand.
-        sizes: For images on canvases of one size: int32 [B, 4], see `crop.whole_boxes`. The random boxes are those of
+        sizes: For images on canvases of one size: float32 [B, 4], see `crop.whole_boxes`. The random boxes are those of
             the images in their files. Every view must begin with its crop, or have no operations.
 
     Returns:

@@ -5,8 +5,8 @@ Examples:
   simclr train --config=configs/imagenet.py --config.data.source=packed --config.data.path=/data/imagenet256 ...
   simclr pack folder:/data/photos --out=/data/photos256 --side=256 --quality=90
 
-The shorter side becomes --side pixels. Smaller images are copied as they are. The same command again goes on after an
-interruption. It needs TensorFlow, reading does not. TensorFlow Datasets reads the shards too.
+The shorter side becomes --side pixels. Smaller JPEGs and PNGs are copied as they are. The same command again goes on
+after an interruption. It needs TensorFlow, reading from a local disk does not. TensorFlow Datasets reads the shards.
 """
 
 import argparse
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 NAME = 'pack'
 SUMMARY = 'make the images of a data set smaller once, and write them as shards'
+# Unreadable images that are named.
+_SHOWN = 20
 # Seconds and batch of the measurement at the end.
 _SECONDS, _BATCH = 3.0, 64
 
@@ -79,15 +81,26 @@ def run(options: argparse.Namespace) -> int:
         seconds = time.perf_counter() - started
         count, size = len(index.rows['id']), sum(index.description['sizes'])
         print(
-            f'{out}, {split}: {count:,} images of {examples.name}, {size / 2**30:.2f} GiB in '
-            f'{len(index.description["shards"])} shards, {size / count / 1024:.0f} KiB per image; {seconds:,.0f} s'
+            f'{out}, {split}: {count:,} images of {examples.name}, {examples.num_classes or "no"} classes, '
+            f'{size / 2**30:.2f} GiB in {len(index.description["shards"])} shards, {size / count / 1024:.0f} KiB per '
+            f'image; {seconds:,.0f} s'
         )
-        for name in index.description['unreadable'][:20]:
-            print(f'Skipped, not a readable image: {name}')
+        _tell_unreadable(index.description['unreadable'])
         if not is_remote(out):
             rate, cores = _measured_rate(out, split)
-            print(f'Read and decoded in random order by {cores} cores: {rate:,.0f} images/s.')
+            print(f'Read from memory and decoded in random order by {cores} cores: {rate:,.0f} images/s.')
     return 0
+
+
+def _tell_unreadable(names: list[str]) -> None:
+    """Names the images that were left out, as many as fit on a screen."""
+    from simclr_jax.config.paths import printable
+    from simclr_jax.data.spec import SKIPPED
+
+    for name in names[:_SHOWN]:
+        print(SKIPPED.format(printable(name)))
+    if len(names) > _SHOWN:
+        print(f'and {len(names) - _SHOWN} more')
 
 
 def _problems(options: argparse.Namespace) -> list[str]:
@@ -102,6 +115,12 @@ def _problems(options: argparse.Namespace) -> list[str]:
         for split in _split_names(options)
         if not re.fullmatch(r'\w+', split, re.ASCII)
     ]
+    try:
+        options.out.encode()
+    except UnicodeEncodeError:
+        from simclr_jax.config.paths import printable
+
+        problems.append(f'--out={printable(options.out)}: the name is not UTF-8; choose another')
     return problems
 
 
@@ -110,20 +129,37 @@ def _split_names(options: argparse.Namespace) -> list[str]:
 
 
 def _open(options: argparse.Namespace, data: 'ConfigDict') -> 'Iterator[tuple[str, Examples]]':
-    """(name, images) of each split to pack. A folder without splits is called train."""
-    from simclr_jax.data.sources import load_examples
-    from simclr_jax.data.suite import resolve_dataset, resolve_split
+    """(name, images) of each split to pack, all with the classes of the first. A folder without splits is train."""
+    from simclr_jax.data.sources import align_classes, load_examples
+    from simclr_jax.data.suite import resolve_split
 
-    names = _split_names(options)
-    fields, only = resolve_split(options.source, names[0] if names else '', options.data_dir)
-    if not names and only:
-        spec = resolve_dataset(options.source, options.data_dir)
-        names = [name for name in (spec.split, spec.validation_split, spec.eval_split) if name]
+    names = _split_names(options) or _default_splits(options)
+    fields, _ = resolve_split(options.source, names[0], options.data_dir)
     data = data.copy_and_resolve_references()
     with data.unlocked():
         data.update(fields)
-    for name in names or ['']:
-        yield name or 'train', load_examples(data, name)
+    first = None
+    for name in names:
+        examples = load_examples(data, name)
+        first = first or examples
+        yield name or 'train', align_classes(examples, first)
+
+
+def _default_splits(options: argparse.Namespace) -> list[str]:
+    """The splits to train and to test on, or '' for a folder without splits."""
+    from etils import epath
+
+    from simclr_jax.data.spec import DataError
+    from simclr_jax.data.suite import resolve_dataset, resolve_split
+
+    try:
+        spec = resolve_dataset(options.source, options.data_dir)
+    except DataError as error:
+        fields, _ = resolve_split(options.source, '', options.data_dir)
+        if fields['source'] != 'folder':
+            raise DataError(f'{error}; or name the splits: --splits=train') from error
+        return ['train' if (epath.Path(fields['path']) / 'train').is_dir() else '']
+    return [name for name in (spec.split, spec.validation_split, spec.eval_split) if name]
 
 
 def _measured_rate(out: 'epath.Path', split: str) -> tuple[float, int]:

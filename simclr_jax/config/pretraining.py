@@ -105,29 +105,35 @@ FIELDS = (
         'data.memory_limit_gb',
         2.0,
         'tfds: encoded splits up to this size are held in memory. Larger ones are streamed. '
+        'decoded: images of one size up to this are held in memory. '
         'arrays: an .npz that unpacks to more, and to more than its own size, is refused.',
         AMOUNT,
     ),
-    Field('data.shuffle_buffer', 20000, 'tfds, streamed: images in the shuffle buffer, over all processes.', COUNT),
+    Field(
+        'data.shuffle_buffer',
+        20000,
+        'tfds and packed, streamed: images in the shuffle buffer, over all processes.',
+        COUNT,
+    ),
     Field(
         'data.lanes',
         64,
-        'tfds, streamed: parts of the split that are read in parallel, over all processes.',
+        'tfds and packed, streamed: parts of the split that are read in parallel, over all processes.',
         COUNT,
     ),
     Field(
         'data.threads',
         0,
-        "Threads of the input pipeline, in its own pool. 0: TensorFlow's pool, one thread per core.",
+        'Threads of the input pipeline, in its own pool. 0: one thread per core.',
         NATURAL,
     ),
     Field(
         'data.parallel_calls',
         0,
-        'Images that are decoded and augmented at the same time. 0: tuned during the run.',
+        'host, hybrid: images that are decoded and augmented at the same time. 0: tuned during the run.',
         NATURAL,
     ),
-    Field('data.prefetch', 2, 'Batches that are prepared in advance. 0: tuned during the run.', NATURAL),
+    Field('data.prefetch', 2, 'Batches that are prepared in advance. 0: tuned during the run (decoded: 2).', NATURAL),
     Field('data.fake_images', 256, 'fake: number of noise images.', COUNT),
     # Augmentation.
     Field(

@@ -31,7 +31,7 @@ def write_whole(path: epath.Path, content: str | Callable[[IO[bytes]], None]) ->
         OSError: The file cannot be written. The error names it.
         Exception: Any error of `content` itself.
     """
-    partial = path.with_name(f'{path.name}.{_writer()}.partial')
+    partial = path.with_name(f'{path.name}.{writer_name()}.partial')
     try:
         # An error of opening would name the partial file.
         with naming(path):
@@ -53,7 +53,7 @@ def write_whole(path: epath.Path, content: str | Callable[[IO[bytes]], None]) ->
         raise
 
 
-def _writer() -> str:
+def writer_name() -> str:
     """Text that differs between threads, processes and machines. A process that starts again may get the same."""
     name = f'{socket.gethostname()} {threading.get_native_id()}'
     return hashlib.blake2b(name.encode(), digest_size=4).hexdigest()

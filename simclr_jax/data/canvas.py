@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from simclr_jax.data import images
-from simclr_jax.data.reader import SUBSTITUTES, Unreadable, num_threads, read_file
+from simclr_jax.data.reader import Unreadable, num_threads, read_file, substitutes
 from simclr_jax.data.resident import images_at_positions
 from simclr_jax.data.spec import Batch, Decoded, Examples, Reading, Share, Streamed, needs_tensorflow
 
@@ -43,9 +43,9 @@ class _Rows:
 
 
 class CanvasBatches(Iterator[Batch]):
-    """Endless batches {'images': uint8 [R, S, S, 3], 'sizes': int32 [R, 4], 'label', 'mask', 'index'}.
+    """Endless batches {'images': uint8 [R, S, S, 3], 'sizes': float32 [R, 4], 'label', 'mask', 'index'}.
 
-    'sizes' are height and width on the canvas, then in the file. R are the rows of this process.
+    'sizes' are height and width on the canvas, then in the file, see `images.Fitted`. R are the rows of this process.
 
     Args:
         examples: Split to read. Its images are not decoded.
@@ -102,13 +102,12 @@ def _chosen_rows(
     content, labels, size = examples.content, examples.labels, examples.size
     assert not isinstance(content, Decoded | Streamed)
     assert labels is not None, 'only streamed splits have unread labels'
-    # The substitute is half an epoch away, so that it is not in the same batch already.
-    steps_aside = np.arange(SUBSTITUTES) * (size // 2 + 1)
+    aside = np.array(substitutes(size))
     own = np.array(share.rows(batch_size))
 
     for step in itertools.count(start_step):
         yield _Rows(
-            candidates=images_at_positions(step * batch_size + own, seed, size, steps_aside),
+            candidates=images_at_positions(step * batch_size + own, seed, size, aside),
             file_of=lambda _, index: read_file(content, index, examples.max_pixels),
             labels_of=lambda found: np.where(found < 0, -1, labels[found]).astype(np.int32),
         )
@@ -118,7 +117,8 @@ def _streamed_rows(
     examples: Examples, batch_size: int, seed: int, start_step: int, share: Share, reading: Reading
 ) -> Iterator[_Rows]:
     """The batches of a streamed split."""
-    with needs_tensorflow(f'the streamed split {examples.name}', 'raise data.memory_limit_gb'):
+    assert isinstance(examples.content, Streamed)
+    with needs_tensorflow(f'the streamed split {examples.name}', examples.content.cure):
         from simclr_jax.data.pipeline import streamed_files
     order = {'batch_size': batch_size, 'seed': seed, 'start_step': start_step, 'share': share}
     for index, labels, files in streamed_files(examples, **order, reading=reading):
@@ -151,7 +151,7 @@ def _begin(pool: ThreadPoolExecutor, rows: _Rows, side: int, max_pixels: int) ->
     batch = {
         # The part of a canvas that no image fills is never touched, and so takes neither time nor memory.
         'images': np.zeros([count, side, side, 3], np.uint8),
-        'sizes': np.ones([count, 4], np.int32),
+        'sizes': np.ones([count, 4], np.float32),
         'index': np.full([count], -1, np.int32),
         'mask': np.ones([count], np.float32),
         'wanted': rows.candidates[:, 0].astype(np.int32),
@@ -173,10 +173,10 @@ def _decode_rows(rows: _Rows, batch: Batch, max_pixels: int, places: range) -> N
     for row in places:
         for index in rows.candidates[row].tolist():
             try:
-                image, size = images.decode_within(rows.file_of(row, index), side, max_pixels)
+                image = images.decode_within(rows.file_of(row, index), side, max_pixels)
             except images.ImageError:
                 continue
-            height, width = image.shape[:2]
-            batch['images'][row, :height, :width] = image
-            batch['sizes'][row], batch['index'][row] = (height, width, *size), index
+            height, width = image.pixels.shape[:2]
+            batch['images'][row, :height, :width] = image.pixels
+            batch['sizes'][row], batch['index'][row] = (*image.extent, *image.size), index
             break

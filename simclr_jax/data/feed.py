@@ -124,7 +124,7 @@ def _check_canvas(config: ConfigDict, reason: NotInMemory) -> None:
     if not training_policy(config).begins_with_crops:
         views = f'augment.shared={config.augment.shared!r}, augment.views={config.augment.views}'
         raise DataError(
-            f'{reason}, and {views}: operations before the first crop need images of one size in memory; '
+            f'{reason.fact}, and {views}: operations before the first crop need images of one size in memory; '
             'begin each view with its crop, or choose data.feed=hybrid'
         ) from reason
 
@@ -218,7 +218,9 @@ def _hybrid(config: ConfigDict, examples: Examples | None, mesh: Mesh) -> Feed:
 
 def _decoded(config: ConfigDict, examples: Examples | None, mesh: Mesh) -> Feed:
     share = Share.of_this_process(mesh)
-    if examples is not None and isinstance(examples.content, Decoded):
+    # With an operation before the first crop, only images of one size in memory can be meant.
+    is_planned_in_memory = examples is None and not training_policy(config).begins_with_crops
+    if is_planned_in_memory or (examples is not None and isinstance(examples.content, Decoded)):
         return _of_arrays('decoded', config, examples, functools.partial(DecodedBatches, share=share))
     side = canvas_side(config)
 
@@ -236,7 +238,7 @@ def _decoded(config: ConfigDict, examples: Examples | None, mesh: Mesh) -> Feed:
         )
 
     batch = _batch(config, 'images', (side, side, 3), np.uint8)
-    batch['sizes'] = jax.ShapeDtypeStruct((config.batch_size, 4), np.int32)
+    batch['sizes'] = jax.ShapeDtypeStruct((config.batch_size, 4), np.float32)
     return Feed('decoded', make_views_of('images', training_policy(config)), batch, examples, batches)
 
 

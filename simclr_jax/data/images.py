@@ -1,7 +1,7 @@
 """Decoding of image files, the same for every source. No TensorFlow.
 
-Whole JPEGs are decoded by libjpeg-turbo through simplejpeg, with Pillow's pixels in three quarters of its time
-(benchmarks/decoders.py). Everything else is decoded by Pillow, which also decides what is not readable.
+JPEGs are decoded by libjpeg-turbo through simplejpeg, with Pillow's pixels in three quarters of its time
+(benchmarks/notes.md). Everything else is decoded by Pillow, which also decides what is not readable.
 
 | in the file                              | in the pixels                                             |
 |------------------------------------------|-----------------------------------------------------------|
@@ -15,6 +15,7 @@ Whole JPEGs are decoded by libjpeg-turbo through simplejpeg, with Pillow's pixel
 | 12 bits per channel (JPEG)               | not readable                                              |
 """
 
+import dataclasses
 import io
 import os
 from collections.abc import Callable
@@ -69,7 +70,7 @@ def decode(file: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
     """
     found = _decode_jpeg(file, max_pixels)
     if found is not None:
-        return found[0]
+        return found.pixels
     try:
         picture = _open(file, max_pixels)
         picture.load()
@@ -81,7 +82,22 @@ def decode(file: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
         raise ImageError(f'not a readable image: {error}') from error
 
 
-def decode_within(file: bytes, side: int, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[np.ndarray, tuple[int, int]]:
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """An image that was made smaller, or not.
+
+    Attributes:
+        pixels: uint8 [H, W, 3].
+        extent: Height and width of the image in these pixels. The last row and column may reach beyond it.
+        size: Height and width in the file.
+    """
+
+    pixels: np.ndarray
+    extent: tuple[float, float]
+    size: tuple[int, int]
+
+
+def decode_within(file: bytes, side: int, max_pixels: int = MAX_IMAGE_PIXELS) -> Fitted:
     """Decodes an image, made smaller where it is larger than needed.
 
     A large JPEG is decoded at the largest number of eighths of its size that is small enough, which costs less than
@@ -92,22 +108,19 @@ def decode_within(file: bytes, side: int, max_pixels: int = MAX_IMAGE_PIXELS) ->
         side: Largest height and width of the result, in pixels.
         max_pixels: See `decode`.
 
-    Returns:
-        uint8 [H, W, 3] with H, W <= side, and height and width in the file.
-
     Raises:
         ImageError: See `decode`.
     """
     found = _decode_jpeg(file, max_pixels, side)
     if found is None:
-        image = decode(file, max_pixels)
-        found = image, image.shape[:2]
-    image, size = found
-    return _shrink(image, side), size
+        pixels = decode(file, max_pixels)
+        size = pixels.shape[:2]
+        found = Fitted(pixels, size, size)
+    return _shrink(found, side)
 
 
-def _decode_jpeg(file: bytes, max_pixels: int, side: int | None = None) -> tuple[np.ndarray, tuple[int, int]] | None:
-    """Decodes a JPEG that has no oddities to uint8 [H, W, 3], and tells the size in the file. None for other files.
+def _decode_jpeg(file: bytes, max_pixels: int, side: int | None = None) -> Fitted | None:
+    """Decodes a JPEG that has no oddities. None for other files.
 
     Args:
         file: Content of the file.
@@ -125,7 +138,8 @@ def _decode_jpeg(file: bytes, max_pixels: int, side: int | None = None) -> tuple
         _check_pixels(width, height, max_pixels)
         eighths = 8 if side is None else min(8, max(1, 8 * side // max(height, width)))
         least = (0, 0) if eighths == 8 else (-(-height * eighths // 8), -(-width * eighths // 8))
-        return simplejpeg.decode_jpeg(file, 'RGB', min_height=least[0], min_width=least[1]), (height, width)
+        pixels = simplejpeg.decode_jpeg(file, 'RGB', min_height=least[0], min_width=least[1])
+        return Fitted(pixels, (height * eighths / 8, width * eighths / 8), (height, width))
     except ImageError:
         raise
     except ValueError:
@@ -133,13 +147,14 @@ def _decode_jpeg(file: bytes, max_pixels: int, side: int | None = None) -> tuple
         return None
 
 
-def _shrink(image: np.ndarray, side: int) -> np.ndarray:
-    """Makes an image uint8 [H, W, 3] smaller, to at most `side` pixels of height and width."""
-    longest = max(image.shape[:2])
+def _shrink(image: Fitted, side: int) -> Fitted:
+    """Makes an image smaller, to at most `side` pixels of height and width."""
+    longest = max(image.pixels.shape[:2])
     if longest <= side:
         return image
-    height, width = (max(1, round(length * side / longest)) for length in image.shape[:2])
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
+    height, width = (max(1, round(length * side / longest)) for length in image.pixels.shape[:2])
+    pixels = np.asarray(Image.fromarray(image.pixels).resize((width, height), Image.Resampling.BOX))
+    return Fitted(pixels, (height, width), image.size)
 
 
 def read(path: str, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:

@@ -15,7 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax.config.paths import is_remote, printable, user_path
-from simclr_jax.config.storage import check_reachable, first_line, storage_errors
+from simclr_jax.config.storage import check_reachable, first_line
 from simclr_jax.config.whole_file import write_whole
 from simclr_jax.data.images import ImageError
 from simclr_jax.data.spec import DataError, Examples, Packed, needs_tensorflow
@@ -57,14 +57,13 @@ def read_index(path: epath.Path) -> Index:
     import pyarrow
     from pyarrow import parquet
 
+    # The files of TensorFlow, which epath opens on gs://, lack attributes that the reader asks for.
+    content = path.read_bytes()
     try:
-        # The files of TensorFlow, which epath opens on gs://, lack attributes that the reader asks for.
-        table = parquet.read_table(pyarrow.BufferReader(path.read_bytes()))
+        table = parquet.read_table(pyarrow.BufferReader(content))
         description = json.loads(table.schema.metadata[DESCRIPTION])
         arrays = {name: table[name].to_numpy() for name in ('shard', 'start', 'length', 'label')}
         return Index(arrays | {'id': table['id'].to_pylist()}, description)
-    except (OSError, *storage_errors()):
-        raise
     except Exception as error:
         # Damaged files raise errors of many classes in the reader.
         raise DataError(
@@ -98,7 +97,14 @@ def load_packed(data: ConfigDict, split: str) -> Examples:
         with needs_tensorflow(f'packed images on {data.path}', 'copy them to a local disk'):
             from simclr_jax.data.streams import packed_stream
         counts = np.bincount(rows['shard'], minlength=len(shards))
-        content = packed_stream(shards, counts, lanes=data.lanes, shuffle_buffer=data.shuffle_buffer)
+        content = packed_stream(
+            shards,
+            counts,
+            lanes=data.lanes,
+            shuffle_buffer=data.shuffle_buffer,
+            ids=rows['id'],
+            digest=description['digest'],
+        )
         labels = None
     else:
         _check_sizes(shards, description['sizes'])

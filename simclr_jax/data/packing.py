@@ -1,14 +1,18 @@
 """Writes packed data sets: each image once made smaller, in shards. Behind the TensorFlow door: imported when used.
 
-A shard is written beside its place, read back, and then renamed. An index of it is written after that. So a packing
-that was interrupted goes on with the first shard that has no index. When all shards are there, their indices become the
-index of the split, which marks it as complete.
+A shard is written beside its place, read back, and then renamed. Its part of the index is written after that. So a
+packing that was interrupted goes on with the first shard that has no part. When all are there, they become the index of
+the split, which marks it as complete. The bytes follow from the images and settings alone, so that two packings at once
+write the same files.
 """
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +24,8 @@ from etils import epath
 from PIL import Image
 
 from simclr_jax.config import ConfigError
+from simclr_jax.config.paths import printable
+from simclr_jax.config.whole_file import writer_name
 from simclr_jax.data import images, streams
 from simclr_jax.data.packed import INDEX, Index, read_index
 from simclr_jax.data.reader import check_unreadable, in_order, read_file
@@ -27,10 +33,22 @@ from simclr_jax.data.spec import DataError, Decoded, Examples, Streamed
 
 # Images of a shard, if there are not too many shards then.
 _SHARD_IMAGES, _MOST_SHARDS = 256, 256
-# Bytes before the content of a TFRecord: its length, and a checksum of that.
-_RECORD_HEADER = 12
+# Bytes before the content of a TFRecord, its length and a checksum of that, and the checksum after it.
+_BEFORE_RECORD, _AFTER_RECORD = 12, 4
 # Name of the data set for TensorFlow Datasets, a part of the names of its shards.
 _NAME = 'packed'
+# Ending of the part of an index.
+_PART = '.part.parquet'
+# What TensorFlow Datasets reads beside the shards.
+_METADATA = ('dataset_info.json', 'features.json', 'label.labels.txt')
+# Longest side of a JPEG that libjpeg writes.
+_LONGEST = 65_500
+# Errors of TensorFlow's files, as the system's.
+_SYSTEM_ERRORS = (
+    (tf.errors.ResourceExhaustedError, errno.ENOSPC),
+    (tf.errors.PermissionDeniedError, errno.EACCES),
+    (tf.errors.NotFoundError, errno.ENOENT),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +56,7 @@ class Packing:
     """How images are packed.
 
     Attributes:
-        side: Shorter side of a packed image, in pixels. An image that is not larger keeps its file as it is.
+        side: Shorter side of a packed image, in pixels. A JPEG or PNG that is not larger keeps its file as it is.
         quality: JPEG quality of the others, in 1..100.
         max_unreadable: Tolerated share of images that are not readable, in [0, 1].
     """
@@ -64,7 +82,8 @@ def pack(
         The index of the split.
 
     Raises:
-        ConfigError: The directory holds this split with other settings or of another source.
+        ConfigError: The directory holds other files, this split with other settings or of another source, or a split
+            with other classes.
         DataError: Too many images are not readable, or a shard reads back otherwise than it was written.
     """
     if examples.is_multi_label:
@@ -73,61 +92,107 @@ def pack(
             'enough to stay in memory as they are'
         )
     out.mkdir(parents=True, exist_ok=True)
+    plan = _Plan(examples, out, split, how)
+    plan.check_directory()
     whole = out / f'{split}{INDEX}'
-    settings = _settings(examples, how)
     if whole.exists():
         index = read_index(whole)
-        _check_settings(index, settings, whole)
+        plan.check(index, whole)
         progress(examples.size)
-        return index
-    count = min(max(examples.size // _SHARD_IMAGES, 1), _MOST_SHARDS)
-    edges = np.linspace(0, examples.size, count + 1).astype(int).tolist()
-    names = [f'{_NAME}-{split}.tfrecord-{number:05}-of-{count:05}' for number in range(count)]
-    parts = [out / f'{name}.part.parquet' for name in names]
-    found = {}
-    for number, part in enumerate(parts):
-        if part.exists():
-            found[number] = read_index(part)
-            _check_settings(found[number], settings, part)
-            progress(edges[number + 1] - edges[number])
-    missing = [number for number in range(count) if number not in found]
-    source = _Source(examples, how)
-    for number in missing:
-        shard = _write_shard(out / names[number], source, edges[number], edges[number + 1], progress)
-        shard = dataclasses.replace(shard, description=settings | shard.description)
-        unreadable = [name for index in (*found.values(), shard) for name in index.description['unreadable']]
-        check_unreadable(examples, unreadable, how.max_unreadable)
-        shard.write(parts[number])
-        found[number] = shard
-    index = _joined([found[number] for number in range(count)], names)
-    _describe(out, split, index, [edges[number + 1] - edges[number] for number in range(count)])
-    index.write(whole)
-    for part in parts:
-        part.unlink()
+    else:
+        index = _joined([plan.shard(number, progress) for number in range(plan.count)], plan.names)
+        index.write(whole)
+    _describe(out)
+    for part in out.glob(f'{_NAME}-{split}.tfrecord-*{_PART}'):
+        part.unlink(missing_ok=True)
     return index
 
 
-def _settings(examples: Examples, how: Packing) -> dict[str, Any]:
-    return {
-        'source': examples.name,
-        'images': examples.size,
-        'side': how.side,
-        'quality': how.quality,
-        'class_names': list(examples.class_names),
-    }
+class _Plan:
+    """The shards of a split.
 
+    Attributes:
+        count: Number of shards.
+        names: Their names.
+    """
 
-def _check_settings(index: Index, settings: dict[str, Any], path: epath.Path) -> None:
-    """Raises ConfigError if an index was written with other settings."""
-    different = [name for name, value in settings.items() if index.description[name] != value]
-    if different:
-        before = ', '.join(f'{name}={_shown(index.description[name])}' for name in different)
-        wanted = ', '.join(f'{name}={_shown(settings[name])}' for name in different)
-        raise ConfigError([f'{path} was packed with {before}, now {wanted}; choose an empty directory for --out'])
+    def __init__(self, examples: Examples, out: epath.Path, split: str, how: Packing):
+        self._examples, self._out, self._split, self._how = examples, out, split, how
+        self.count = min(max(examples.size // _SHARD_IMAGES, 1), _MOST_SHARDS)
+        self._edges = np.linspace(0, examples.size, self.count + 1).astype(int).tolist()
+        self.names = [f'{_NAME}-{split}.tfrecord-{number:05}-of-{self.count:05}' for number in range(self.count)]
+        self._settings = {
+            'source': examples.name,
+            'images': examples.size,
+            'side': how.side,
+            'quality': how.quality,
+            'class_names': list(examples.class_names),
+        }
+        self._source = _Source(examples, how)
+        self._unreadable: list[str] = []
+
+    def check_directory(self) -> None:
+        """Raises ConfigError if the directory holds files that do not belong to this packing."""
+        names = sorted(path.name for path in self._out.iterdir())
+        own = [name for name in names if name.startswith(f'{_NAME}-') or name.endswith(INDEX)]
+        others = [name for name in names if name not in own and not (own and name in _METADATA)]
+        if others:
+            raise ConfigError([f'{printable(self._out)} holds {printable(others[0])}; choose an empty directory'])
+        of_split = [name for name in own if name.startswith(f'{_NAME}-{self._split}.')]
+        if any(not name.startswith(tuple(self.names)) for name in of_split):
+            raise ConfigError(
+                [f'{printable(self._out)} holds another packing of {self._split}; choose an empty directory']
+            )
+        for path in self._out.glob(f'*{INDEX}'):
+            classes = read_index(path).description['class_names']
+            if classes != self._settings['class_names']:
+                raise ConfigError(
+                    [f'{printable(path)} has {len(classes)} classes, and not those of {self._examples.name}; choose an '
+                     'empty directory, or pack all splits by one command']
+                )  # fmt: skip
+
+    def check(self, index: Index, path: epath.Path) -> None:
+        """Raises ConfigError if an index was written with other settings."""
+        different = [name for name, value in self._settings.items() if index.description[name] != value]
+        if different:
+            before = ', '.join(f'{name}={_shown(index.description[name])}' for name in different)
+            wanted = ', '.join(f'{name}={_shown(self._settings[name])}' for name in different)
+            raise ConfigError(
+                [f'{printable(path)} was packed with {before}, now {wanted}; choose an empty directory for --out']
+            )
+
+    def shard(self, number: int, progress: Callable[[int], None]) -> Index:
+        """The part of the index of a shard, which is written where it is missing."""
+        path, start, stop = self._out / self.names[number], *self._edges[number : number + 2]
+        part = path.with_name(f'{path.name}{_PART}')
+        if part.exists():
+            index = read_index(part)
+            self.check(index, part)
+            progress(stop - start)
+            self._unreadable += index.description['unreadable']
+            return index
+        partial = path.with_name(f'{path.name}.{writer_name()}.partial')
+        try:
+            with _system_errors(path):
+                index = _write(partial, path.name, self._source.read(start, stop), progress, self._examples.id_of)
+                self._unreadable += index.description['unreadable']
+                check_unreadable(self._examples, self._unreadable, self._how.max_unreadable, '--max-unreadable')
+                _read_back(partial, index)
+            partial.replace(path)
+        finally:
+            with contextlib.suppress(Exception):
+                partial.unlink(missing_ok=True)
+        index = Index(index.rows, self._settings | index.description)
+        index.write(part)
+        return index
 
 
 def _shown(value: Any) -> str:
     return f'{len(value)} names' if isinstance(value, list) else repr(value)
+
+
+# (index, label, file) of an image. The file is None before it is read, and where it is no readable image.
+_Row = tuple[int, int, bytes | None]
 
 
 class _Source:
@@ -142,21 +207,18 @@ class _Source:
         self._examples, self._how = examples, how
         self._place, self._stream = 0, None
 
-    def read(self, start: int, stop: int) -> Iterator[tuple[int, int, bytes | None]]:
-        """(index, label, file) of the images from `start` to `stop`. The file is None if it is not a readable image."""
-        return in_order(self._shrunk, self._streamed(start, stop) if self._is_streamed else self._chosen(start, stop))
+    def read(self, start: int, stop: int) -> Iterator[_Row]:
+        """The images from `start` to `stop`."""
+        is_streamed = isinstance(self._examples.content, Streamed)
+        return in_order(self._shrunk, (self._streamed if is_streamed else self._chosen)(start, stop))
 
-    @property
-    def _is_streamed(self) -> bool:
-        return isinstance(self._examples.content, Streamed)
-
-    def _chosen(self, start: int, stop: int) -> Iterator[tuple[int, int, bytes | None]]:
+    def _chosen(self, start: int, stop: int) -> Iterator[_Row]:
         labels = self._examples.labels
         assert labels is not None, 'only streamed splits have unread labels'
         for index in range(start, stop):
             yield index, int(labels[index]), None
 
-    def _streamed(self, start: int, stop: int) -> Iterator[tuple[int, int, bytes | None]]:
+    def _streamed(self, start: int, stop: int) -> Iterator[_Row]:
         content = self._examples.content
         assert isinstance(content, Streamed)
         if self._stream is None or self._place != start:
@@ -164,88 +226,121 @@ class _Source:
             rows = rows.map(lambda index, record: (index, *content.parse(record)), tf.data.AUTOTUNE)
             self._stream, self._place = rows.prefetch(tf.data.AUTOTUNE).as_numpy_iterator(), start
         for _ in range(start, stop):
-            index, file, label = next(self._stream)
+            try:
+                index, file, label = next(self._stream)
+            except tf.errors.DataLossError as error:
+                raise DataError(f'{self._examples.name} is damaged: {error.message}; prepare it again') from error
             self._place += 1
             yield int(index), int(label), file
 
-    def _shrunk(self, row: tuple[int, int, bytes | None]) -> tuple[int, int, bytes | None]:
+    def _shrunk(self, row: _Row) -> _Row:
         index, label, file = row
         content, most = self._examples.content, self._examples.max_pixels
         try:
             if isinstance(content, Decoded):
-                return index, label, _encoded(content.images[index], self._how)
+                return index, label, _fitted(content.images[index], b'', self._how)
             if not isinstance(content, Streamed):
                 file = read_file(content, index, most)
             assert file is not None
-            return index, label, _shrink(file, most, self._how)
+            return index, label, _fitted(images.decode(file, most), file, self._how)
         except images.ImageError:
             return index, label, None
 
 
-def _shrink(file: bytes, max_pixels: int, how: Packing) -> bytes:
-    """The file of an image whose shorter side is at most `how.side`."""
-    image = images.decode(file, max_pixels)
-    if min(image.shape[:2]) <= how.side:
-        return file
-    scale = how.side / min(image.shape[:2])
-    height, width = (max(how.side, round(scale * length)) for length in image.shape[:2])
+def _fitted(image: np.ndarray, file: bytes, how: Packing) -> bytes:
+    """The file of an image uint8 [H, W, 3] whose shorter side is at most `how.side`.
+
+    A small one keeps its JPEG or PNG, or becomes a PNG, which loses nothing.
+    """
+    shortest, longest = sorted(image.shape[:2])
+    scale = min(1.0, how.side / shortest, _LONGEST / longest)
+    if scale == 1.0:
+        return file if file.startswith((b'\xff\xd8\xff', b'\x89PNG')) else _png(image)
+    height, width = (min(_LONGEST, max(1, round(scale * length))) for length in image.shape[:2])
     # With antialiasing, which the crops of a training do not have.
     small = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
     return simplejpeg.encode_jpeg(np.asarray(small), how.quality, 'RGB', '420')
 
 
-def _encoded(image: np.ndarray, how: Packing) -> bytes:
-    """The file of an image in memory, uint8 [H, W, 3]. It loses nothing until it is made smaller."""
+def _png(image: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image).save(file, 'PNG')
-    return _shrink(file.getvalue(), image.size, how)
+    return file.getvalue()
 
 
-def _write_shard(path: epath.Path, source: _Source, start: int, stop: int, progress: Callable[[int], None]) -> Index:
-    """Writes the images from `start` to `stop`. The description of the index lacks the settings."""
-    examples, partial = source._examples, path.with_name(f'{path.name}.partial')
-    columns = {name: [] for name in ('shard', 'start', 'length', 'label', 'id')}
+@contextlib.contextmanager
+def _system_errors(path: epath.Path) -> Iterator[None]:
+    """Turns the errors of TensorFlow's local files into the system's, which name their cure."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        number = next((number for kind, number in _SYSTEM_ERRORS if isinstance(error, kind)), None)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), os.fspath(path)) from error
+
+
+def _write(
+    path: epath.Path, name: str, rows: Iterator[_Row], progress: Callable[[int], None], id_of: Callable[[int], str]
+) -> Index:
+    """Writes a shard. The description of its index lacks the settings.
+
+    Args:
+        path: File to write.
+        name: Name of the shard.
+        rows: Its images.
+        progress: Function that receives numbers of images.
+        id_of: Function of the index of an image.
+    """
+    columns = {column: [] for column in ('shard', 'start', 'length', 'label', 'id')}
     unreadable, place, digest = [], 0, hashlib.blake2b(digest_size=16)
-    with tf.io.TFRecordWriter(str(partial)) as writer:
-        for index, label, file in source.read(start, stop):
+    with tf.io.TFRecordWriter(os.fspath(path)) as writer:
+        for index, label, file in rows:
             progress(1)
             if file is None:
-                unreadable.append(examples.id_of(index))
+                unreadable.append(id_of(index))
                 continue
-            record = _record(file, label, examples.id_of(index))
+            record = _record(file, label, id_of(index))
             writer.write(record)
-            values = (0, place + _RECORD_HEADER + record.index(file), len(file), label, examples.id_of(index))
+            values = (0, place + _BEFORE_RECORD + record.index(file), len(file), label, id_of(index))
             for column, value in zip(columns.values(), values, strict=True):
                 column.append(value)
-            # A checksum follows the content.
-            place += _RECORD_HEADER + len(record) + 4
+            place += _BEFORE_RECORD + len(record) + _AFTER_RECORD
             digest.update(file)
-    _read_back(partial, place, len(columns['id']))
-    partial.rename(path)
-    description = {'shards': [path.name], 'sizes': [place], 'unreadable': unreadable, 'digest': digest.hexdigest()}
     types = {'shard': np.int32, 'start': np.int64, 'length': np.int32, 'label': np.int32}
-    rows = {name: np.array(values, types[name]) if name in types else values for name, values in columns.items()}
-    return Index(rows, description)
+    arrays = {column: np.array(values, types[column]) for column, values in columns.items() if column in types}
+    description = {'shards': [name], 'sizes': [place], 'unreadable': unreadable, 'digest': digest.hexdigest()}
+    return Index(arrays | {'id': columns['id']}, description)
 
 
 def _record(file: bytes, label: int, name: str) -> bytes:
-    """A serialized tf.train.Example."""
+    """A serialized tf.train.Example, the same bytes in every process."""
     features = {
         'image': tf.train.Feature(bytes_list=tf.train.BytesList(value=[file])),
         'label': tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
         'id': tf.train.Feature(bytes_list=tf.train.BytesList(value=[name.encode(errors='surrogateescape')])),
     }
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+    example = tf.train.Example(features=tf.train.Features(feature=features))
+    return example.SerializeToString(deterministic=True)
 
 
-def _read_back(path: epath.Path, size: int, count: int) -> None:
-    """Raises DataError unless a shard holds what was written. TensorFlow compares the checksum of each record."""
+def _read_back(path: epath.Path, index: Index) -> None:
+    """Raises DataError unless a shard holds the images where its index says.
+
+    TensorFlow compares the checksum of each record.
+    """
+    starts, lengths = index.rows['start'].tolist(), index.rows['length'].tolist()
+    digest, place, count = hashlib.blake2b(digest_size=16), 0, 0
     try:
-        found = sum(1 for _ in tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
+        for record in tf.data.TFRecordDataset(os.fspath(path)).as_numpy_iterator():
+            if count < len(starts):
+                first = starts[count] - place - _BEFORE_RECORD
+                digest.update(bytes(record[first : first + lengths[count]]))
+            place, count = place + _BEFORE_RECORD + len(record) + _AFTER_RECORD, count + 1
     except tf.errors.DataLossError as error:
         raise DataError(f'{path} reads back with damage: {error.message}; look at the disk, and pack again') from error
-    if (found, path.stat().length) != (count, size):
-        raise DataError(f'{path} reads back with {found} of {count} images; look at the disk, and pack again')
+    if (count, digest.hexdigest()) != (len(starts), index.description['digest']):
+        raise DataError(f'{path} reads back with other images; look at the disk, and pack again')
 
 
 def _joined(parts: list[Index], names: list[str]) -> Index:
@@ -263,30 +358,31 @@ def _joined(parts: list[Index], names: list[str]) -> Index:
     return Index(rows, description)
 
 
-def _describe(out: epath.Path, split: str, index: Index, counts: list[int]) -> None:
-    """Lets TensorFlow Datasets read the directory: `tfds.builder_from_directory(out)`."""
-    class_names = index.description['class_names']
-    label = tfds.features.ClassLabel(names=class_names) if class_names else tfds.features.Scalar(np.int64)
-    features = {'image': tfds.features.Image(shape=(None, None, 3)), 'label': label, 'id': tfds.features.Text()}
+def _describe(out: epath.Path) -> None:
+    """Lets TensorFlow Datasets read the splits of a directory: `tfds.builder_from_directory(out)`."""
     template = tfds.core.ShardedFileTemplate(
         template='{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
         data_dir=out,
         dataset_name=_NAME,
-        split=split,
         filetype_suffix='tfrecord',
     )
-    counts = np.bincount(index.rows['shard'], minlength=len(counts)).tolist()
-    new = tfds.core.SplitInfo(
-        name=split,
-        shard_lengths=counts,
-        num_bytes=sum(index.description['sizes']),
-        filename_template=template,
-    )
-    before = tfds.builder_from_directory(out).info.splits.values() if (out / 'dataset_info.json').exists() else ()
+    splits, class_names = [], []
+    for path in sorted(out.glob(f'*{INDEX}')):
+        index, split = read_index(path), path.name.removesuffix(INDEX)
+        class_names = index.description['class_names']
+        shards = index.description['shards']
+        split_info = tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=np.bincount(index.rows['shard'], minlength=len(shards)).tolist(),
+            num_bytes=sum(index.description['sizes']),
+            filename_template=template.replace(split=split),
+        )
+        splits.append(split_info)
+    label = tfds.features.ClassLabel(names=class_names) if class_names else tfds.features.Scalar(np.int64)
     tfds.folder_dataset.write_metadata(
         data_dir=out,
-        features=features,
-        split_infos=[*(info for info in before if info.name != split), new],
-        filename_template=template.replace(split=None),
+        features={'image': tfds.features.Image(shape=(None, None, 3)), 'label': label, 'id': tfds.features.Text()},
+        split_infos=splits,
+        filename_template=template,
         check_data=False,
     )

@@ -16,7 +16,7 @@ from simclr_jax.augment import host
 from simclr_jax.augment.policy import Policy
 from simclr_jax.config.fields import MAX_IMAGE_PIXELS
 from simclr_jax.data import images, packed, streams
-from simclr_jax.data.reader import SUBSTITUTES, Unreadable
+from simclr_jax.data.reader import Unreadable, substitutes
 from simclr_jax.data.spec import Batch, Decoded, Encoded, Examples, Files, Packed, Reading, Share, Streamed
 
 # Bytes of a PNG up to the end of its height.
@@ -209,7 +209,7 @@ def _training_rows(examples, batch_size, seed, start_step, share, reading, is_ca
         rows = streams.training_rows(examples.content, **order, parallel_calls=calls)
         return _read_records(rows, examples, calls, is_careful)
     size = examples.size
-    tries = SUBSTITUTES if is_careful else 1
+    aside = substitutes(size) if is_careful else [0]
 
     def index_of(rank, epoch):
         key = tf.stack([tf.constant(seed, tf.int64), epoch])
@@ -217,8 +217,7 @@ def _training_rows(examples, batch_size, seed, start_step, share, reading, is_ca
 
     def choose(position):
         epoch, rank = position // size, position % size
-        # The substitute is half an epoch away, so that it is not in the same batch already.
-        ranks = [(rank + number * (size // 2 + 1)) % size for number in range(tries)]
+        ranks = [(rank + distance) % size for distance in aside]
         return epoch, tf.stack([index_of(rank, epoch) for rank in ranks])
 
     return _read(_positions(batch_size, share, start_step).map(choose), examples, calls, is_careful)

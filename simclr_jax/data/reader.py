@@ -73,7 +73,7 @@ def eval_batches(
     count = -(-size // batch_size)
     rows = batch_size // share.count
     if isinstance(examples.content, Streamed):
-        with needs_tensorflow(f'the streamed split {examples.name}', 'raise data.memory_limit_gb'):
+        with needs_tensorflow(f'the streamed split {examples.name}', examples.content.cure):
             from simclr_jax.data.pipeline import streamed_views
         found = streamed_views(examples, image_size, batch_size=batch_size, kept=kept, share=share, size=size)
     else:
@@ -132,7 +132,7 @@ def images_at(examples: Examples, indices: Sequence[int]) -> Iterator[tuple[int,
     """
     wanted = np.unique(np.asarray(indices, np.int64))
     if isinstance(examples.content, Streamed):
-        with needs_tensorflow(f'the streamed split {examples.name}', 'raise data.memory_limit_gb'):
+        with needs_tensorflow(f'the streamed split {examples.name}', examples.content.cure):
             from simclr_jax.data.pipeline import streamed_images
         yield from streamed_images(examples, wanted)
         return
@@ -156,7 +156,7 @@ def decode_all(examples: Examples, most_bytes: float, max_unreadable: float = 0.
         DataError: Too many images are not readable.
     """
     if isinstance(examples.content, Streamed):
-        raise NotInMemory(f'{examples.name} is too large to be in memory as a whole; choose data.feed=decoded')
+        raise NotInMemory(f'{examples.name} is too large to be in memory as a whole')
     if isinstance(examples.content, Decoded):
         _check_bytes(examples, examples.content.images.nbytes, most_bytes)
         return examples
@@ -167,8 +167,8 @@ def decode_all(examples: Examples, most_bytes: float, max_unreadable: float = 0.
             decoded = np.empty((examples.size, *image.shape), np.uint8)
         if image.shape != decoded.shape[1:]:
             raise NotInMemory(
-                f'{examples.name} has images of several sizes, {decoded.shape[1:3]} and {image.shape[:2]}; choose '
-                'data.feed=decoded, or give all images one size'
+                f'{examples.name} has images of several sizes, {decoded.shape[1:3]} and {image.shape[:2]}',
+                'choose data.feed=decoded, or give all images one size',
             )
         decoded[index], is_readable[index] = image, True
     unreadable = [examples.id_of(int(index)) for index in np.flatnonzero(~is_readable)]
@@ -176,6 +176,18 @@ def decode_all(examples: Examples, most_bytes: float, max_unreadable: float = 0.
     notes = (*examples.notes, *map(SKIPPED.format, unreadable))
     whole = dataclasses.replace(examples, content=Decoded(decoded), notes=notes)
     return select(whole, np.flatnonzero(is_readable)) if unreadable else whole
+
+
+def substitutes(size: int) -> list[int]:
+    """Distances in an epoch from an image to those that are tried in its place, itself first.
+
+    They are half an epoch apart, so that a substitute is rarely in the same batch already.
+
+    Args:
+        size: Number of images of the split.
+    """
+    step = size // 2 + 1 if size > 2 else 1
+    return [number * step for number in range(SUBSTITUTES)]
 
 
 class Unreadable:
@@ -227,37 +239,40 @@ def _filled_up(batch: Batch, is_missing: np.ndarray) -> Batch:
     return {name: rows[following] for name, rows in batch.items()}
 
 
-def check_unreadable(examples: Examples, unreadable: Sequence[str], allowed: float) -> None:
+def check_unreadable(
+    examples: Examples, unreadable: Sequence[str], allowed: float, field: str = 'data.max_unreadable'
+) -> None:
     """Refuses a split of which too many images are not readable.
 
     Args:
         examples: The split.
         unreadable: Ids of the images that are not readable.
         allowed: Tolerated share, in [0, 1]. A split without any readable image is always refused.
+        field: Name of that limit, for the message.
 
     Raises:
         DataError: There are more. The message names them.
     """
     if len(unreadable) > allowed * examples.size or len(unreadable) == examples.size:
-        raise too_many_unreadable(examples, unreadable, allowed)
+        raise too_many_unreadable(examples, unreadable, allowed, field)
 
 
-def too_many_unreadable(examples: Examples, unreadable: Sequence[str], allowed: float) -> DataError:
+def too_many_unreadable(
+    examples: Examples, unreadable: Sequence[str], allowed: float, field: str = 'data.max_unreadable'
+) -> DataError:
     """The error that names images of a split that are not readable. The arguments are those of `check_unreadable`."""
     count = len(unreadable)
     things = 'files' if isinstance(examples.content, Files) else 'images'
     named = list(unreadable[:_NAMED]) + ([f'and {count - _NAMED} more'] if count > _NAMED else [])
     return DataError(
         f'{count} of {examples.size} {things} of {examples.name} are not readable images, more than '
-        f'data.max_unreadable={allowed} allows; remove them, or raise it:\n  ' + '\n  '.join(named)
+        f'{field}={allowed} allows; remove them, or raise it:\n  ' + '\n  '.join(named)
     )
 
 
 def _check_bytes(examples: Examples, size: int, most_bytes: float) -> None:
     if size > most_bytes:
-        raise NotInMemory(
-            f'{examples.name} takes {size:,} bytes in memory, more than {most_bytes:,.0f}; choose data.feed=decoded'
-        )
+        raise NotInMemory(f'{examples.name} takes {size:,} bytes in memory, more than {most_bytes:,.0f}')
 
 
 def _readable(examples: Examples, indices: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:

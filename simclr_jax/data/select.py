@@ -165,7 +165,7 @@ def _in_memory(examples: Examples) -> tuple[Decoded | Encoded | Files | Packed, 
     """Images and labels of a split that is not streamed."""
     if isinstance(examples.content, Streamed):
         raise DataError(
-            f'{examples.name} is streamed, so no part of it can be chosen: raise data.memory_limit_gb, or take '
+            f'{examples.name} is streamed, so no part of it can be chosen: {examples.content.cure}, or take '
             'a data set that is such a part, as imagenet2012_subset/1pct'
         )
     assert examples.labels is not None, 'only streamed splits have unread labels'

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 #   'views': float32 [B, V, H, W, 3] in [0, 1]   Views of one image lie next to each other. They are uint8 where the
 #                                                devices continue the augmentation.
 #   'images': uint8 [B, H, W, 3]                 In place of views, where the devices do the whole augmentation.
+#   'sizes': float32 [B, 4]                      Height and width on a canvas and in the file, where images lie on one.
 #   'label': int32 [B], multi-label [B, K]       -1: none.
 #   'mask':  float32 [B]                         1: an image. 0: padding.
 #   'index': int32 [B]                           Position of the image in the split. -1: padding.
@@ -37,7 +38,16 @@ class DataError(ValueError):
 
 
 class NotInMemory(DataError):
-    """The images have several sizes, or take too much memory, to be one array."""
+    """The images have several sizes, or take too much memory, to be one array.
+
+    Args:
+        fact: What is so.
+        cure: What the user can do about it.
+    """
+
+    def __init__(self, fact: str, cure: str = 'choose data.feed=decoded'):
+        super().__init__(f'{fact}; {cure}')
+        self.fact = fact
 
 
 def has_tensorflow() -> bool:
@@ -134,6 +144,9 @@ class Streamed:
         parse: Function from a record to (encoded image, label).
         lanes: Largest number of parts of the split that are read side by side.
         shuffle_buffer: Records from which the next one is drawn, in all lanes together.
+        ids: Id of each image. None means that its place in the split identifies it.
+        digest: Text that changes with the bytes of the images, '' where only the split's name identifies them.
+        cure: What makes the images ones that are not streamed.
     """
 
     shard_sizes: Sequence[int]
@@ -141,6 +154,9 @@ class Streamed:
     parse: Callable[[Any], Any]
     lanes: int
     shuffle_buffer: int
+    ids: Sequence[str] | None = None
+    digest: str = ''
+    cure: str = 'raise data.memory_limit_gb'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,9 +189,9 @@ class Reading:
     """Threads and buffers of the host's pipeline. Neither pixels nor their order depend on them.
 
     Attributes:
-        threads: Threads in a pool for this pipeline. 0 means TensorFlow's shared pool, one thread per core.
-        parallel_calls: Images that are decoded and augmented at the same time. 0 means that tf.data tunes it.
-        prefetch: Batches that are prepared ahead. 0 means that tf.data tunes it.
+        threads: Threads in a pool for this pipeline. 0 means one per core, those of TensorFlow where it reads.
+        parallel_calls: Images that tf.data decodes and augments at the same time. 0 means that it tunes that.
+        prefetch: Batches that are prepared ahead. 0 means that tf.data tunes it, or two without it.
     """
 
     threads: int = 0
@@ -230,7 +246,7 @@ class Examples:
         """
         if isinstance(self.content, Files):
             return self.content.paths[index]
-        if isinstance(self.content, Packed):
+        if isinstance(self.content, Packed | Streamed) and self.content.ids is not None:
             return self.content.ids[index]
         return f'{self.name}/{index if self.positions is None else self.positions[index]}'
 

@@ -143,13 +143,21 @@ def _pieces(edges: np.ndarray, begin: int, end: int) -> np.ndarray:
     return np.stack([shards, (starts - edges[:-1])[shards], (ends - starts)[shards]], axis=1)
 
 
-def packed_stream(shards: Sequence[str], counts: np.ndarray, *, lanes: int, shuffle_buffer: int) -> Streamed:
+def packed_stream(
+    shards: Sequence[str],
+    counts: np.ndarray,
+    *,
+    lanes: int,
+    shuffle_buffer: int,
+    ids: Sequence[str],
+    digest: str,
+) -> Streamed:
     """The content of a split that `simclr pack` wrote.
 
     Args:
         shards: Paths of the shards.
         counts: Records of each shard, int [S].
-        lanes, shuffle_buffer: See `spec.Streamed`.
+        lanes, shuffle_buffer, ids, digest: See `spec.Streamed`.
     """
     firsts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
     paths = np.array(shards)
@@ -162,4 +170,5 @@ def packed_stream(shards: Sequence[str], counts: np.ndarray, *, lanes: int, shuf
         example = tf.io.parse_single_example(record, features)
         return example['image'], tf.cast(example['label'], tf.int32)
 
-    return Streamed(counts.tolist(), read, parse, lanes, shuffle_buffer)
+    cure = 'copy the packed images to a local disk'
+    return Streamed(counts.tolist(), read, parse, lanes, shuffle_buffer, ids, digest, cure)

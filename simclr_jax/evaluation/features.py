@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import hashlib
+import importlib.metadata
 from collections.abc import Callable, Iterator
 
 import jax
@@ -243,6 +244,8 @@ def digest_of(examples: Examples) -> str:
         digest.update(content.digest.encode())
         for places in (content.shard, content.start):
             digest.update(places.astype(np.int64).tobytes())
+    elif isinstance(content, Streamed):
+        digest.update(content.digest.encode())
     elif isinstance(content, Files):
         for path, version in zip(content.paths, versions(content.paths), strict=True):
             digest.update(f'{path} {version}'.encode())
@@ -255,4 +258,6 @@ def _decoder(content: Decoded | Encoded | Files | Packed | Streamed) -> str:
     """The library that makes pixels of image files. Two of them, or two versions, may differ by a few units."""
     if isinstance(content, Decoded):
         return ''
-    return 'TensorFlow' if isinstance(content, Streamed) else f'Pillow {PIL.__version__}'
+    if isinstance(content, Streamed):
+        return 'TensorFlow'
+    return f'Pillow {PIL.__version__} simplejpeg {importlib.metadata.version("simplejpeg")}'

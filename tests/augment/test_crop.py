@@ -88,7 +88,7 @@ def test_crops_of_a_canvas_are_those_of_the_image(photographs):
     """Also two of each image, which are the same as each alone."""
     (height, width), side = photographs.shape[1:3], 304
     canvases = np.stack([on_canvas(image, side) for image in photographs])
-    sizes = np.array([[height, width, height, width]] * 2, np.int32)
+    sizes = np.array([[height, width, height, width]] * 2, np.float32)
     keys = keys_of(4)
     found = random_crop(canvases, sizes, keys, crop=RandomCrop(), size=32)
     alone = random_crop(np.repeat(photographs, 2, axis=0), None, keys, crop=RandomCrop(), size=32)
@@ -101,7 +101,7 @@ def test_crops_of_a_smaller_copy_show_the_same(photographs):
     smooth = np.asarray(jax.image.resize(photographs[:, :200, :].astype(np.float32), (2, 20, 30, 3), 'linear'))
     smooth = np.asarray(jax.image.resize(smooth, (2, 200, 300, 3), 'cubic')).clip(0, 255).astype(np.uint8)
     half = smooth.reshape(2, 100, 2, 150, 2, 3).mean((2, 4)).astype(np.uint8)
-    sizes = np.array([[100, 150, 200, 300]] * 2, np.int32)
+    sizes = np.array([[100, 150, 200, 300]] * 2, np.float32)
     canvases = np.stack([on_canvas(image, 160) for image in half])
     keys = keys_of(40)
     found = random_crop(canvases, sizes, keys, crop=RandomCrop(), size=32)
@@ -111,6 +111,29 @@ def test_crops_of_a_smaller_copy_show_the_same(photographs):
     # Moved by a pixel of the copy, they would be less alike.
     moved = random_crop(np.roll(canvases, 1, axis=2), sizes, keys, crop=RandomCrop(), size=32)
     assert distance.mean() < 0.3 * np.abs(moved - expected).mean()
+
+
+@pytest.mark.parametrize(
+    'in_file, on_canvas', [((534, 534), (468, 468)), ((1025, 1000), (384.375, 375)), ((5, 7), (3, 2))]
+)
+def test_what_lies_around_an_image_on_its_canvas_has_no_influence(in_file, on_canvas):
+    """For boxes of the whole image, and scales that floats round."""
+    whole = RandomCrop(area=(0.99, 1.0), aspect=(0.9, 1.1), attempts=1)
+    sizes, keys = np.float32([[*on_canvas, *in_file]] * 40), keys_of(40)
+    image = np.random.default_rng(0).integers(0, 256, (*np.ceil(on_canvas).astype(int), 3), dtype=np.uint8)
+    padding = [(0, 480 - image.shape[0]), (0, 480 - image.shape[1]), (0, 0)]
+    black, white = (np.pad(image, padding, constant_values=value)[np.newaxis].repeat(40, 0) for value in (0, 255))
+    found = [random_crop(canvases, sizes, keys, crop=whole, size=16) for canvases in (black, white)]
+    np.testing.assert_array_equal(*found)
+
+
+def test_the_products_are_those_of_tensor_cores():
+    jaxpr = str(
+        jax.make_jaxpr(lambda images: cropping.crop_and_resize(images, np.zeros((1, 4), np.int32), 8))(
+            np.zeros((1, 16, 16, 3), np.uint8)
+        )
+    )
+    assert jaxpr.count('dot_general') == jaxpr.count('Precision.HIGH, Precision.HIGH') == 2
 
 
 @pytest.mark.parametrize('offset, extent', [(0.25, 1.5), (2.5, 0.4), (3.9, 0.2), (0.0, 4.0)])

@@ -73,7 +73,7 @@ def test_rows_are_what_the_batch_contract_says(batches):
         described = {name: (rows.shape, rows.dtype) for name, rows in batch.items()}
         assert described == {
             'images': ((BATCH, SIDE, SIDE, 3), np.uint8),
-            'sizes': ((BATCH, 4), np.int32),
+            'sizes': ((BATCH, 4), np.float32),
             'label': ((BATCH,), np.int32),
             'index': ((BATCH,), np.int32),
             'mask': ((BATCH,), np.float32),
@@ -89,8 +89,8 @@ def test_a_canvas_holds_the_image_that_its_index_names(batches):
             assert tuple(sizes[2:]) == image.shape[:2] == SIZES[index % 5]
             if max(image.shape) <= SIDE:
                 assert tuple(sizes[:2]) == image.shape[:2]
-                np.testing.assert_array_equal(canvas[: sizes[0], : sizes[1]], image)
-            height, width = sizes[:2]
+                np.testing.assert_array_equal(canvas[: image.shape[0], : image.shape[1]], image)
+            height, width = np.ceil(sizes[:2]).astype(int)
             assert not canvas[height:].any()
             assert not canvas[:, width:].any()
 
@@ -98,9 +98,10 @@ def test_a_canvas_holds_the_image_that_its_index_names(batches):
 def test_larger_images_keep_their_aspect_and_fill_the_canvas(batches):
     """A JPEG as far as eighths can: 40 x 20 becomes 15 x 8 (three eighths), a PNG 16 x 8."""
     stored = dict(zip(column(batches, 'index').tolist(), column(batches, 'sizes')[:, :2].tolist(), strict=True))
-    assert {number: stored[number] for number in (3, 8, 13)} == {3: [16, 8], 8: [15, 8], 13: [16, 8]}
-    # 15 x 17: seven eighths are 13.1 x 14.9, rounded up. A PNG becomes 14.1 x 16, rounded.
-    assert {number: stored[number] for number in (4, 9, 14)} == {4: [14, 15], 9: [14, 16], 14: [14, 15]}
+    assert {number: stored[number] for number in (3, 8, 13)} == {3: [16, 8], 8: [15, 7.5], 13: [16, 8]}
+    # 15 x 17: seven eighths fill a part of the last row and column. A PNG becomes 14.1 x 16, rounded.
+    assert {number: stored[number] for number in (4, 14)} == {4: [13.125, 14.875], 14: [13.125, 14.875]}
+    assert stored[9] == [14, 16]
 
 
 def test_the_order_is_that_of_images_in_memory(batches):

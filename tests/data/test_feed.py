@@ -89,8 +89,14 @@ class TestChoice:
             late = with_values(config, {'augment.shared': shared, 'augment.views': views})
             feed = feed_of('auto', late, examples, platform='gpu')
             assert (feed.name, feed.examples) == ('hybrid', examples)
-            with pytest.raises(DataError, match=r'several sizes(.|\n)*begin each view with its crop, or .*=hybrid'):
+            with pytest.raises(
+                DataError, match=r'several sizes, .*, and augment\.shared=(.|\n)*begin each view with'
+            ) as told:
                 feed_of('decoded', late, examples)
+            assert 'choose data.feed=decoded' not in str(told.value)
+            # Nothing is known of the images: those of one size are planned, which such views can be made of.
+            planned = plan_feed(with_values(late, {'data.feed': 'decoded'}), sharding.make_mesh(jax.devices()[:1]))
+            assert 'sizes' not in planned.batch
         for shared, views in (('crop flip', ('', 'flip')), ('', ('crop', ''))):
             early = with_values(config, {'augment.shared': shared, 'augment.views': views})
             assert feed_of('auto', early, examples, platform='gpu').name == 'decoded'

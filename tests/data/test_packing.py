@@ -1,7 +1,11 @@
 """Packed data sets: what becomes of the images, interruptions, and what is read back."""
 
+import dataclasses
+import hashlib
 import io
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,16 +14,20 @@ from PIL import Image
 
 pytest.importorskip('tensorflow', reason='packing needs TensorFlow')
 
+import tensorflow as tf
+
 from simclr_jax.cli.main import main
 from simclr_jax.config import ConfigError, base_config
 from simclr_jax.data import images, packed, packing
 from simclr_jax.data.folder import load_folder
-from simclr_jax.data.packed import load_packed
+from simclr_jax.data.packed import load_packed, read_index
 from simclr_jax.data.packing import Packing, pack
 from simclr_jax.data.pipeline import streamed_files
 from simclr_jax.data.reader import images_at
+from simclr_jax.data.select import select
 from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Reading, Share
 from simclr_jax.evaluation.features import digest_of
+from support.paths import REPOSITORY
 from support.splits import streamed
 
 HOW = Packing(side=16, quality=90, max_unreadable=0.1)
@@ -122,21 +130,21 @@ def test_every_kind_of_source_can_be_packed(kind, directory, tmp_path):
 def test_an_interrupted_packing_goes_on(kind, directory, tmp_path, monkeypatch):
     """To the same bytes. The shards that were complete are not written again."""
     out, written = epath.Path(tmp_path / 'parts'), []
-    write_shard = packing._write_shard
+    write = packing._write
 
-    def stop_at_the_third(path, *arguments):
+    def stop_at_the_third(path, name, *arguments):
         if len(written) == 2:
-            path.with_name(f'{path.name}.partial').write_text('half a shard')
+            path.write_text('half a shard')
             raise KeyboardInterrupt
-        written.append(path.name)
-        return write_shard(path, *arguments)
+        written.append(name)
+        return write(path, name, *arguments)
 
-    monkeypatch.setattr(packing, '_write_shard', stop_at_the_third)
+    monkeypatch.setattr(packing, '_write', stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         pack(source(kind), out, 'train', HOW)
     with pytest.raises(DataError, match=r"no packed split 'train'; there are: none. simclr pack makes one"):
         opened(out)
-    monkeypatch.setattr(packing, '_write_shard', lambda *given: written.append(given[0].name) or write_shard(*given))
+    monkeypatch.setattr(packing, '_write', lambda *given: written.append(given[1]) or write(*given))
     steps = []
     pack(source(kind), out, 'train', HOW, steps.append)
     assert sum(steps) == SIZE
@@ -152,13 +160,13 @@ def test_a_directory_of_other_images_is_refused(directory):
         with pytest.raises(ConfigError, match=f'packed with {message}.*choose an empty directory for --out'):
             pack(source(), epath.Path(directory), 'train', how)
     fewer = Examples('source', 17, Encoded(FILES[:17]), LABELS[:17], ('a', 'b'))
-    with pytest.raises(ConfigError, match='packed with images=18, now images=17'):
+    with pytest.raises(ConfigError, match=r'packed with images=18, now images=17|holds another packing'):
         pack(fewer, epath.Path(directory), 'train', HOW)
     assert contents(directory) == before
 
 
 def test_more_unreadable_images_than_allowed_stop_the_packing(tmp_path):
-    with pytest.raises(DataError, match=r'1 of 18 images of source(.|\n)*source/5'):
+    with pytest.raises(DataError, match=r'1 of 18 images of source .* --max-unreadable=0\.05 allows(.|\n)*source/5'):
         pack(source(), epath.Path(tmp_path / 'out'), 'train', Packing(16, 90, 0.05))
 
 
@@ -170,13 +178,126 @@ def test_several_labels_per_image_are_refused(tmp_path):
 
 def test_a_shard_that_reads_back_otherwise_is_an_error(directory):
     shard = epath.Path(directory) / 'packed-train.tfrecord-00001-of-00005'
+    index = read_index(epath.Path(directory) / 'train.index.parquet')
+    own = index.rows['shard'] == 1
+    rows = {name: values[own] for name, values in index.rows.items() if name != 'id'}
+    digest = hashlib.blake2b(digest_size=16)
+    for number in np.flatnonzero(own):
+        digest.update(packed.file_of(opened(directory).content, int(number)))
+    index = packed.Index(rows, {'digest': digest.hexdigest()})
+    packing._read_back(shard, index)
+    for name, change in (('start', 1), ('length', -1)):
+        moved = packed.Index(rows | {name: rows[name] + change}, index.description)
+        with pytest.raises(DataError, match='reads back with other images; look at the disk'):
+            packing._read_back(shard, moved)
     content = bytearray(shard.read_bytes())
-    with pytest.raises(DataError, match='reads back with 3 of 4 images; look at the disk'):
-        packing._read_back(shard, len(content), 4)
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     with pytest.raises(DataError, match='reads back with damage'):
-        packing._read_back(shard, len(content), 3)
+        packing._read_back(shard, index)
+
+
+def test_a_packing_whose_index_is_lost_goes_on(directory):
+    """The shards are there. A process that was killed between a shard and its part leaves the same."""
+    before = contents(directory)
+    (directory / 'train.index.parquet').unlink()
+    pack(source(), epath.Path(directory), 'train', HOW)
+    assert contents(directory) == before
+
+
+def test_another_process_writes_the_same_bytes(directory, tmp_path):
+    """So that two packings at once do not spoil each other."""
+    script = (
+        'import sys; sys.path[:0] = sys.argv[2:]\nfrom etils import epath\nfrom data import test_packing as test\n'
+        'test.packing._SHARD_IMAGES, test.packing._MOST_SHARDS = 3, 5\n'
+        'test.pack(test.source(), epath.Path(sys.argv[1]), "train", test.HOW)'
+    )
+    places = [str(REPOSITORY / 'tests'), str(REPOSITORY)]
+    for number in range(2):
+        command = [sys.executable, '-c', script, str(tmp_path / f'again-{number}'), *places]
+        subprocess.run(command, check=True, capture_output=True)
+        assert contents(tmp_path / f'again-{number}') == contents(directory)
+
+
+def test_more_are_allowed_after_a_refusal(directory, tmp_path):
+    out = epath.Path(tmp_path / 'again')
+    with pytest.raises(DataError, match=r'more than --max-unreadable=0\.0 allows'):
+        pack(source(), out, 'train', Packing(16, 90, 0.0))
+    pack(source(), out, 'train', HOW)
+    assert contents(out) == contents(directory)
+
+
+def test_an_image_too_long_for_a_jpeg_is_made_smaller(tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, '_LONGEST', 50)
+    image = np.zeros((1, 20, 200, 3), np.uint8)
+    examples = Examples('long', 1, Decoded(image), np.zeros(1, np.int32), ('a',))
+    pack(examples, epath.Path(tmp_path / 'out'), 'train', HOW)
+    ((_, found),) = images_at(opened(tmp_path / 'out'), [0])
+    assert found.shape == (5, 50, 3)
+
+
+def test_the_folder_train_alone_keeps_its_classes(tmp_path, capsys):
+    for name in 'ab':
+        path = tmp_path / 'folder' / 'train' / name / '0.jpg'
+        path.parent.mkdir(parents=True)
+        path.write_bytes(FILES[1])
+    assert main(['pack', str(tmp_path / 'folder'), f'--out={tmp_path}/out']) == 0
+    assert '2 images of' in capsys.readouterr().out
+    assert opened(tmp_path / 'out').class_names == ('a', 'b')
+
+
+def test_splits_share_their_classes(directory, tmp_path, capsys):
+    """A test split may lack some. Labels would else mean other classes to TensorFlow Datasets."""
+    for split, names in (('train', 'abc'), ('test', 'bc')):
+        for name in names:
+            path = tmp_path / 'folder' / split / name / '0.jpg'
+            path.parent.mkdir(parents=True)
+            path.write_bytes(FILES[1])
+    assert main(['pack', str(tmp_path / 'folder'), f'--out={tmp_path}/shared']) == 0
+    test = opened(tmp_path / 'shared', 'test')
+    assert (test.class_names, test.labels.tolist()) == (('a', 'b', 'c'), [1, 2])
+    other = Examples('other', 2, Encoded(FILES[:2]), np.zeros(2, np.int32), ('x',))
+    with pytest.raises(ConfigError, match='has 2 classes, and not those of other; choose an empty directory'):
+        pack(other, epath.Path(directory), 'test', HOW)
+
+
+@pytest.mark.parametrize('name', ['photo.jpg', 'dataset_info.json', 'packed-train.tfrecord-00000-of-00009'])
+def test_a_directory_with_other_files_is_refused(tmp_path, name):
+    (tmp_path / name).write_text('mine')
+    with pytest.raises(ConfigError, match=r'holds photo.jpg; choose|holds dataset_info|holds another packing of train'):
+        pack(source(), epath.Path(tmp_path), 'train', HOW)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_damaged_descriptions_are_made_again(directory):
+    before = contents(directory)
+    for name in ('dataset_info.json', 'features.json'):
+        (directory / name).write_text('{')
+        pack(source(), epath.Path(directory), 'train', HOW)
+    assert contents(directory) == before
+
+
+def test_a_full_disk_is_told_as_one(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise tf.errors.ResourceExhaustedError(None, None, 'No space left on device')
+
+    monkeypatch.setattr(tf.io.TFRecordWriter, 'write', fail)
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'folder' / '1.jpg').write_bytes(FILES[1])
+    assert main(['pack', f'folder:{tmp_path}/folder', f'--out={tmp_path}/out']) == 2
+    told = capsys.readouterr().err
+    assert 'No space left on device. Make room on the disk' in told
+    assert '00000-of-00001' in told
+    assert list((tmp_path / 'out').iterdir()) == []
+
+
+def test_memory_that_ends_is_told(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise MemoryError('Unable to allocate 9 TiB')
+
+    monkeypatch.setattr('simclr_jax.cli.pack._open', fail)
+    assert main(['pack', str(tmp_path), f'--out={tmp_path}/out']) == 2
+    assert 'smaller images, or a machine with more memory' in capsys.readouterr().err
 
 
 def test_tensorflow_datasets_reads_it(directory):
@@ -201,9 +322,12 @@ def test_a_damaged_directory_is_told(directory):
         opened(directory)
     with pytest.raises(DataError, match=r"no packed split 'test'; there are: train"):
         opened(directory, 'test')
-    (directory / 'train.index.parquet').write_text('text')
-    with pytest.raises(DataError, match=r'train\.index\.parquet is no index of packed images'):
-        opened(directory)
+    index = directory / 'train.index.parquet'
+    content = index.read_bytes()
+    for damaged in (b'text', content[:-9], content[:40] + b'damage' + content[46:]):
+        index.write_bytes(damaged)
+        with pytest.raises(DataError, match=r'train\.index\.parquet is no index of packed images'):
+            opened(directory)
 
 
 def test_a_shard_that_shrinks_while_it_is_read_is_no_image(directory):
@@ -221,6 +345,9 @@ def test_streams_give_the_same_images(directory, monkeypatch):
     monkeypatch.setattr(packed, 'is_remote', lambda path: True)
     stream = opened(directory)
     assert (stream.size, stream.labels, stream.class_names) == (local.size, None, local.class_names)
+    assert stream.ids() == local.ids()
+    with pytest.raises(DataError, match='no part of it can be chosen: copy the packed images to a local disk'):
+        select(stream, np.array([0]))
     order = {'batch_size': 17, 'seed': 0, 'start_step': 0, 'share': Share(), 'reading': Reading()}
     index, labels, files = next(streamed_files(stream, **order))
     np.testing.assert_array_equal(np.sort(index), np.arange(17))
@@ -228,10 +355,13 @@ def test_streams_give_the_same_images(directory, monkeypatch):
     assert files.tolist() == [packed.file_of(local.content, number) for number in index.tolist()]
 
 
-def test_features_of_packed_images_are_not_those_of_the_original(directory, tmp_path):
+def test_features_of_packed_images_are_not_those_of_the_original(directory, tmp_path, monkeypatch):
     pack(source(), epath.Path(tmp_path / 'finer'), 'train', Packing(16, 95, 0.1))
-    digests = {digest_of(source()), digest_of(opened(directory)), digest_of(opened(tmp_path / 'finer'))}
-    assert len(digests) == 3
+    again = [opened(tmp_path / 'finer'), opened(directory)]
+    monkeypatch.setattr(packed, 'is_remote', lambda path: True)
+    again += [opened(directory), opened(tmp_path / 'finer')]
+    names = [dataclasses.replace(examples, name='same') for examples in (source(), *again)]
+    assert len({digest_of(examples) for examples in names}) == 5
 
 
 @pytest.mark.parametrize(

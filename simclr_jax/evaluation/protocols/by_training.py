@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from simclr_jax import distributed, sharding
 from simclr_jax.augment.policy import default_parameters, make_policy
 from simclr_jax.build import make_model
+from simclr_jax.config.whole_file import write_whole
 from simclr_jax.data.feed import host_batches
 from simclr_jax.data.spec import DataError, Examples
 from simclr_jax.evaluation.extractor import FeatureExtractor
@@ -30,7 +31,7 @@ from simclr_jax.models.classifier import Classifier, FeatureMapClassifiers
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.tasks.finetune import Finetune, init_from
 from simclr_jax.tasks.multihead import MultiHead
-from simclr_jax.training import optim, workdir
+from simclr_jax.training import optim
 from simclr_jax.training.loop import Training
 from simclr_jax.training.run import start_or_resume
 from simclr_jax.training.schedule import (
@@ -300,7 +301,7 @@ def _claim(trainer: Trainer, settings: ConfigDict, programs: Programs, name: str
     directory = epath.Path(measurement.directory) / 'trained' / f'{trainer.protocol}-{plain}-{digest}'
     if distributed.is_first():
         directory.mkdir(parents=True, exist_ok=True)
-        workdir.write_whole(directory / 'settings.json', text)
+        write_whole(directory / 'settings.json', text)
     return directory
 
 

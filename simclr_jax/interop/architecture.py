@@ -1,0 +1,105 @@
+"""Finds the architecture of a network from the shapes of its variables."""
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from simclr_jax.build import make_encoder, make_model
+from simclr_jax.config import ConfigError, base_config, with_values
+from simclr_jax.models.resnet import ResNet
+
+# Our path of a variable, for example ('params', 'encoder', 'stem', 'conv', 'kernel').
+Path = tuple[str, ...]
+Shape = tuple[int, ...]
+
+# Official values. A file with selective kernels, or squeeze-and-excitation, has one of them.
+SK_RATIO, SE_RATIO = 0.0625, 0.25
+# Variables that a message lists.
+_LISTED = 40
+
+
+def shapes_of(config: ConfigDict, num_classes: int) -> dict[Path, Shape]:
+    """Shape of each variable of a pretraining's model, by its path.
+
+    Args:
+        config: Configuration of a pretraining.
+        num_classes: Classes of the probe, 0 without one.
+    """
+    model, size = make_model(config, num_classes), config.data.image_size
+    images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+    made = jax.eval_shape(lambda key, images: model.init(key, images, train=False), jax.random.key(0), images)
+    flat: Any = traverse_util.flatten_dict(made)
+    return {path: leaf.shape for path, leaf in flat.items()}
+
+
+def find_encoder(
+    found: Mapping[str, Shape], names_of: Callable[[ResNet], Mapping[str, Path]], source: str
+) -> ConfigDict:
+    """Finds the encoder whose variables have these names and shapes.
+
+    Args:
+        found: Shape of each variable of the encoder in the file, by its name there.
+        names_of: Gives the names of an encoder's variables in such a file, with our paths.
+        source: Name of the file, for messages.
+
+    Returns:
+        A configuration with the fields of the encoder.
+
+    Raises:
+        ConfigError: No encoder has these variables. The message lists the differences from the nearest one.
+    """
+    nearest: list[str] = []
+    for config in _candidates(found, names_of):
+        shapes = shapes_of(with_values(config, {'head.kind': 'none'}), 0)
+        named = names_of(make_encoder(config))
+        problems = differences({name: shapes[path] for name, path in named.items()}, found)
+        if not problems:
+            return config
+        nearest = problems if not nearest or len(problems) < len(nearest) else nearest
+    nearest = nearest or ['  it has no convolution of images with three channels']
+    raise ConfigError([f'{source}: its encoder is none of those that there are; the nearest:', *shortened(nearest)])
+
+
+def differences(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> list[str]:
+    """A line for each variable that is missing, unknown or of another shape."""
+    lines = []
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            lines.append(f'  {name}: missing, {list(expected[name])} is expected')
+        elif name not in expected:
+            lines.append(f'  {name}: unknown, {list(found[name])}')
+        elif tuple(expected[name]) != tuple(found[name]):
+            lines.append(f'  {name}: {list(found[name])}, {list(expected[name])} is expected')
+    return lines
+
+
+def shortened(lines: list[str]) -> list[str]:
+    """The lines of a message, as many as fit on a screen."""
+    more = len(lines) - _LISTED
+    return lines if more <= 0 else [*lines[:_LISTED], f'  and {more} more']
+
+
+def _candidates(found: Mapping[str, Shape], names_of: Callable[[ResNet], Mapping[str, Path]]) -> list[ConfigDict]:
+    """The configurations of encoders whose variables have the most names in common with these."""
+    firsts = [shape for shape in found.values() if len(shape) == 4 and shape[2] == 3]
+    if not firsts:
+        return []
+    rows, _, _, channels = firsts[0]
+    # (stem, channels of its first convolution at width 1, fields of the blocks). ResNet-D's stem begins half as wide.
+    plain = ('imagenet' if rows == 7 else 'cifar', 64)
+    kinds = [(*plain, {}), (*plain, {'model.se_ratio': SE_RATIO})]
+    kinds += [(stem, first, {'model.sk_ratio': SK_RATIO}) for stem, first in (('imagenet', 32), ('cifar', 64))]
+    candidates = []
+    for depth, (stem, first, blocks) in itertools.product(ResNet.STAGES, kinds):
+        if 'model.sk_ratio' in blocks and depth < 50:
+            continue
+        size = {'data.image_size': 32 if stem == 'cifar' else 224, 'model.width': channels / first}
+        config = with_values(base_config(), {'model.depth': depth, 'model.stem': stem, **size, **blocks})
+        candidates.append((len(names_of(make_encoder(config)).keys() ^ found.keys()), config))
+    candidates.sort(key=lambda candidate: candidate[0])
+    return [config for missed, config in candidates if missed <= candidates[0][0]]

@@ -1,0 +1,126 @@
+"""A network of another program on its way in: its variables, checked against what that program computes."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from simclr_jax.build import make_model
+from simclr_jax.config import ConfigError
+from simclr_jax.interop.architecture import Path
+from simclr_jax.training import optim, workdir
+from simclr_jax.training.checkpoints import Checkpoints
+from simclr_jax.training.state import TrainState
+
+# Largest difference of an output from the other program's, as a share of its largest entry.
+TOLERANCE = 1e-4
+# Above this difference the outputs are compared in float64 too: some networks magnify the roundings of float32.
+_ROUNDING = 1e-5
+# Side of the images of the check, besides 32 for the stem of small images. Odd and even maps are pooled differently.
+_SIDES = (64, 65)
+
+
+class CheckError(RuntimeError):
+    """The converted network does not compute what the original does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """A network of another program.
+
+    Attributes:
+        config: Configuration of a pretraining that makes the network.
+        num_classes: Classes of the probe, 0 without one.
+        variables: Our variables by their path, float32.
+        step: Training step of the weights, 0 where it is not known.
+        origin: Where the weights are from, for messages.
+        compute: The original network: images [N, H, W, 3] in [0, 1] -> {'representation', 'projection', 'logits'}, or
+            those of them that it has, all in the dtype of the images.
+    """
+
+    config: ConfigDict
+    num_classes: int
+    variables: dict[Path, np.ndarray]
+    step: int
+    origin: str
+    compute: Callable[[np.ndarray], dict[str, np.ndarray]]
+
+    def check(self) -> dict[str, float]:
+        """Compares the converted network with the original on fixed images.
+
+        In float32, and again in float64 where that shows a difference, which could be rounding alone.
+
+        Returns:
+            For each output, the largest difference as a share of the original's largest entry.
+
+        Raises:
+            CheckError: A difference is larger than TOLERANCE, or the features are constant or zero.
+        """
+        found = self._differences(np.float32)
+        if not max(found.values()) <= _ROUNDING:
+            with jax.enable_x64(True):
+                found = self._differences(np.float64)
+        if not max(found.values()) <= TOLERANCE:
+            text = ', '.join(f'{name} {value:.1e}' for name, value in found.items())
+            raise CheckError(f'{self.origin}: the converted network computes something else: {text}')
+        return found
+
+    def _differences(self, dtype: type) -> dict[str, float]:
+        made = make_model(self.config, self.num_classes)
+        encoder, head = (part.clone(dtype=dtype) for part in (made.encoder, made.head))
+        model = made.clone(encoder=encoder, head=head, dtype=dtype)
+        apply = jax.jit(lambda variables, images: model.apply(variables, images, train=False))
+        variables = jax.tree.map(lambda values: values.astype(dtype), self.tree())
+        found: dict[str, float] = {}
+        for side in (32,) if self.config.data.image_size <= 32 else _SIDES:
+            images = fixed_images(side).astype(dtype)
+            ours, theirs = jax.device_get(apply(variables, images)), self.compute(images)
+            h = theirs['representation']
+            if not np.ptp(h, axis=0).any():
+                raise CheckError(f'{self.origin}: two different images have the same features; use other weights')
+            for name, expected in theirs.items():
+                distance = np.abs(ours[name] - expected).max() / np.abs(expected).max()
+                found[name] = max(found.get(name, 0.0), float(distance))
+        return found
+
+    def tree(self) -> dict:
+        """The variables as the model takes them: {'params': ..., 'batch_stats': ...}."""
+        return traverse_util.unflatten_dict(self.variables)
+
+    def write(self, directory: str) -> None:
+        """Makes a work directory with the network as its only checkpoint.
+
+        Args:
+            directory: Work directory, local or gs://. It must not hold a run.
+
+        Raises:
+            ConfigError, CheckpointError: The directory holds a run, or cannot be written.
+        """
+        if (epath.Path(directory) / 'config.json').exists():
+            raise ConfigError([f'--out={directory}: it holds a run; choose another directory'])
+        workdir.claim(directory, self.config, allow_change=False)
+        tree = self.tree()
+        optimizer = self.config.optimizer
+        tx = optim.make_optimizer(optimizer.name, lambda step: 0.0, weight_decay=optimizer.weight_decay)
+        state = TrainState(
+            step=jnp.asarray(self.step, jnp.int32),
+            params=tree['params'],
+            batch_stats=tree['batch_stats'],
+            opt_state=tx.init(tree['params']),
+        )
+        checkpoints = Checkpoints(directory)
+        checkpoints.save(state)
+        checkpoints.close()
+
+
+def fixed_images(side: int) -> np.ndarray:
+    """Two images of coarse blocks under noise, float32 [2, side, side, 3] in [0, 1]."""
+    random = np.random.default_rng(side)
+    coarse, fine = random.uniform(size=(2, 4, 4, 3)), random.uniform(size=(2, side, side, 3))
+    place = np.arange(side) * 4 // side
+    return (0.7 * coarse[:, place][:, :, place] + 0.3 * fine).astype(np.float32)

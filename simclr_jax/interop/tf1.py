@@ -1,0 +1,118 @@
+"""TensorFlow 1 checkpoints of the reference: what is in them, as our variables. Behind the TensorFlow door."""
+
+import os
+import re
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from simclr_jax.build import make_encoder
+from simclr_jax.config import ConfigError, with_values
+from simclr_jax.interop.architecture import differences, find_encoder, shapes_of, shortened
+from simclr_jax.interop.imported import Imported
+from simclr_jax.interop.tf1_names import BASE, EMA, encoder_names, head_names, probe_names
+from simclr_jax.interop.tf1_network import Network
+
+# What TensorFlow's reader raises for damaged files.
+_UNREADABLE = (tf.errors.OpError, IndexError, ValueError, RuntimeError)
+# Weights that a user may choose: the part of the checkpoint.
+PARTS = {'base': BASE, 'ema': EMA}
+
+
+def find_checkpoint(source: str) -> str | None:
+    """The prefix of the checkpoint that a path means: the prefix itself, one of its files, or its directory.
+
+    Args:
+        source: Path, local or gs://.
+
+    Returns:
+        The prefix, or None if there is no checkpoint of TensorFlow.
+    """
+    prefix = re.sub(r'\.(index|meta|data-\d+-of-\d+)$', '', source)
+    if tf.io.gfile.exists(f'{prefix}.index'):
+        return prefix
+    if not tf.io.gfile.isdir(source):
+        return None
+    listed = sorted(name for name in tf.io.gfile.listdir(source) if name.endswith('.index'))
+    latest = tf.train.latest_checkpoint(source)
+    if latest or not listed:
+        return latest
+    return os.path.join(source, listed[-1].removesuffix('.index'))
+
+
+def read_tf1(prefix: str, weights: str) -> Imported:
+    """Reads a checkpoint of the reference.
+
+    Args:
+        prefix: Prefix of the checkpoint, see `find_checkpoint`.
+        weights: 'base' for the weights of the last step, 'ema' for their moving average. '' for those that are there.
+
+    Raises:
+        ConfigError: It is damaged or no checkpoint of SimCLR, the weights are not there or have to be chosen, or they
+            fit no architecture. The message lists what does not fit.
+    """
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
+    except _UNREADABLE as error:
+        raise ConfigError([f'{prefix}: no readable checkpoint of TensorFlow: {str(error).splitlines()[0]}']) from error
+    part = _choose(prefix, shapes, weights)
+    config, names = _names(prefix, shapes, part)
+    try:
+        arrays = {name: reader.get_tensor(name) for name in names}
+        step = int(reader.get_tensor('global_step')) if 'global_step' in shapes else 0
+    except _UNREADABLE as error:
+        raise ConfigError([f'{prefix}: it is damaged: {str(error).splitlines()[0]}']) from error
+    encoder = make_encoder(config)
+    num_classes = next((shapes[name][-1] for name in probe_names() if name in names), 0)
+    return Imported(
+        config=config,
+        num_classes=num_classes,
+        variables={path: np.asarray(arrays[name], np.float32) for name, path in names.items()},
+        step=step,
+        origin=f'{weights or "the"} weights of {prefix}',
+        compute=Network(arrays, encoder, part),
+    )
+
+
+def _choose(prefix: str, shapes: Mapping[str, tuple[int, ...]], weights: str) -> str:
+    """The part of the checkpoint that holds the wanted encoder."""
+    there = [name for name, part in PARTS.items() if any(variable.startswith(f'{part}/') for variable in shapes)]
+    if not there:
+        named = ', '.join(sorted(shapes)[:10]) or 'none'
+        raise ConfigError([f'{prefix}: not of SimCLR, whose variables begin with {BASE}/; there are: {named}'])
+    if weights and weights not in there:
+        raise ConfigError([f'--weights={weights}: {prefix} has only {there[0]}'])
+    if not weights and len(there) > 1:
+        raise ConfigError(
+            [f'{prefix} has the weights of the last step and their moving average; choose --weights=base or ema']
+        )
+    return PARTS[weights or there[0]]
+
+
+def _names(prefix: str, shapes: Mapping[str, tuple[int, ...]], part: str):
+    """The configuration of the network, and the name and our path of each of its variables."""
+    slots = tuple(f'/{slot}' for slot in ('Momentum', 'Adam', 'Adam_1', 'ExponentialMovingAverage'))
+    own = {name: shape for name, shape in shapes.items() if not name.endswith(slots)}
+    layer = re.compile(rf'{part}/(conv2d|batch_normalization)(_\d+)?/')
+    of_encoder = {name: shape for name, shape in own.items() if layer.match(name)}
+    config = find_encoder(of_encoder, lambda encoder: encoder_names(encoder, part), prefix)
+    head_prefix = part.removesuffix('base_model') + 'head_contrastive/'
+    of_heads = {name: shape for name, shape in own.items() if name.startswith((head_prefix, 'head_supervised/'))}
+    kernels = sorted(name for name in of_heads if name.startswith(head_prefix) and name.endswith('/dense/kernel'))
+    kind = 'none' if not kernels else 'linear' if '/l_0/' in kernels[0] else 'nonlinear'
+    head = {'head.kind': kind, 'head.layers': max(1, len(kernels))}
+    if kernels:
+        head |= {'head.out_dim': of_heads[kernels[-1]][-1]}
+    if len(kernels) > 1:
+        head |= {'head.hidden_dim': of_heads[kernels[0]][-1]}
+    probe = {name: path for name, path in probe_names().items() if name in of_heads}
+    config = with_values(config, {**head, 'probe': bool(probe)})
+    names = head_names(kind, len(kernels), part) | (probe_names() if probe else {})
+    num_classes = of_heads[next(iter(probe))][-1] if probe else 0
+    expected = shapes_of(config, num_classes)
+    problems = differences({name: expected[path] for name, path in names.items()}, of_heads)
+    if problems:
+        raise ConfigError([f'{prefix}: its heads are none of those that there are:', *shortened(problems)])
+    return config, encoder_names(make_encoder(config), part) | names
