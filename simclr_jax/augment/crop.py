@@ -8,8 +8,8 @@ from simclr_jax.augment.operations import RandomCrop
 # Steps per pixel of the table from which TensorFlow reads Keys' kernel.
 _KERNEL_STEPS = 1024
 
-# Three products of bfloat16 on TPUs, TensorFloat-32 on GPUs: exact to half a byte (tests/augment/test_crop.py). By
-# default, TPUs would round the factors to bfloat16.
+# Three products of bfloat16 on TPUs, or TensorFloat-32 on GPUs. The latter is the less exact one, exact to half a byte
+# (tests/augment/test_crop.py). By default, TPUs would round the factors to bfloat16.
 _PRECISION = jax.lax.Precision.HIGH
 
 
