@@ -63,12 +63,12 @@ def crop(image, top, left, height, width):
 def figures(side, files, boxes, originals):
     """The figures of one side."""
     stored = [images.decode_within(file, side) for file in files]
-    scale = np.array([np.divide(image.shape[:2], shape) for image, shape in stored]).repeat(VIEWS, axis=0)
+    scale = np.array([np.divide(image.extent, image.size) for image in stored]).repeat(VIEWS, axis=0)
     on_canvas = (boxes * np.tile(scale, 2)).astype(np.float32)
     views = np.concatenate([crops(stored[place : place + BATCH], side, on_canvas, place) for place in starts(files)])
     return {
         'bytes': side * side * 3,
-        'whole': round(float(np.mean([image.shape[:2] == shape for image, shape in stored])), 3),
+        'whole': round(float(np.mean([image.extent == image.size for image in stored])), 3),
         'upsampled': upsampled(on_canvas),
         'difference': round(float(np.abs(views - originals).mean()), 4),
         'probe': told_apart(views, originals),
@@ -84,8 +84,9 @@ def starts(rows):
 def crops(stored, side, boxes, place):
     """Crops of a batch of images from their canvases."""
     canvases = np.zeros([len(stored), side, side, 3], np.uint8)
-    for canvas, (image, _) in zip(canvases, stored, strict=True):
-        canvas[: image.shape[0], : image.shape[1]] = image
+    for canvas, image in zip(canvases, stored, strict=True):
+        height, width, _ = image.pixels.shape
+        canvas[:height, :width] = image.pixels
     chosen = boxes[VIEWS * place : VIEWS * (place + len(stored))]
     return np.asarray(jax.jit(crop_and_resize, static_argnums=2)(canvases, chosen, SIZE)).clip(0, 1)
 

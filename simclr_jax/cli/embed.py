@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
     seconds = time.perf_counter() - started
     if not distributed.is_first():
         return 0
-    _tell_unreadable(embed.unreadable(found, examples))
+    tell_unreadable(embed.unreadable(found, examples))
     embed.write(out, found, examples)
     count, width = found.values.shape
     rate, size = count / seconds, _bytes_of(out) / 2**20
@@ -160,8 +160,12 @@ def _bytes_of(file) -> int:
     return file.stat().length if is_remote(file) else os.path.getsize(file)
 
 
-def _tell_unreadable(paths: list[str]) -> None:
-    """Lists the files that were left out, as many as fit on a screen."""
+def tell_unreadable(paths: list[str]) -> None:
+    """Lists the files that were left out, as many as fit on a screen.
+
+    Args:
+        paths: Their paths, or other ids of images.
+    """
     if not paths:
         return
     from simclr_jax.config.paths import printable

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from simclr_jax.cli.embed import tell_unreadable
 from simclr_jax.cli.options import needed_path, path
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 NAME = 'pack'
 SUMMARY = 'make the images of a data set smaller once, and write them as shards'
-# Unreadable images that are named.
-_SHOWN = 20
 # Seconds and batch of the measurement at the end.
 _SECONDS, _BATCH = 3.0, 64
 
@@ -85,22 +84,11 @@ def run(options: argparse.Namespace) -> int:
             f'{size / 2**30:.2f} GiB in {len(index.description["shards"])} shards, {size / count / 1024:.0f} KiB per '
             f'image; {seconds:,.0f} s'
         )
-        _tell_unreadable(index.description['unreadable'])
-        if not is_remote(out):
-            rate, cores = _measured_rate(out, split)
-            print(f'Read from memory and decoded in random order by {cores} cores: {rate:,.0f} images/s.')
+        tell_unreadable(index.description['unreadable'])
+    if not is_remote(out):
+        rate, cores = _measured_rate(out, split)
+        print(f'Read from memory and decoded in random order by {cores} cores: {rate:,.0f} images/s.')
     return 0
-
-
-def _tell_unreadable(names: list[str]) -> None:
-    """Names the images that were left out, as many as fit on a screen."""
-    from simclr_jax.config.paths import printable
-    from simclr_jax.data.spec import SKIPPED
-
-    for name in names[:_SHOWN]:
-        print(SKIPPED.format(printable(name)))
-    if len(names) > _SHOWN:
-        print(f'and {len(names) - _SHOWN} more')
 
 
 def _problems(options: argparse.Namespace) -> list[str]:
@@ -164,15 +152,13 @@ def _default_splits(options: argparse.Namespace) -> list[str]:
 
 def _measured_rate(out: 'epath.Path', split: str) -> tuple[float, int]:
     """Images per second that this machine reads and decodes in random order, and its cores."""
-    from simclr_jax.config import base_config
+    from simclr_jax.config import base_config, with_values
     from simclr_jax.data.canvas import CanvasBatches
     from simclr_jax.data.feed import canvas_side
     from simclr_jax.data.reader import num_threads
     from simclr_jax.data.sources import load_examples
 
-    config = base_config()
-    with config.unlocked():
-        config.data.source, config.data.path = 'packed', os.fspath(out)
+    config = with_values(base_config(), {'data.source': 'packed', 'data.path': os.fspath(out)})
     examples = load_examples(config.data, split)
     batches = CanvasBatches(examples, canvas_side(config), batch_size=_BATCH, seed=0)
     next(batches)

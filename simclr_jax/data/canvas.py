@@ -13,6 +13,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -78,8 +79,11 @@ class CanvasBatches(Iterator[Batch]):
         reading: Reading = Reading(),
     ):
         self._met = Unreadable(examples, max_unreadable)
-        rows_from = _streamed_rows if isinstance(examples.content, Streamed) else _chosen_rows
-        rows = rows_from(examples, batch_size, seed, start_step, share, reading)
+        order = {'batch_size': batch_size, 'seed': seed, 'start_step': start_step, 'share': share}
+        if isinstance(examples.content, Streamed):
+            rows = _streamed_rows(examples, **order, reading=reading)
+        else:
+            rows = _chosen_rows(examples, **order)
         pool = ThreadPoolExecutor(reading.threads or num_threads(), 'simclr-decode')
         self._batches = _decoded(rows, pool, side, examples.max_pixels, reading.prefetch or _AHEAD)
         # Also at the end of the program, before Python takes the modules apart.
@@ -94,11 +98,8 @@ class CanvasBatches(Iterator[Batch]):
         return self._met.checked(next(self._batches))
 
 
-def _chosen_rows(
-    examples: Examples, batch_size: int, seed: int, start_step: int, share: Share, reading: Reading
-) -> Iterator[_Rows]:
+def _chosen_rows(examples: Examples, *, batch_size: int, seed: int, start_step: int, share: Share) -> Iterator[_Rows]:
     """The batches of a split whose files are at hand, in any order."""
-    del reading
     content, labels, size = examples.content, examples.labels, examples.size
     assert not isinstance(content, Decoded | Streamed)
     assert labels is not None, 'only streamed splits have unread labels'
@@ -113,15 +114,12 @@ def _chosen_rows(
         )
 
 
-def _streamed_rows(
-    examples: Examples, batch_size: int, seed: int, start_step: int, share: Share, reading: Reading
-) -> Iterator[_Rows]:
-    """The batches of a streamed split."""
+def _streamed_rows(examples: Examples, **order: Any) -> Iterator[_Rows]:
+    """The batches of a streamed split. The arguments are those of `pipeline.streamed_files`."""
     assert isinstance(examples.content, Streamed)
     with needs_tensorflow(f'the streamed split {examples.name}', examples.content.cure):
         from simclr_jax.data.pipeline import streamed_files
-    order = {'batch_size': batch_size, 'seed': seed, 'start_step': start_step, 'share': share}
-    for index, labels, files in streamed_files(examples, **order, reading=reading):
+    for index, labels, files in streamed_files(examples, **order):
         yield _given_rows(index, labels, files)
 
 

@@ -97,26 +97,35 @@ def open_feed(config: ConfigDict, examples: Examples, mesh: Mesh, platform: str 
     Raises:
         DataError: The feed needs images of one size that fit in memory, or TensorFlow, which is not installed.
     """
-    name = config.data.feed
-    is_chosen_here = name == 'auto'
-    if is_chosen_here:
-        name = _without_data(config, platform or _platform(mesh))
+    wanted = config.data.feed
+    name = _without_data(config, platform or _platform(mesh))
     if name in ('host', 'hybrid'):
         with needs_tensorflow(f'data.feed={name}', 'choose data.feed=decoded'):
             import simclr_jax.data.pipeline  # noqa: F401
-    if is_chosen_here and name != 'host':
-        try:
-            return _resident(config, _in_memory(config, examples, RESIDENT_BYTES), mesh)
-        except NotInMemory:
-            pass
-    if name == 'resident':
-        examples = _in_memory(config, examples, _free_bytes())
-    if name == 'decoded' and not isinstance(examples.content, Decoded):
-        try:
-            examples = _in_memory(config, examples, config.data.memory_limit_gb * 2**30)
-        except NotInMemory as error:
+    if name == 'host' or wanted == 'hybrid':
+        return _FEEDS[name](config, examples, mesh)
+    try:
+        examples = _in_memory(config, examples, _most_bytes(config, examples, name))
+    except NotInMemory as error:
+        if name == 'resident':
+            raise
+        if name == 'decoded':
             _check_canvas(config, error)
+    content = examples.content
+    if wanted == 'auto' and isinstance(content, Decoded) and content.images.nbytes <= RESIDENT_BYTES:
+        name = 'resident'
     return _FEEDS[name](config, examples, mesh)
+
+
+def _most_bytes(config: ConfigDict, examples: Examples, name: str) -> float:
+    """Largest size of decoded images that a feed holds in memory."""
+    if name == 'resident':
+        return _free_bytes()
+    if name == 'decoded':
+        limit = max(config.data.memory_limit_gb * 2**30, RESIDENT_BYTES if config.data.feed == 'auto' else 0)
+        return math.inf if isinstance(examples.content, Decoded) else limit
+    # Hybrid, chosen here: only what becomes resident.
+    return RESIDENT_BYTES
 
 
 def _check_canvas(config: ConfigDict, reason: NotInMemory) -> None:

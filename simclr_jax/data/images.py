@@ -157,15 +157,6 @@ def _shrink(image: Fitted, side: int) -> Fitted:
     return Fitted(pixels, (height, width), image.size)
 
 
-def read(path: str, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
-    """Reads an image file, local or gs://. The arguments and the result are those of `decode`.
-
-    Raises:
-        ImageError: The file cannot be opened, or is not a readable image.
-    """
-    return decode(read_bytes(path, max_pixels), max_pixels)
-
-
 def read_bytes(path: str, max_pixels: int = MAX_IMAGE_PIXELS) -> bytes:
     """Reads an image file without decoding it.
 

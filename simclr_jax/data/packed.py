@@ -112,7 +112,8 @@ def load_packed(data: ConfigDict, split: str) -> Examples:
         content = Packed(shards, *places, ids=rows['id'], digest=description['digest'])
         labels = rows['label']
     name = f'{printable(root)}/{split}'
-    notes = tuple(f'{name}: {printable(left_out)} was no readable image.' for left_out in description['unreadable'])
+    left_out = len(description['unreadable'])
+    notes = (f'{name}: {left_out:,} unreadable images were left out when it was packed.',) if left_out else ()
     return Examples(name, len(rows['id']), content, labels, tuple(description['class_names']), notes=notes)
 
 

@@ -6,16 +6,19 @@ from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
+from ml_collections import ConfigDict
 
 from simclr_jax.build import make_encoder
 from simclr_jax.config import ConfigError, with_values
-from simclr_jax.interop.architecture import differences, find_encoder, shapes_of, shortened
+from simclr_jax.interop.architecture import Path, Shape, differences, find_encoder, shapes_of, shortened
 from simclr_jax.interop.imported import Imported
-from simclr_jax.interop.tf1_names import BASE, EMA, encoder_names, head_names, probe_names
+from simclr_jax.interop.tf1_names import BASE, EMA, PROBE, encoder_names, head_names, head_prefix, probe_names
 from simclr_jax.interop.tf1_network import Network
 
 # What TensorFlow's reader raises for damaged files.
 _UNREADABLE = (tf.errors.OpError, IndexError, ValueError, RuntimeError)
+# Last parts of the names of a network's variables.
+_VARIABLES = ('kernel', 'bias', 'gamma', 'beta', 'moving_mean', 'moving_variance')
 # Weights that a user may choose: the part of the checkpoint.
 PARTS = {'base': BASE, 'ema': EMA}
 
@@ -58,25 +61,23 @@ def read_tf1(prefix: str, weights: str) -> Imported:
     except _UNREADABLE as error:
         raise ConfigError([f'{prefix}: no readable checkpoint of TensorFlow: {str(error).splitlines()[0]}']) from error
     part = _choose(prefix, shapes, weights)
-    config, names = _names(prefix, shapes, part)
+    config, num_classes, names = _names(prefix, shapes, part)
     try:
         arrays = {name: reader.get_tensor(name) for name in names}
         step = int(reader.get_tensor('global_step')) if 'global_step' in shapes else 0
     except _UNREADABLE as error:
         raise ConfigError([f'{prefix}: it is damaged: {str(error).splitlines()[0]}']) from error
-    encoder = make_encoder(config)
-    num_classes = next((shapes[name][-1] for name in probe_names() if name in names), 0)
     return Imported(
         config=config,
         num_classes=num_classes,
         variables={path: np.asarray(arrays[name], np.float32) for name, path in names.items()},
         step=step,
         origin=f'{weights or "the"} weights of {prefix}',
-        compute=Network(arrays, encoder, part),
+        compute=Network(arrays, make_encoder(config), part),
     )
 
 
-def _choose(prefix: str, shapes: Mapping[str, tuple[int, ...]], weights: str) -> str:
+def _choose(prefix: str, shapes: Mapping[str, Shape], weights: str) -> str:
     """The part of the checkpoint that holds the wanted encoder."""
     there = [name for name, part in PARTS.items() if any(variable.startswith(f'{part}/') for variable in shapes)]
     if not there:
@@ -91,28 +92,26 @@ def _choose(prefix: str, shapes: Mapping[str, tuple[int, ...]], weights: str) ->
     return PARTS[weights or there[0]]
 
 
-def _names(prefix: str, shapes: Mapping[str, tuple[int, ...]], part: str):
-    """The configuration of the network, and the name and our path of each of its variables."""
-    slots = tuple(f'/{slot}' for slot in ('Momentum', 'Adam', 'Adam_1', 'ExponentialMovingAverage'))
-    own = {name: shape for name, shape in shapes.items() if not name.endswith(slots)}
+def _names(prefix: str, shapes: Mapping[str, Shape], part: str) -> tuple[ConfigDict, int, dict[str, Path]]:
+    """The configuration of the network, its classes, and the name and our path of each of its variables."""
+    # An optimiser's slots lie below the variables: NAME/kernel/Momentum.
+    own = {name: shape for name, shape in shapes.items() if name.rpartition('/')[2] in _VARIABLES}
     layer = re.compile(rf'{part}/(conv2d|batch_normalization)(_\d+)?/')
     of_encoder = {name: shape for name, shape in own.items() if layer.match(name)}
     config = find_encoder(of_encoder, lambda encoder: encoder_names(encoder, part), prefix)
-    head_prefix = part.removesuffix('base_model') + 'head_contrastive/'
-    of_heads = {name: shape for name, shape in own.items() if name.startswith((head_prefix, 'head_supervised/'))}
-    kernels = sorted(name for name in of_heads if name.startswith(head_prefix) and name.endswith('/dense/kernel'))
+    of_heads = {name: shape for name, shape in own.items() if name.startswith((head_prefix(part), PROBE))}
+    kernels = sorted(name for name in of_heads if not name.startswith(PROBE) and name.endswith('/dense/kernel'))
     kind = 'none' if not kernels else 'linear' if '/l_0/' in kernels[0] else 'nonlinear'
     head = {'head.kind': kind, 'head.layers': max(1, len(kernels))}
     if kernels:
         head |= {'head.out_dim': of_heads[kernels[-1]][-1]}
     if len(kernels) > 1:
         head |= {'head.hidden_dim': of_heads[kernels[0]][-1]}
-    probe = {name: path for name, path in probe_names().items() if name in of_heads}
-    config = with_values(config, {**head, 'probe': bool(probe)})
-    names = head_names(kind, len(kernels), part) | (probe_names() if probe else {})
-    num_classes = of_heads[next(iter(probe))][-1] if probe else 0
+    num_classes = of_heads.get(f'{PROBE}/kernel', (0,))[-1]
+    config = with_values(config, {**head, 'probe': num_classes > 0})
+    names = head_names(kind, len(kernels), part) | (probe_names() if num_classes else {})
     expected = shapes_of(config, num_classes)
     problems = differences({name: expected[path] for name, path in names.items()}, of_heads)
     if problems:
         raise ConfigError([f'{prefix}: its heads are none of those that there are:', *shortened(problems)])
-    return config, encoder_names(make_encoder(config), part) | names
+    return config, num_classes, encoder_names(make_encoder(config), part) | names

@@ -7,12 +7,13 @@ google-research/simclr and its released checkpoints.
 
 from collections.abc import Iterator
 
+from simclr_jax.interop.architecture import Path
 from simclr_jax.models.resnet import ResNet
 
 # The parts of a checkpoint that may hold an encoder: the weights of the last step, and their moving average.
 BASE, EMA = 'base_model', 'ema_model/base_model'
-# Our path of a variable, for example ('params', 'encoder', 'stem', 'conv', 'kernel').
-Path = tuple[str, ...]
+# Place of the supervised head.
+PROBE = 'head_supervised/linear_layer/dense'
 
 _NORM = {
     'gamma': ('params', 'scale'),
@@ -69,10 +70,10 @@ def encoder_names(encoder: ResNet, part: str = BASE) -> dict[str, Path]:
     for kind, place in encoder_layers(encoder):
         path = ('encoder', *place.split('/'))
         if kind == 'norm':
-            found |= _norm_names(f'{part}/{_numbered("batch_normalization", norms)}', path)
+            found |= _norm_names(f'{part}/{numbered("batch_normalization", norms)}', path)
             norms += 1
             continue
-        name = f'{part}/{_numbered("conv2d", convs)}'
+        name = f'{part}/{numbered("conv2d", convs)}'
         convs += 1
         for variable in ('kernel', 'bias') if kind == 'biased conv' else ('kernel',):
             found[f'{name}/{variable}'] = ('params', *path, variable)
@@ -87,12 +88,12 @@ def head_names(kind: str, layers: int, part: str = BASE) -> dict[str, Path]:
         layers: Number of layers of the nonlinear head.
         part: BASE or EMA, the part of the encoder.
     """
-    prefix = part.removesuffix('base_model') + 'head_contrastive'
+    prefix = head_prefix(part)
     places = {'nonlinear': [f'nl_{number}' for number in range(layers)], 'linear': ['l_0'], 'none': []}[kind]
     found = {}
     for number, place in enumerate(places, start=1):
-        found[f'{prefix}/{place}/dense/kernel'] = ('params', 'head', f'dense{number}', 'kernel')
-        names = _norm_names(f'{prefix}/{place}/batch_normalization', ('head', f'bn{number}'))
+        found[f'{prefix}{place}/dense/kernel'] = ('params', 'head', f'dense{number}', 'kernel')
+        names = _norm_names(f'{prefix}{place}/batch_normalization', ('head', f'bn{number}'))
         is_last = number == len(places)
         found |= {name: path for name, path in names.items() if not (is_last and name.endswith('/beta'))}
     return found
@@ -100,13 +101,22 @@ def head_names(kind: str, layers: int, part: str = BASE) -> dict[str, Path]:
 
 def probe_names() -> dict[str, Path]:
     """Name in the checkpoint -> our path, for the variables of the supervised head."""
-    name = 'head_supervised/linear_layer/dense'
-    return {f'{name}/{variable}': ('params', 'probe', variable) for variable in ('kernel', 'bias')}
+    return {f'{PROBE}/{variable}': ('params', 'probe', variable) for variable in ('kernel', 'bias')}
 
 
 def _norm_names(name: str, path: Path) -> dict[str, Path]:
     return {f'{name}/{theirs}': (tree, *path, ours) for theirs, (tree, ours) in _NORM.items()}
 
 
-def _numbered(name: str, number: int) -> str:
+def head_prefix(part: str) -> str:
+    """Beginning of the names of a projection head's variables.
+
+    Args:
+        part: BASE or EMA, the part of the encoder.
+    """
+    return part.removesuffix('base_model') + 'head_contrastive/'
+
+
+def numbered(name: str, number: int) -> str:
+    """The name that TensorFlow gives to the layer that comes after `number` others of its kind."""
     return f'{name}_{number}' if number else name

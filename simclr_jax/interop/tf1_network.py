@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from simclr_jax.interop.tf1_names import BASE
+from simclr_jax.interop.tf1_names import BASE, PROBE, head_prefix, numbered
 from simclr_jax.models.batch_norm import BATCH_NORM_EPSILON
 from simclr_jax.models.resnet import ResNet
 
@@ -42,14 +42,13 @@ class Network:
         with tf.device('CPU'):
             h = tf.reduce_mean(self._stages(self._stem(tf.constant(images))), [1, 2])
             outputs = {'representation': h}
-            prefix = self._part.removesuffix('base_model') + 'head_contrastive/'
+            prefix = head_prefix(self._part)
             names = sorted(name for name in self._variables if name.startswith(prefix))
             places = [name.removesuffix('/dense/kernel') for name in names if name.endswith('/dense/kernel')]
             if places:
                 outputs['projection'] = self._head(h, places)
-            dense = 'head_supervised/linear_layer/dense'
-            if f'{dense}/kernel' in self._variables:
-                outputs['logits'] = h @ self._value(f'{dense}/kernel') + self._value(f'{dense}/bias')
+            if f'{PROBE}/kernel' in self._variables:
+                outputs['logits'] = h @ self._value(f'{PROBE}/kernel') + self._value(f'{PROBE}/bias')
         return {name: values.numpy() for name, values in outputs.items()}
 
     def _stem(self, x: tf.Tensor) -> tf.Tensor:
@@ -108,7 +107,7 @@ class Network:
 
     def _conv(self, x: tf.Tensor, strides: int = 1) -> tf.Tensor:
         """The next convolution. With a stride, its padding does not depend on the size of the image."""
-        name = f'{self._part}/conv2d' + (f'_{self._convs}' if self._convs else '')
+        name = numbered(f'{self._part}/conv2d', self._convs)
         self._convs += 1
         kernel = self._value(f'{name}/kernel')
         if strides > 1:
@@ -119,7 +118,7 @@ class Network:
 
     def _norm(self, x: tf.Tensor) -> tf.Tensor:
         """The next norm."""
-        name = f'{self._part}/batch_normalization' + (f'_{self._norms}' if self._norms else '')
+        name = numbered(f'{self._part}/batch_normalization', self._norms)
         self._norms += 1
         return self._normalized(x, name)
 

@@ -68,16 +68,16 @@ def test_a_file_too_large_for_any_image_is_not_read(tmp_path):
     with open(tmp_path / 'large.jpg', 'wb') as file:
         file.truncate(2**40)
     with pytest.raises(images.ImageError, match='1,099,511,627,776 bytes, more than an image'):
-        images.read(str(tmp_path / 'large.jpg'))
+        images.read_bytes(str(tmp_path / 'large.jpg'))
 
 
 def test_files_that_cannot_be_opened_are_no_images(tmp_path):
     os.symlink(tmp_path / 'nothing', tmp_path / 'broken.png')
     for path in (tmp_path / 'absent.png', tmp_path / 'broken.png', tmp_path):
         with pytest.raises(images.ImageError, match='cannot be opened'):
-            images.read(str(path))
+            images.read_bytes(str(path))
     (tmp_path / 'whole.png').write_bytes(image_files.READABLE['png'])
-    np.testing.assert_array_equal(images.read(str(tmp_path / 'whole.png')), image_files.COLOR)
+    np.testing.assert_array_equal(images.decode(images.read_bytes(str(tmp_path / 'whole.png'))), image_files.COLOR)
 
 
 @pytest.mark.parametrize('make', [Decoded, three_channels])

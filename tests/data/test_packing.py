@@ -84,7 +84,7 @@ def test_labels_ids_and_classes_are_those_of_the_source(directory):
     assert examples.class_names == ('a', 'b')
     assert examples.ids() == [f'source/{number}' for number in READABLE]
     np.testing.assert_array_equal(examples.labels, LABELS[READABLE])
-    assert examples.notes == (f'{directory}/train: source/{DAMAGED} was no readable image.',)
+    assert examples.notes == (f'{directory}/train: 1 unreadable images were left out when it was packed.',)
 
 
 def test_images_are_made_smaller_or_stay_as_they_are(directory):

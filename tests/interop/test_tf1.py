@@ -162,6 +162,14 @@ def test_a_work_directory_holds_the_network(prefix, tmp_path, capsys):
     assert f'--out={tmp_path}/run: it holds a run; choose another directory' in capsys.readouterr().err
 
 
+def test_a_file_of_version_one_has_no_projection_head(arrays, tmp_path, capsys):
+    source = write(tmp_path, {name: value for name, value in arrays.items() if not name.startswith('head_contrastive')})
+    assert main(['convert', source, f'--out={tmp_path}/run']) == 0
+    assert 'none head, 10 classes' in capsys.readouterr().out
+    config = workdir.read_config(f'{tmp_path}/run')
+    assert (config.head.kind, config.probe) == ('none', True)
+
+
 @pytest.mark.parametrize('ending', ['.index', '.data-00000-of-00001', '/..'])
 def test_a_file_or_the_directory_means_the_checkpoint(prefix, tmp_path, ending, monkeypatch):
     seen = []

@@ -198,7 +198,7 @@ def test_images_are_embedded_and_their_neighbours_drawn(life, storage):
 def test_images_are_packed_and_trained_on(life, storage):
     for name in ('pack', 'packed', 'embed packed'):
         assert_ended(life[name])
-    assert 'Skipped, not a readable image: gs://data/photos/train/a/99.png' in life['pack']['out']
+    assert 'were left out:\n  gs://data/photos/train/a/99.png\n' in life['pack']['out']
     assert 'Data: gs://runs/packed/train, 24 images, 2 classes' in life['packed']['out']
     assert 'feed: decoded' in life['packed']['out']
     with np.load(io.BytesIO(storage.objects['runs']['own/packed.npz'])) as found:
