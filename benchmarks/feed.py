@@ -3,7 +3,8 @@
 python benchmarks/feed.py --data-dir TFDS_DATA_DIR --repeats 5 --peer 'PYTHON peer_pipeline.py'
 python benchmarks/feed.py --data-dir TFDS_DATA_DIR --memory 2000
 
-The images are the prepared JPEGs of TFDS's imagenet2012. They are encoded in memory. `host` makes whole views.
+The images are the prepared JPEGs of TFDS's imagenet2012. They are encoded in memory. `host` makes whole views, `crops`
+only their crops.
 `hybrid` makes crops as bytes, and `decoded` whole images on canvases, the devices' input. `packed` is `decoded` from
 images that `simclr pack` made smaller, on the disk. `decode` decodes each image once and discards it. The peer is a
 command that gets --folder with the original JPEGs and --images. It prints a JSON line with images_per_second. Each
@@ -28,7 +29,7 @@ import tensorflow as tf
 from etils import epath
 
 from simclr_jax import sharding
-from simclr_jax.config import base_config
+from simclr_jax.config import base_config, with_values
 from simclr_jax.data import pipeline
 from simclr_jax.data.feed import open_feed
 from simclr_jax.data.packing import Packing, pack
@@ -71,6 +72,7 @@ def ways_of(config, examples, packed):
     small.data.source, small.data.path, small.batch_size = 'packed', packed, BATCH
     return {
         'host': lambda: batches_of('host', config, examples),
+        'crops': lambda: batches_of('host', with_values(config, {'augment.views': ('crop', 'crop')}), examples),
         'hybrid': lambda: batches_of('hybrid', config, examples),
         'decoded': lambda: batches_of('decoded', config, examples),
         'packed': lambda: batches_of('decoded', small, load_examples(small.data, 'train')),

@@ -1,7 +1,6 @@
 """Decoding of image files, the same for every source. No TensorFlow.
 
-JPEGs are decoded by libjpeg-turbo through simplejpeg, with Pillow's pixels in three quarters of its time
-(benchmarks/notes.md). Everything else is decoded by Pillow, which also decides what is not readable.
+JPEGs are decoded by libjpeg-turbo through simplejpeg, faster than by Pillow and with its pixels. Everything else is decoded by Pillow, which also decides what is not readable.
 
 | in the file                              | in the pixels                                             |
 |------------------------------------------|-----------------------------------------------------------|
