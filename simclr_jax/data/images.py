@@ -1,6 +1,7 @@
 """Decoding of image files, the same for every source. No TensorFlow.
 
-JPEGs are decoded by libjpeg-turbo through simplejpeg, faster than by Pillow and with its pixels. Everything else is decoded by Pillow, which also decides what is not readable.
+JPEGs are decoded by libjpeg-turbo through simplejpeg, faster than by Pillow and with its pixels. Everything else is
+decoded by Pillow, which also decides what is not readable.
 
 | in the file                              | in the pixels                                             |
 |------------------------------------------|-----------------------------------------------------------|
