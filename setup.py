@@ -21,6 +21,8 @@ TENSORFLOW = [
 GCS = ['gcsfs>=2025.12', 'google-cloud-storage>=3', 'google-cloud-storage-control>=1.8']
 # The configuration files lie beside the package in the repository, and inside of it after an installation.
 CONFIGURATIONS = ['simclr_jax.configs', 'simclr_jax.configs.evaluate']
+# Files for other programs. PyTorch is never required.
+EXPORT = ['flatbuffers>=24.3', 'onnx>=1.17', 'onnxruntime>=1.20', 'safetensors>=0.5']
 SMOKE = ['pytest>=8', 'pytest-timeout>=2.3']
 
 setup(
@@ -56,6 +58,7 @@ setup(
         'gcs': GCS,
         'cuda12': ['jax[cuda12]'],
         'cuda13': ['jax[cuda13]'],
+        'export': EXPORT,
         'smoke': SMOKE,
         'test': [
             *SMOKE,

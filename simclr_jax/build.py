@@ -93,6 +93,9 @@ def make_encoder(config: ConfigDict) -> ResNet:
         se_ratio=config.model.se_ratio,
         dtype=jnp.dtype(config.model.dtype),
         remat=config.model.remat,
+        pool=config.model.pool,
+        mean=config.model.mean,
+        std=config.model.std,
     )
 
 

@@ -117,19 +117,19 @@ def _first_state(config: ConfigDict, program: Program, key: jax.Array, say: Say)
     """The state at step 0: encoder and heads of `init_from` where it is set, fresh parameters for the rest."""
     state = program.init(key)
     if config.init_from:
-        state = jax.device_put(_initialised_from(config.init_from, state, program.task.mesh, say), program.shardings)
+        state = jax.device_put(_initialised_from(config, state, program.task.mesh, say), program.shardings)
     return state
 
 
-def _initialised_from(directory: str, state: TrainState, mesh: Mesh, say: Say) -> TrainState:
+def _initialised_from(config: ConfigDict, state: TrainState, mesh: Mesh, say: Say) -> TrainState:
     """Takes encoder and heads from another run. A head of another shape stays fresh.
 
     Raises:
         ConfigError: The encoder of the other run has another shape, or the directory holds no run.
         CheckpointError: The other run has no undamaged checkpoint.
     """
-    directory = directory_path(directory)
-    workdir.read_config(directory)
+    directory = directory_path(config.init_from)
+    _check_inputs(directory, workdir.read_config(directory), config)
     source = Checkpoints(directory, say=say, reads_only=True)
     loaded, step = source.restore_model(mesh)
     source.close()
@@ -146,6 +146,18 @@ def _initialised_from(directory: str, state: TrainState, mesh: Mesh, say: Say) -
         raise ConfigError([f'init_from={directory}: its encoder has another shape; set the fields of model as there'])
     say(f'Initialised from step {step} of {directory}.' + (f' Fresh: {", ".join(sorted(fresh))}.' if fresh else ''))
     return state.replace(**variables)
+
+
+def _check_inputs(directory: str, theirs: ConfigDict, ours: ConfigDict) -> None:
+    """Raises ConfigError if the encoder computes something else than that of another run with the same parameters."""
+    problems = [
+        f'model.{name}={ours.model[name]}: is {theirs.model[name]} in init_from={directory}, and the parameters were '
+        'trained with that; set the same'
+        for name in ('pool', 'mean', 'std')
+        if ours.model[name] != theirs.model[name]
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _online_knn(

@@ -20,7 +20,8 @@ FLOORS = (
     ('tasks',),
     ('build',),
     ('evaluation', 'planning'),
-    ('pretraining', 'report', 'interop'),
+    ('pretraining', 'report'),
+    ('interop',),
     ('cli',),
     ('__main__',),
 )
@@ -28,7 +29,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 METHODS = ('ops', 'losses', 'metrics', 'models', 'probes', 'augment', 'training.optim')
 TENSORFLOW_DOOR = {
     *('augment.host', 'data.packing', 'data.pipeline', 'data.streams', 'data.tfds'),
-    *('interop.tf1', 'interop.tf1_network'),
+    *('interop.saved_model', 'interop.tf1', 'interop.tf1_network'),
 }
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import simclr_jax
 from simclr_jax import cache
-from simclr_jax.cli import config, convert, embed, evaluate, pack, plan, third_parties, train
+from simclr_jax.cli import config, convert, embed, evaluate, export, pack, plan, third_parties, train
 from simclr_jax.cli.options import unknown_command, unknown_options
 from simclr_jax.cli.stopping import Interrupted, Watch, code_of
 from simclr_jax.cli.streams import Output, steady
@@ -30,14 +30,14 @@ CURES = {
 _WITHOUT_OUTPUT = {
     'train': 'The training goes on, and its metrics are in {0.workdir}/metrics.jsonl',
     'evaluate': 'The evaluation goes on, and its scores are in {0.workdir}/result.json',
-    **dict.fromkeys(('embed', 'pack', 'convert'), 'The command goes on and writes {0.out}'),
+    **dict.fromkeys(('embed', 'pack', 'convert', 'export'), 'The command goes on and writes {0.out}'),
 }
 # What the user can do about memory, for each command.
 _LESS_MEMORY = {
     **dict.fromkeys(('evaluate', 'plan', 'config'), 'a smaller --config.batch_size'),
     'embed': 'a smaller --batch-size',
     'pack': 'smaller images, or a machine with more memory',
-    'convert': 'a machine with more memory',
+    **dict.fromkeys(('convert', 'export'), 'a machine with more memory'),
     'train': 'a smaller --config.batch_size; or keep it and set --config.microbatch, --config.model.remat=1,2,3,4, '
     '--config.loss.block_size or --config.sharding=fsdp. `simclr plan` tells for a TPU what fits',
 }
@@ -97,7 +97,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, list[str]]]:
     parser.add_argument('--version', action='version', version=f'simclr_jax {simclr_jax.__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     known = {}
-    for module in (train, evaluate, embed, pack, convert, plan, config):
+    for module in (train, evaluate, embed, pack, convert, export, plan, config):
         command = commands.add_parser(
             module.NAME,
             help=module.SUMMARY,

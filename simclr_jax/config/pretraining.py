@@ -29,6 +29,12 @@ from simclr_jax.config.schema import Schema, to_json
 
 __all__ = ['ConfigError', 'base_config', 'check', 'differences', 'flatten', 'from_json', 'load_config', 'to_json']
 
+_COLOURS = (
+    'empty or three finite numbers',
+    lambda value: not value or (len(value) == 3 and all(map(math.isfinite, value))),
+)
+_DEVIATIONS = ('empty or three finite numbers > 0', lambda value: _COLOURS[1](value) and all(x > 0 for x in value))
+
 
 _SEVERAL_IMAGES = ('an integer >= 2, because the loss compares different images', lambda value: value >= 2)
 _SIDE = ('an integer >= 4', lambda value: value >= 4)
@@ -165,6 +171,16 @@ FIELDS = (
         'First layers: for small images (cifar) or large ones. auto: cifar for image_size <= 32.',
         choices=('auto', 'cifar', 'imagenet'),
     ),
+    Field(
+        'model.pool',
+        'same',
+        "Padding of the large stem's max pooling: as in TensorFlow (same) or as in PyTorch (symmetric).",
+        choices=('same', 'symmetric'),
+    ),
+    Field('model.mean', (), 'Mean of each colour, which the network subtracts. Empty: none.', _COLOURS, of=float),
+    Field(
+        'model.std', (), 'Deviation of each colour, which the network divides by. Empty: none.', _DEVIATIONS, of=float
+    ),
     Field('model.sk_ratio', 0.0, 'Ratio of the selective kernels, 0.0625 in SimCLRv2. 0: none.', SHARE),
     Field('model.se_ratio', 0.0, 'Ratio of squeeze-and-excitation, usually 0.25. 0: none.', SHARE),
     Field(
@@ -293,6 +309,8 @@ def _check_together(config: ConfigDict) -> list[str]:
         problems.append(
             f'model.sk_ratio={config.model.sk_ratio}: needs bottleneck blocks; set model.depth >= 50, or sk_ratio to 0'
         )
+    if len(config.model.mean) != len(config.model.std):
+        problems.append(f'model.mean={config.model.mean}, model.std={config.model.std}: set both or neither')
     return problems
 
 

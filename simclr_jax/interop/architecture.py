@@ -1,7 +1,7 @@
 """Finds the architecture of a network from the shapes of its variables."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,6 +23,42 @@ SK_RATIO, SE_RATIO = 0.0625, 0.25
 _LISTED = 40
 
 
+def encoder_layers(encoder: ResNet) -> Iterator[tuple[str, str]]:
+    """(kind, place) of each layer with variables, in the order in which the reference makes them.
+
+    Args:
+        encoder: Architecture.
+
+    Yields:
+        'conv', 'biased conv' or 'norm', and the layer's place such as 'stage1/block1/conv1'.
+    """
+    is_sk = encoder.sk_ratio > 0
+    for number in ('1', '2', '3') if is_sk and encoder.stem == 'imagenet' else ('',):
+        yield from _conv_norm('stem', f'conv{number}', f'bn{number}')
+    for stage, blocks in enumerate(ResNet.STAGES[encoder.depth], start=1):
+        for block in range(1, blocks + 1):
+            place = f'stage{stage}/block{block}'
+            if block == 1:
+                yield from _conv_norm(place, 'shortcut_conv', 'shortcut_bn')
+            yield from _conv_norm(place, 'conv1', 'bn1')
+            if is_sk:
+                yield from _conv_norm(f'{place}/sk', 'conv', 'bn')
+                yield from _conv_norm(f'{place}/sk', 'reduce', 'reduce_bn')
+                yield 'conv', f'{place}/sk/expand'
+            else:
+                yield from _conv_norm(place, 'conv2', 'bn2')
+            if encoder.bottleneck:
+                yield from _conv_norm(place, 'conv3', 'bn3')
+            if encoder.se_ratio > 0:
+                yield 'biased conv', f'{place}/se/reduce'
+                yield 'biased conv', f'{place}/se/expand'
+
+
+def _conv_norm(place: str, conv: str, norm: str) -> Iterator[tuple[str, str]]:
+    yield 'conv', f'{place}/{conv}'
+    yield 'norm', f'{place}/{norm}'
+
+
 def shapes_of(config: ConfigDict, num_classes: int) -> dict[Path, Shape]:
     """Shape of each variable of a pretraining's model, by its path.
 
@@ -38,14 +74,18 @@ def shapes_of(config: ConfigDict, num_classes: int) -> dict[Path, Shape]:
 
 
 def find_encoder(
-    found: Mapping[str, Shape], names_of: Callable[[ResNet], Mapping[str, Path]], source: str
+    found: Mapping[str, Shape],
+    names_of: Callable[[ResNet], Mapping[str, Path]],
+    source: str,
+    shown: Callable[[Shape], Shape] = tuple,
 ) -> ConfigDict:
     """Finds the encoder whose variables have these names and shapes.
 
     Args:
-        found: Shape of each variable of the encoder in the file, by its name there.
+        found: Shape of each variable of the encoder in our layout, by its name in the file.
         names_of: Gives the names of an encoder's variables in such a file, with our paths.
         source: Name of the file, for messages.
+        shown: Gives a shape of ours in the layout of the file, for messages.
 
     Returns:
         A configuration with the fields of the encoder.
@@ -57,7 +97,7 @@ def find_encoder(
     for config in _candidates(found, names_of):
         shapes = shapes_of(with_values(config, {'head.kind': 'none'}), 0)
         named = names_of(make_encoder(config))
-        problems = differences({name: shapes[path] for name, path in named.items()}, found)
+        problems = differences({name: shapes[path] for name, path in named.items()}, found, shown)
         if not problems:
             return config
         nearest = problems if not nearest or len(problems) < len(nearest) else nearest
@@ -65,16 +105,19 @@ def find_encoder(
     raise ConfigError([f'{source}: its encoder is none of those that there are; the nearest:', *shortened(nearest)])
 
 
-def differences(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> list[str]:
-    """A line for each variable that is missing, unknown or of another shape."""
+def differences(
+    expected: Mapping[str, Shape], found: Mapping[str, Shape], shown: Callable[[Shape], Shape] = tuple
+) -> list[str]:
+    """A line for each variable that is missing, unknown or of another shape. `find_encoder` explains `shown`."""
     lines = []
     for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
-            lines.append(f'  {name}: missing, {list(expected[name])} is expected')
-        elif name not in expected:
-            lines.append(f'  {name}: unknown, {list(found[name])}')
-        elif tuple(expected[name]) != tuple(found[name]):
-            lines.append(f'  {name}: {list(found[name])}, {list(expected[name])} is expected')
+        wanted, there = (list(shown(shapes[name])) if name in shapes else None for shapes in (expected, found))
+        if there is None:
+            lines.append(f'  {name}: missing, {wanted} is expected')
+        elif wanted is None:
+            lines.append(f'  {name}: unknown, {there}')
+        elif wanted != there:
+            lines.append(f'  {name}: {there}, {wanted} is expected')
     return lines
 
 
@@ -86,7 +129,7 @@ def shortened(lines: list[str]) -> list[str]:
 
 def _candidates(found: Mapping[str, Shape], names_of: Callable[[ResNet], Mapping[str, Path]]) -> list[ConfigDict]:
     """The configurations of encoders whose variables have the most names in common with these."""
-    firsts = [shape for shape in found.values() if len(shape) == 4 and shape[2] == 3]
+    firsts = [shape for shape in found.values() if len(shape) == 4 and shape[2] == 3 and shape[3] > 0]
     if not firsts:
         return []
     rows, _, _, channels = firsts[0]

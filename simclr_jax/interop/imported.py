@@ -41,6 +41,8 @@ class Imported:
         origin: Where the weights are from, for messages.
         compute: The original network: images [N, H, W, 3] in [0, 1] -> {'representation', 'projection', 'logits'}, or
             those of them that it has, all in the dtype of the images.
+        computed_by: What `compute` runs in, for messages.
+        notes: Lines for the user, for example about what was left out.
     """
 
     config: ConfigDict
@@ -49,6 +51,8 @@ class Imported:
     step: int
     origin: str
     compute: Callable[[np.ndarray], dict[str, np.ndarray]]
+    computed_by: str = 'TensorFlow'
+    notes: tuple[str, ...] = ()
 
     def check(self) -> dict[str, float]:
         """Compares the converted network with the original on fixed images.
@@ -80,12 +84,9 @@ class Imported:
         for side in (32,) if self.config.data.image_size <= 32 else _SIDES:
             images = fixed_images(side).astype(dtype)
             ours, theirs = jax.device_get(apply(variables, images)), self.compute(images)
-            h = theirs['representation']
-            if not np.ptp(h, axis=0).any():
-                raise CheckError(f'{self.origin}: two different images have the same features; use other weights')
+            check_features(self.origin, theirs['representation'])
             for name, expected in theirs.items():
-                distance = np.abs(ours[name] - expected).max() / np.abs(expected).max()
-                found[name] = max(found.get(name, 0.0), float(distance))
+                found[name] = max(found.get(name, 0.0), largest_difference(ours[name], expected))
         return found
 
     def tree(self) -> dict:
@@ -116,6 +117,21 @@ class Imported:
         checkpoints = Checkpoints(directory)
         checkpoints.save(state)
         checkpoints.close()
+
+
+def check_features(origin: str, features: np.ndarray) -> None:
+    """Raises CheckError if the features [2, F] of two different images are constant, zero or not finite."""
+    if not np.isfinite(features).all():
+        raise CheckError(f'{origin}: the features of an image are not finite; use other weights')
+    if not np.ptp(features, axis=0).any():
+        raise CheckError(f'{origin}: two different images have the same features; use other weights')
+
+
+def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference of two arrays of one shape, as a share of the largest entry of `expected`."""
+    if np.shape(found) != np.shape(expected):
+        return np.inf
+    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
 
 
 def fixed_images(side: int) -> np.ndarray:

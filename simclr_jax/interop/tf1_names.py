@@ -5,9 +5,7 @@ base_model/batch_normalization, batch_normalization_1, ... The two counters are 
 google-research/simclr and its released checkpoints.
 """
 
-from collections.abc import Iterator
-
-from simclr_jax.interop.architecture import Path
+from simclr_jax.interop.architecture import Path, encoder_layers
 from simclr_jax.models.resnet import ResNet
 
 # The parts of a checkpoint that may hold an encoder: the weights of the last step, and their moving average.
@@ -21,42 +19,6 @@ _NORM = {
     'moving_mean': ('batch_stats', 'mean'),
     'moving_variance': ('batch_stats', 'var'),
 }
-
-
-def encoder_layers(encoder: ResNet) -> Iterator[tuple[str, str]]:
-    """(kind, place) of each layer with variables, in the order in which the reference makes them.
-
-    Args:
-        encoder: Architecture.
-
-    Yields:
-        'conv', 'biased conv' or 'norm', and the layer's place such as 'stage1/block1/conv1'.
-    """
-    is_sk = encoder.sk_ratio > 0
-    for number in ('1', '2', '3') if is_sk and encoder.stem == 'imagenet' else ('',):
-        yield from _conv_norm('stem', f'conv{number}', f'bn{number}')
-    for stage, blocks in enumerate(ResNet.STAGES[encoder.depth], start=1):
-        for block in range(1, blocks + 1):
-            place = f'stage{stage}/block{block}'
-            if block == 1:
-                yield from _conv_norm(place, 'shortcut_conv', 'shortcut_bn')
-            yield from _conv_norm(place, 'conv1', 'bn1')
-            if is_sk:
-                yield from _conv_norm(f'{place}/sk', 'conv', 'bn')
-                yield from _conv_norm(f'{place}/sk', 'reduce', 'reduce_bn')
-                yield 'conv', f'{place}/sk/expand'
-            else:
-                yield from _conv_norm(place, 'conv2', 'bn2')
-            if encoder.bottleneck:
-                yield from _conv_norm(place, 'conv3', 'bn3')
-            if encoder.se_ratio > 0:
-                yield 'biased conv', f'{place}/se/reduce'
-                yield 'biased conv', f'{place}/se/expand'
-
-
-def _conv_norm(place: str, conv: str, norm: str) -> Iterator[tuple[str, str]]:
-    yield 'conv', f'{place}/{conv}'
-    yield 'norm', f'{place}/{norm}'
 
 
 def encoder_names(encoder: ResNet, part: str = BASE) -> dict[str, Path]:

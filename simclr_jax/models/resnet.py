@@ -17,6 +17,9 @@ from simclr_jax.models.layers import Conv, conv_bn, relu
 from simclr_jax.ops.precision import at_least_float32
 
 STEMS = ('cifar', 'imagenet')
+# Paddings of the stem's max pooling, for the rows and the columns: before and after. TensorFlow's SAME depends on the
+# parity of the map.
+POOLS = {'same': 'SAME', 'symmetric': ((1, 1), (1, 1))}
 # Parts of an encoder, from the image up.
 PARTS = ('stem', 'stage1', 'stage2', 'stage3', 'stage4')
 
@@ -59,12 +62,14 @@ class Stem(nn.Module):
         width: Multiplier of the number of channels.
         dtype: Precision of the computation.
         norm: Makes the batch norms.
+        padding: Padding of the max pooling, one of POOLS.
     """
 
     kind: str
     width: float
     dtype: Any
     norm: Any = BatchNorm
+    padding: str = 'same'
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, pool: bool = True) -> jax.Array:
@@ -80,7 +85,7 @@ class Stem(nn.Module):
             or [N, ceil(H / 2), ceil(W / 2), 64 * width] without `pool`.
         """
         layer = functools.partial(conv_bn, train=train, dtype=self.dtype, norm=self.norm)
-        max_pool = _max_pool if pool else None
+        max_pool = self._max_pool if pool else None
         narrow, wide = scaled_width(32, self.width), scaled_width(64, self.width)
         if self.kind == 'cifar':
             return layer(x, wide, 3, names=('conv', 'bn'))
@@ -92,12 +97,11 @@ class Stem(nn.Module):
 
     def pool(self, x: jax.Array) -> jax.Array:
         """Applies the max pooling that `pool=False` leaves out. 'cifar' has none."""
-        return x if self.kind == 'cifar' else _max_pool(x)
+        return x if self.kind == 'cifar' else self._max_pool(x)
 
-
-def _max_pool(x: jax.Array) -> jax.Array:
-    """Takes the largest values in 3x3 windows: [N, H, W, C] -> [N, ceil(H / 2), ceil(W / 2), C]."""
-    return nn.max_pool(x, (3, 3), (2, 2), 'SAME')
+    def _max_pool(self, x: jax.Array) -> jax.Array:
+        """Takes the largest values in 3x3 windows: [N, H, W, C] -> [N, ceil(H / 2), ceil(W / 2), C]."""
+        return nn.max_pool(x, (3, 3), (2, 2), POOLS[self.padding])
 
 
 class SelectiveKernel(nn.Module):
@@ -279,6 +283,10 @@ class ResNet(nn.Module):
         batch_norm_momentum: Share of the old moving statistics that each training step keeps.
         remat: Stages, out of 1 to 4, whose blocks are recomputed in the backward pass. Their activations take the
             memory of a block instead of a stage.
+        pool: Padding of the max pooling in the 'imagenet' stem: 'same' as in TensorFlow, or 'symmetric' as in PyTorch.
+            The two differ where the map has an even side.
+        mean: Mean of each channel that is subtracted from the images. Empty: none, as in SimCLR.
+        std: Number that each channel is divided by after that. Empty like `mean`.
 
     Raises:
         ValueError: An attribute is outside of these values, or the input is not floating-point [N, H, W, C].
@@ -303,6 +311,9 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
     batch_norm_momentum: float = BATCH_NORM_MOMENTUM
     remat: tuple[int, ...] = ()
+    pool: str = 'same'
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     def __post_init__(self):
         super().__post_init__()
@@ -310,6 +321,10 @@ class ResNet(nn.Module):
             raise ValueError(f'depth={self.depth} is unknown; choose one of {sorted(self.STAGES)}')
         if self.stem not in STEMS:
             raise ValueError(f"stem='{self.stem}' is unknown; choose one of {STEMS}")
+        if self.pool not in POOLS:
+            raise ValueError(f"pool='{self.pool}' is unknown; choose one of {tuple(POOLS)}")
+        if len(self.mean) != len(self.std):
+            raise ValueError(f'mean={self.mean}, std={self.std}: set both or neither, each with a number per channel')
         if self.width <= 0:
             raise ValueError(f'width={self.width} must be positive')
         if self.sk_ratio > 0 and not self.bottleneck:
@@ -355,10 +370,12 @@ class ResNet(nn.Module):
             [N, height, width, channels] of 'stem', 'stage1', ..., 'stage4'.
         """
         _check_images(x)
+        if self.mean:
+            x = (x - jnp.asarray(self.mean, x.dtype)) / jnp.asarray(self.std, x.dtype)
         frozen = frozen_parts(train_after_block)
         norm = functools.partial(BatchNorm, momentum=self.batch_norm_momentum)
         kind = 'resnet_d' if self.sk_ratio > 0 and self.stem == 'imagenet' else self.stem
-        stem = Stem(kind, self.width, self.dtype, norm, name='stem')
+        stem = Stem(kind, self.width, self.dtype, norm, self.pool, name='stem')
         x = stem(x, train=train and 'stem' not in frozen, pool=not unpooled_stem)
         if 'stem' in frozen:
             x = jax.lax.stop_gradient(x)

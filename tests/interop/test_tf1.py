@@ -14,8 +14,9 @@ import tensorflow as tf
 from simclr_jax import sharding
 from simclr_jax.build import make_model
 from simclr_jax.cli.main import main
+from simclr_jax.interop.architecture import encoder_layers
 from simclr_jax.interop.tf1 import read_tf1
-from simclr_jax.interop.tf1_names import encoder_layers, encoder_names, head_names, probe_names
+from simclr_jax.interop.tf1_names import encoder_names, head_names, probe_names
 from simclr_jax.models.resnet import ResNet
 from simclr_jax.training import workdir
 from simclr_jax.training.checkpoints import Checkpoints

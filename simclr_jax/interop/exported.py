@@ -1,0 +1,151 @@
+"""A trained network on its way out: what a work directory holds, and what it computes."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from simclr_jax import sharding
+from simclr_jax.build import make_model
+from simclr_jax.config import ConfigError
+from simclr_jax.config.paths import directory_path
+from simclr_jax.interop.architecture import Path
+from simclr_jax.models.classifier import Classifier
+from simclr_jax.models.heads import ProjectionHead
+from simclr_jax.models.resnet import ResNet
+from simclr_jax.training import workdir
+from simclr_jax.training.checkpoints import Checkpoints
+
+# Protocols whose trainings end in a network with one classifier.
+_CLASSIFIERS = ('finetune', 'linear_sgd')
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """A trained network.
+
+    Attributes:
+        config: Configuration of the pretraining.
+        variables: Our variables by their path, float32.
+        step: Training step of the weights.
+        directory: Work directory, or directory of a training in it.
+        image_size: Side of the images that it was trained on, pixels.
+        head_layer: Index in [h, output of the head's layer 1, ...] of the features that the classifier takes.
+        is_classifier: Whether it was fine-tuned. Then it has only the first layers of the head.
+    """
+
+    config: ConfigDict
+    variables: dict[Path, np.ndarray]
+    step: int
+    directory: str
+    image_size: int
+    head_layer: int = 0
+    is_classifier: bool = False
+
+    @property
+    def encoder(self) -> ResNet:
+        """The encoder in float32."""
+        return make_model(self.config, 0).encoder.clone(dtype=jnp.float32, remat=())
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the classifier or of the pretraining's probe, 0 without one."""
+        bias = self.variables.get(('params', 'probe', 'bias'))
+        return 0 if bias is None else len(bias)
+
+    @property
+    def head_layers(self) -> int:
+        """Layers of the projection head that there are."""
+        return len({path[2] for path in self.variables if path[1] == 'head' and path[2].startswith('dense')})
+
+    @property
+    def has_whole_head(self) -> bool:
+        """Whether the last layer of the projection head is there, whose norm has no offset."""
+        last = f'bn{self.head_layers}'
+        return self.head_layers > 0 and ('params', 'head', last, 'bias') not in self.variables
+
+    def apply(self, variables: dict[str, Any], images: jax.Array) -> dict[str, jax.Array]:
+        """Computes the network.
+
+        Args:
+            variables: Our variables as a tree, float32 or float64.
+            images: Images [N, H, W, 3] in [0, 1], of the same dtype.
+
+        Returns:
+            'representation' [N, F]. A pretraining also has 'projection' [N, D] if it has a head, and 'logits' [N, K]
+            if it has a probe. A classifier has 'logits'.
+        """
+        head: ProjectionHead = make_model(self.config, 0).head.clone(dtype=images.dtype)
+        classifier = Classifier(
+            encoder=self.encoder.clone(dtype=images.dtype),
+            head=head,
+            num_classes=max(self.num_classes, 1),
+            head_layer=self.head_layer,
+            dtype=images.dtype,
+        )
+
+        def compute(module: Classifier, images: jax.Array) -> dict[str, jax.Array]:
+            h = module.encoder(images, train=False)
+            layers = module.head(h, train=False, until=self.head_layers)
+            outputs = {'representation': h}
+            if self.has_whole_head and not self.is_classifier:
+                outputs['projection'] = layers[-1]
+            if self.num_classes:
+                outputs['logits'] = module.probe(layers[self.head_layer])
+            return outputs
+
+        found: Any = classifier.apply(variables, images, method=compute)
+        return found
+
+
+def open_exported(directory: str, say: Callable[[str], None] = print) -> Exported:
+    """Reads the newest checkpoint of a run, or of a training that an evaluation has kept.
+
+    Args:
+        directory: Work directory, or its sub-directory trained/NAME of a fine-tuned or linear classifier.
+        say: Function that receives lines for the user.
+
+    Raises:
+        ConfigError, CheckpointError: The directory holds neither, or its training has no single classifier.
+    """
+    directory = directory_path(directory)
+    settings = _settings(epath.Path(directory))
+    config = workdir.read_config(str(epath.Path(directory).parent.parent) if settings else directory)
+    checkpoints = Checkpoints(directory, say=say, reads_only=True)
+    variables, step = checkpoints.restore_model(sharding.make_mesh(jax.local_devices()[:1]))
+    checkpoints.close()
+    flat: Any = traverse_util.flatten_dict(jax.device_get(variables))
+    common = {'variables': flat, 'step': step, 'directory': directory}
+    if not settings:
+        return Exported(config=config, image_size=config.data.image_size, **common)
+    return Exported(
+        config=config,
+        image_size=settings['image_size'],
+        head_layer=settings['settings'].get('head_layer', 0),
+        is_classifier=True,
+        **common,
+    )
+
+
+def _settings(directory: epath.Path) -> dict[str, Any]:
+    """Settings of the training in a directory. Empty for the directory of a run."""
+    path = directory / 'settings.json'
+    if not path.exists():
+        return {}
+    try:
+        settings = json.loads(path.read_text())
+        protocol = settings['protocol']
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError([f'{path} is damaged: {error}; run the evaluation again']) from error
+    if protocol not in _CLASSIFIERS:
+        raise ConfigError(
+            [f'{directory}: {protocol} trains no single classifier; choose a training of {" or ".join(_CLASSIFIERS)}']
+        )
+    return settings

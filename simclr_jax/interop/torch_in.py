@@ -1,0 +1,194 @@
+"""State dicts of PyTorch: torchvision, timm, lightly, solo-learn, VISSL, MoCo and our own exports, as our variables."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from simclr_jax.build import make_encoder
+from simclr_jax.config import ConfigError, with_values
+from simclr_jax.interop.architecture import Path, differences, find_encoder, shapes_of, shortened
+from simclr_jax.interop.imported import Imported
+from simclr_jax.interop.torch_files import read_state_dict
+from simclr_jax.interop.torch_names import (
+    COUNTER,
+    encoder_names,
+    from_torch,
+    head_names,
+    numbered_layers,
+    probe_names,
+    torch_shape,
+    with_identity_shortcut,
+)
+from simclr_jax.interop.torch_network import Network
+
+# Mean and deviation of each colour, by the name of the option's value.
+NORMALIZATIONS = {
+    'none': ((), ()),
+    'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+# Parts of names that mark the moving average of an encoder: MoCo's key encoder, BYOL's target, DINO's teacher.
+_AVERAGED = re.compile(r'(^|[._])(encoder_k|ema|\w*momentum\w*|\w*target\w*|\w*teacher\w*)\.')
+# Encoders of MoCo, whose fc is a projection.
+_PROJECTS = re.compile(r'(encoder_[qk]|base_encoder|momentum_encoder)\.$')
+_OF_ENCODER = re.compile(r'(conv1|bn1|layer\d+)\.')
+
+
+def read_torch(source: str, *, weights: str, normalize: tuple | None, pool: str) -> Imported:
+    """Reads the state dict of a ResNet.
+
+    Args:
+        source: File, see `torch_files.read_state_dict`.
+        weights: 'base' for the encoder that was trained, 'ema' for its moving average. '' for the one that is there.
+        normalize: (mean, std) of the images that the network was trained on, see NORMALIZATIONS. None: what the file
+            says.
+        pool: Padding of the max pooling, 'symmetric' or 'same'. '': what the file says, otherwise 'symmetric'.
+
+    Raises:
+        ConfigError: The file cannot be read, holds no ResNet or several, or does not fit. The message lists what does
+            not fit.
+    """
+    arrays, facts = read_state_dict(source)
+    prefix = _choose(source, arrays, weights)
+    own, others = _of_encoder(arrays, prefix)
+    for name in _partial_heads(own, facts):
+        others[name] = own.pop(name)
+    mean, std, pool = _inputs(source, facts, normalize, pool)
+    whole = with_identity_shortcut(own)
+    encoder = {name: from_torch(array) for name, array in whole.items() if _OF_ENCODER.match(name)}
+    config = find_encoder({name: array.shape for name, array in encoder.items()}, encoder_names, source, torch_shape)
+    config = with_values(config, {'model.pool': pool, 'model.mean': mean, 'model.std': std})
+    if facts:
+        config = with_values(config, {'data.image_size': facts['image_size']})
+    config, num_classes, names = _heads(source, config, whole, is_projection=bool(_PROJECTS.search(prefix)))
+    names |= encoder_names(make_encoder(config))
+    left_out = {**others, **{name: array for name, array in own.items() if name not in names}}
+    kept = {name: array for name, array in own.items() if name in names or name.startswith('head.')}
+    return Imported(
+        config=config,
+        num_classes=num_classes,
+        variables={path: from_torch(whole[name]) for name, path in names.items()},
+        step=int(facts.get('step', 0)),
+        origin=source + (f', {prefix.removesuffix(".")}' if prefix else ''),
+        compute=Network(kept, {'pool': pool, 'mean': mean, 'std': std, 'whole_head': True}),
+        computed_by='NumPy',
+        notes=tuple(_notes(left_out)),
+    )
+
+
+def _encoders(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """Beginnings of the names of all ResNets in a state dict."""
+    found = set()
+    for name in arrays:
+        prefix = re.match(r'(.*?)(?:conv1\.(?:0\.)?weight|0\.weight)$', name)
+        if prefix and _layers_below(arrays, prefix[1]):
+            found.add(prefix[1])
+    return sorted(found, key=lambda prefix: (len(prefix), prefix))
+
+
+def _layers_below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, str]:
+    """Layer of a ResNet in a state dict -> its name in torchvision. Empty if this prefix has no ResNet."""
+    below = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    if 'layer1.0.conv1.weight' in below:
+        return {name.partition('.')[0]: name.partition('.')[0] for name in below}
+    return numbered_layers(below)
+
+
+def _choose(source: str, arrays: Mapping[str, np.ndarray], weights: str) -> str:
+    """Beginning of the names of the wanted encoder."""
+    found = _encoders(arrays)
+    if not found:
+        named = ', '.join(sorted(arrays)[:10])
+        raise ConfigError([f'{source}: it holds no ResNet with the names of torchvision; there are: {named}, ...'])
+    averaged = [prefix for prefix in found if _AVERAGED.search(prefix)]
+    choices = {'base': [prefix for prefix in found if prefix not in averaged], 'ema': averaged}
+    there = [name for name, prefixes in choices.items() if prefixes]
+    if weights and weights not in there:
+        raise ConfigError([f'--weights={weights}: {source} has only {there[0]}'])
+    if not weights and len(there) > 1:
+        raise ConfigError([f'{source} has an encoder and its moving average; choose --weights=base or ema'])
+    prefixes = choices[weights or there[0]]
+    if len(prefixes) > 1:
+        raise ConfigError([f'{source} has several encoders: {", ".join(prefixes)}; keep one of them in the file'])
+    return prefixes[0]
+
+
+def _of_encoder(arrays: Mapping[str, np.ndarray], prefix: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The arrays of the chosen network by torchvision's names, and all others by their own names."""
+    layers = _layers_below(arrays, prefix)
+    own, others = {}, {}
+    for name, array in arrays.items():
+        first, _, rest = name.removeprefix(prefix).partition('.')
+        if name.endswith(f'.{COUNTER}'):
+            continue
+        if name.startswith(prefix) and first in layers:
+            own[f'{layers[first]}.{rest}'.replace('.shortcut.', '.downsample.')] = array
+        # The linear classifier of solo-learn lies beside the encoder.
+        elif prefix and name in ('classifier.weight', 'classifier.bias'):
+            own[name.replace('classifier', 'fc')] = array
+        else:
+            others[name] = array
+    return own, others
+
+
+def _partial_heads(own: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> list[str]:
+    """Names of the heads of a fine-tuned classifier that a pretraining does not have."""
+    starts = ('head.',) if facts and not facts.get('whole_head') else ()
+    starts += ('fc.',) if facts.get('head_layer') else ()
+    return [name for name in own if name.startswith(starts)]
+
+
+def _inputs(source: str, facts: Mapping[str, Any], normalize: tuple | None, pool: str) -> tuple[tuple, tuple, str]:
+    """(mean, std, pool) of a network."""
+    said = (tuple(facts['mean']), tuple(facts['std'])) if facts else None
+    if said is None and normalize is None:
+        raise ConfigError(
+            [
+                f'{source} does not say how its images were normalised; choose --normalize=imagenet (mean and '
+                'deviation of ImageNet, the default of torchvision, timm, lightly, solo-learn, VISSL and MoCo), '
+                '--normalize=none (values in [0, 1], as in SimCLR), or six numbers: three means and three deviations'
+            ]
+        )
+    mean, std = normalize if normalize is not None else said or ((), ())
+    return mean, std, pool or facts.get('pool', 'symmetric')
+
+
+def _heads(
+    source: str, config: ConfigDict, arrays: Mapping[str, np.ndarray], is_projection: bool
+) -> tuple[ConfigDict, int, dict[str, Path]]:
+    """The configuration with the heads, the classes of the probe, and the names and paths of their variables."""
+    width = make_encoder(config).feature_width
+    fc = arrays.get('fc.weight')
+    has_probe = not is_projection and fc is not None and 'fc.bias' in arrays and fc.shape[1:] == (width,)
+    num_classes = len(fc) if has_probe and fc is not None else 0
+    found = (name for name in arrays if re.match(r'head\.dense\d+\.weight$', name))
+    kernels = sorted(found, key=lambda name: (len(name), name))
+    fields: dict[str, Any] = {'head.kind': 'none', 'probe': num_classes > 0}
+    if kernels:
+        fields |= {'head.layers': len(kernels), 'head.out_dim': len(arrays[kernels[-1]])}
+        fields |= {'head.kind': 'nonlinear' if len(kernels) > 1 else 'linear'}
+    if len(kernels) > 1:
+        fields |= {'head.hidden_dim': len(arrays[kernels[0]])}
+    config = with_values(config, fields)
+    names = head_names(len(kernels), is_whole=True) | (probe_names() if num_classes else {})
+    expected = {name: shapes_of(config, num_classes)[path] for name, path in names.items()}
+    in_heads = {name for name in arrays if name.startswith('head.')} | (names.keys() & arrays.keys())
+    there = {name: from_torch(arrays[name]).shape for name in in_heads}
+    # The last norm of our head has no offset, and PyTorch stores one of zeros.
+    last = f'head.bn{len(kernels)}.bias'
+    if last in there and not arrays[last].any():
+        del there[last]
+    problems = differences(expected, there, torch_shape)
+    if problems:
+        raise ConfigError([f'{source}: its heads are none of those that there are:', *shortened(problems)])
+    return config, num_classes, names
+
+
+def _notes(left_out: Mapping[str, np.ndarray]) -> list[str]:
+    unknown = {name: array for name, array in left_out.items() if not re.fullmatch(r'head\.bn\d+\.bias', name)}
+    if not unknown:
+        return []
+    lines = [f'  {name}: {list(array.shape)}' for name, array in sorted(unknown.items())]
+    return ['Left out, because our networks have no such layers:', *shortened(lines)]

@@ -1,0 +1,158 @@
+"""Names of our variables in PyTorch: those of torchvision and timm, and further ones for what these do not have.
+
+torchvision and timm agree on ResNets. ResNet-D's stem and shortcut have timm's names. Squeeze-and-excitation has fc1
+and fc2. Selective kernels and the projection head have names of our own, see simclr_resnet.py.
+"""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from simclr_jax.interop.architecture import Path, Shape, encoder_layers
+from simclr_jax.models.batch_norm import BATCH_NORM_EPSILON
+from simclr_jax.models.resnet import ResNet
+
+_NORM = {
+    'weight': ('params', 'scale'),
+    'bias': ('params', 'bias'),
+    'running_mean': ('batch_stats', 'mean'),
+    'running_var': ('batch_stats', 'var'),
+}
+_STEM = {'conv': 'conv1', 'bn': 'bn1'}
+_STEM_D = {'conv1': 'conv1.0', 'bn1': 'conv1.1', 'conv2': 'conv1.3', 'bn2': 'conv1.4', 'conv3': 'conv1.6', 'bn3': 'bn1'}
+_SHORTCUT = {'shortcut_conv': 'downsample.0', 'shortcut_bn': 'downsample.1'}
+# ResNet-D averages before the convolution of the shortcut.
+_SHORTCUT_D = {'shortcut_conv': 'downsample.1', 'shortcut_bn': 'downsample.2'}
+_EXCITATION = {'se/reduce': 'se.fc1', 'se/expand': 'se.fc2'}
+# A counter that PyTorch keeps in each norm, and that no network uses.
+COUNTER = 'num_batches_tracked'
+
+
+def encoder_names(encoder: ResNet) -> dict[str, Path]:
+    """Name in a state dict -> our path, for every variable of an encoder.
+
+    Args:
+        encoder: Architecture.
+    """
+    found = {}
+    for kind, place in encoder_layers(encoder):
+        name, path = _layer(encoder, place), ('encoder', *place.split('/'))
+        if kind == 'norm':
+            found |= _norm_names(name, path)
+        else:
+            found[f'{name}.weight'] = ('params', *path, 'kernel')
+            if kind == 'biased conv':
+                found[f'{name}.bias'] = ('params', *path, 'bias')
+    return found
+
+
+def _layer(encoder: ResNet, place: str) -> str:
+    """Name of a layer, such as 'layer1.0.conv1' of 'stage1/block1/conv1'."""
+    first, _, rest = place.partition('/')
+    if first == 'stem':
+        return (_STEM | _STEM_D if encoder.stem == 'imagenet' and encoder.sk_ratio > 0 else _STEM)[rest]
+    block, _, layer = rest.partition('/')
+    named = (_SHORTCUT_D if encoder.sk_ratio > 0 else _SHORTCUT) | _EXCITATION
+    layer = named.get(layer, layer.replace('sk/', 'conv2.'))
+    return f'layer{first.removeprefix("stage")}.{int(block.removeprefix("block")) - 1}.{layer}'
+
+
+def head_names(layers: int, *, is_whole: bool) -> dict[str, Path]:
+    """Name in a state dict -> our path, for every variable of a projection head.
+
+    Args:
+        layers: Number of layers, 0 or more.
+        is_whole: Whether the last of them is the last of the head, whose norm has no offset.
+    """
+    found = {}
+    for number in range(1, layers + 1):
+        found[f'head.dense{number}.weight'] = ('params', 'head', f'dense{number}', 'kernel')
+        found |= _norm_names(f'head.bn{number}', ('head', f'bn{number}'))
+    if is_whole:
+        found.pop(f'head.bn{layers}.bias', None)
+    return found
+
+
+def probe_names() -> dict[str, Path]:
+    """Name in a state dict -> our path, for the variables of the linear classifier."""
+    return {'fc.weight': ('params', 'probe', 'kernel'), 'fc.bias': ('params', 'probe', 'bias')}
+
+
+def _norm_names(name: str, path: Path) -> dict[str, Path]:
+    return {f'{name}.{theirs}': (tree, *path, ours) for theirs, (tree, ours) in _NORM.items()}
+
+
+def to_torch(array: np.ndarray) -> np.ndarray:
+    """A variable in PyTorch's layout: kernels HWIO -> OIHW, dense weights [in, out] -> [out, in]."""
+    order = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim)
+    return np.ascontiguousarray(array.transpose(order) if order else array)
+
+
+def from_torch(array: np.ndarray) -> np.ndarray:
+    """A variable in our layout: kernels OIHW -> HWIO, dense weights [out, in] -> [in, out]."""
+    order = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim)
+    return np.ascontiguousarray(array.transpose(order) if order else array)
+
+
+def torch_shape(shape: Shape) -> Shape:
+    """Shape in PyTorch's layout of a variable with this shape in ours."""
+    return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1] if len(shape) == 2 else shape
+
+
+def state_dict(variables: Mapping[Path, np.ndarray], names: Mapping[str, Path]) -> dict[str, np.ndarray]:
+    """A state dict as PyTorch has it.
+
+    Args:
+        variables: Our variables by their path, float32.
+        names: Name in the state dict -> our path.
+
+    Returns:
+        The variables in PyTorch's layout, float32. Each norm has an offset and a counter too (int64, 0).
+    """
+    found = {name: to_torch(np.asarray(variables[path], np.float32)) for name, path in names.items()}
+    for name in names:
+        if name.endswith('.running_mean'):
+            norm = name.removesuffix('.running_mean')
+            found.setdefault(f'{norm}.bias', np.zeros_like(found[name]))
+            found[f'{norm}.{COUNTER}'] = np.zeros((), np.int64)
+    return found
+
+
+def with_identity_shortcut(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Adds the shortcut that our first block of ResNet-18 and 34 has, and torchvision's and timm's has not.
+
+    Its convolution and norm are the identity.
+
+    Args:
+        arrays: State dict of an encoder in PyTorch's layout.
+
+    Returns:
+        The same with `layer1.0.downsample`, where it was missing.
+    """
+    found = dict(arrays)
+    first = found.get('layer1.0.conv1.weight')
+    is_basic = 'layer1.0.conv2.weight' in found and 'layer1.0.conv3.weight' not in found
+    if first is None or first.ndim != 4 or not is_basic or any('layer1.0.downsample' in name for name in found):
+        return found
+    channels = first.shape[1]
+    place = 'layer1.0.downsample'
+    found[f'{place}.0.weight'] = np.eye(channels, dtype=np.float32)[:, :, None, None]
+    # The variance and the norm's epsilon add up to 1.
+    values = {'weight': 1.0, 'bias': 0.0, 'running_mean': 0.0, 'running_var': 1.0 - BATCH_NORM_EPSILON}
+    return found | {f'{place}.1.{name}': np.full(channels, value, np.float32) for name, value in values.items()}
+
+
+def numbered_layers(names: Mapping[str, object]) -> dict[str, str]:
+    """Names of the layers of a ResNet whose children are numbered (`nn.Sequential`), such as lightly's backbones.
+
+    Args:
+        names: State dict.
+
+    Returns:
+        Number -> 'conv1', 'bn1', 'layer1', ... Empty if these are no numbered layers of a ResNet.
+    """
+    stages = sorted({int(found[1]) for name in names if (found := re.match(r'(\d+)\.0\.conv1\.weight$', name))})
+    if not stages or '0.weight' not in names:
+        return {}
+    return {'0': 'conv1', '1': 'bn1'} | {str(place): f'layer{number}' for number, place in enumerate(stages, start=1)}
