@@ -71,7 +71,8 @@ class _Operations:
         return self._node('Flatten', [x], axis=1)
 
     def halves(self, x):
-        return tuple(self._nodes('Split', [x], 2, axis=1))
+        first, second = self._nodes('Split', [x], 2, axis=1)
+        return first, second
 
     def add(self, x, y):
         return self._node('Add', [x, y])
@@ -152,7 +153,7 @@ def load(directory: epath.Path) -> tuple[str, Callable[[np.ndarray], dict[str, n
         from onnx.reference import ReferenceEvaluator
 
         session, runner = ReferenceEvaluator(onnx.load_from_string(content)), "onnx's reference"
-        names = session.output_names
+        names = [str(name) for name in session.output_names]
     else:
         session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
         runner, names = 'onnxruntime', [output.name for output in session.get_outputs()]

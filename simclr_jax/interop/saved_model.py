@@ -1,6 +1,7 @@
 """TensorFlow's SavedModel: the network with the reference's outputs. Behind the TensorFlow door."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -28,7 +29,8 @@ class _Operations:
         return x * scale + offset
 
     def conv(self, x, kernel, bias, strides, padding):
-        x = tf.nn.conv2d(x, self._variable(kernel), strides, [[0, 0], padding, padding, [0, 0]])
+        around: Any = [[0, 0], padding, padding, [0, 0]]
+        x = tf.nn.conv2d(x, self._variable(kernel), strides, around)
         return x if bias is None else x + self._variable(bias)
 
     def norm(self, x, scale, offset, mean, variance):
@@ -56,7 +58,8 @@ class _Operations:
         return x[:, 0, 0]
 
     def halves(self, x):
-        return tf.split(x, 2, axis=3)
+        first, second = tf.split(x, 2, axis=3)
+        return first, second
 
     def add(self, x, y):
         return x + y
@@ -105,7 +108,7 @@ def write(network: Exported, directory: epath.Path) -> None:
         network: Network to write.
         directory: Existing directory.
     """
-    module = _Module(network)
+    module: Any = _Module(network)
     shape = [None, None, None, 3]
     signatures = {
         name: module.__call__.get_concrete_function(tf.TensorSpec(shape, dtype, 'images'), trainable=False)

@@ -34,7 +34,7 @@ def write(network: Exported, directory: epath.Path) -> None:
     images = jax.ShapeDtypeStruct((*export.symbolic_shape('n'), size, size, 3), np.float32)
     # Without the barrier the compiler spends minutes on products of weights alone.
     program = jax.jit(lambda images: network.apply(jax.lax.optimization_barrier(variables), images))
-    (directory / FILE).write_bytes(export.export(program, platforms=PLATFORMS)(images).serialize())
+    (directory / FILE).write_bytes(bytes(export.export(program, platforms=PLATFORMS)(images).serialize()))
 
 
 def load(directory: epath.Path) -> tuple[str, Callable[[np.ndarray], dict[str, np.ndarray]]]:

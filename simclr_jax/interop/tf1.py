@@ -1,8 +1,9 @@
 """TensorFlow 1 checkpoints of the reference: what is in them, as our variables. Behind the TensorFlow door."""
 
+import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -61,18 +62,41 @@ def read_tf1(prefix: str, weights: str) -> Imported:
     except _UNREADABLE as error:
         raise ConfigError([f'{prefix}: no readable checkpoint of TensorFlow: {str(error).splitlines()[0]}']) from error
     part = _choose(prefix, shapes, weights)
-    config, num_classes, names = _names(prefix, shapes, part)
-    try:
-        arrays = {name: reader.get_tensor(name) for name in names}
-        step = int(reader.get_tensor('global_step')) if 'global_step' in shapes else 0
-    except _UNREADABLE as error:
-        raise ConfigError([f'{prefix}: it is damaged: {str(error).splitlines()[0]}']) from error
+
+    def read(name: str) -> np.ndarray:
+        try:
+            return reader.get_tensor(name)
+        except _UNREADABLE as error:
+            raise ConfigError([f'{prefix}: it is damaged: {str(error).splitlines()[0]}']) from error
+
+    step = int(read('global_step')) if 'global_step' in shapes else 0
+    found = of_reference(prefix, shapes, read, part, step)
+    return dataclasses.replace(found, origin=f'{weights or "the"} weights of {prefix}')
+
+
+def of_reference(
+    source: str, shapes: Mapping[str, Shape], read: Callable[[str], np.ndarray], part: str = BASE, step: int = 0
+) -> Imported:
+    """A network whose variables have the reference's names in TensorFlow 1.
+
+    Args:
+        source: Name of the file, for messages.
+        shapes: Shape of each variable by its name. Unknown names are passed over.
+        read: Gives the values of a variable.
+        part: BASE or EMA, the part of the variables that holds the encoder.
+        step: Training step of the weights.
+
+    Raises:
+        ConfigError: The variables fit no architecture. The message lists what does not fit.
+    """
+    config, num_classes, names = _names(source, shapes, part)
+    arrays = {name: np.asarray(read(name), np.float32) for name in names}
     return Imported(
         config=config,
         num_classes=num_classes,
-        variables={path: np.asarray(arrays[name], np.float32) for name, path in names.items()},
+        variables={path: arrays[name] for name, path in names.items()},
         step=step,
-        origin=f'{weights or "the"} weights of {prefix}',
+        origin=source,
         compute=Network(arrays, make_encoder(config), part),
     )
 

@@ -5,6 +5,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from etils import epath
 
@@ -15,6 +16,10 @@ from simclr_jax.interop.extras import needs_extra
 # Endings of PyTorch's own files, which are pickles.
 PICKLES = ('.pth', '.pt', '.ckpt', '.bin', '.tar')
 SAFETENSORS = '.safetensors'
+_DTYPES = {
+    **{'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16, 'BOOL': np.bool_},
+    **{f'{kind}{bits}': np.dtype(f'{kind.lower()}{bits // 8}') for kind in 'IU' for bits in (8, 16, 32, 64)},
+}
 # Key of our own facts in the metadata of a safetensors file.
 FACTS = 'simclr_jax'
 
@@ -53,10 +58,13 @@ def _plain(array: np.ndarray) -> np.ndarray:
 def _read_safetensors(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     with needs_extra('safetensors'):
         import safetensors
-        import safetensors.numpy
     content = path.read_bytes()
     try:
-        arrays = safetensors.numpy.load(content)
+        entries = safetensors.deserialize(content)
+        arrays = {
+            name: np.frombuffer(entry['data'], _DTYPES[entry['dtype']]).reshape(entry['shape'])
+            for name, entry in entries
+        }
         header = json.loads(content[8 : 8 + struct.unpack('<Q', content[:8])[0]])
         facts = json.loads(header.get('__metadata__', {}).get(FACTS, '{}'))
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
@@ -69,7 +77,7 @@ def _read_safetensors(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str
 def _read_pickle(path: epath.Path) -> dict[str, np.ndarray]:
     """Arrays of a pickle. PyTorch reads it, and refuses everything but arrays and plain containers."""
     with needs_extra('torch', f'{path} is a pickle, which only PyTorch reads safely'):
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     with path.open('rb') as file:
         try:
             content = torch.load(file, map_location='cpu', weights_only=True)

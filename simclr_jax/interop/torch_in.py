@@ -24,11 +24,6 @@ from simclr_jax.interop.torch_names import (
 )
 from simclr_jax.interop.torch_network import Network
 
-# Mean and deviation of each colour, by the name of the option's value.
-NORMALIZATIONS = {
-    'none': ((), ()),
-    'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
 # Parts of names that mark the moving average of an encoder: MoCo's key encoder, BYOL's target, DINO's teacher.
 _AVERAGED = re.compile(r'(^|[._])(encoder_k|ema|\w*momentum\w*|\w*target\w*|\w*teacher\w*)\.')
 # Encoders of MoCo, whose fc is a projection.
@@ -42,8 +37,8 @@ def read_torch(source: str, *, weights: str, normalize: tuple | None, pool: str)
     Args:
         source: File, see `torch_files.read_state_dict`.
         weights: 'base' for the encoder that was trained, 'ema' for its moving average. '' for the one that is there.
-        normalize: (mean, std) of the images that the network was trained on, see NORMALIZATIONS. None: what the file
-            says.
+        normalize: (mean, std) that the images of the training were normalised with, see `convert.NORMALIZATIONS`. None:
+            what the file says.
         pool: Padding of the max pooling, 'symmetric' or 'same'. '': what the file says, otherwise 'symmetric'.
 
     Raises:

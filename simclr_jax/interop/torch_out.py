@@ -103,7 +103,7 @@ def _our_module(path: str) -> tuple[str, Callable[[np.ndarray], dict[str, np.nda
 
 def _torchvision(path: str) -> tuple[str, Callable[[np.ndarray], dict[str, np.ndarray]]]:
     try:
-        import torchvision
+        import torchvision  # pyright: ignore[reportMissingImports]
     except RuntimeError as error:  # Its build does not fit that of PyTorch.
         raise ModuleNotFoundError(str(error)) from error
     from simclr_jax.interop import simclr_resnet
@@ -115,7 +115,7 @@ def _torchvision(path: str) -> tuple[str, Callable[[np.ndarray], dict[str, np.nd
 
 def _timm(path: str) -> tuple[str, Callable[[np.ndarray], dict[str, np.ndarray]]]:
     try:
-        import timm
+        import timm  # pyright: ignore[reportMissingImports]
     except RuntimeError as error:  # torchvision's build, which it imports, does not fit that of PyTorch.
         raise ModuleNotFoundError(str(error)) from error
     from simclr_jax.interop import simclr_resnet
@@ -129,7 +129,7 @@ _STOCK = {'torchvision': _torchvision, 'timm': _timm}
 
 def _of_stock(model: Any, facts: dict[str, Any]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """A stock model as a function of images in [0, 1], with the representation beside the logits."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     has_classifier, classify, model.fc = isinstance(model.fc, torch.nn.Linear), model.fc, torch.nn.Identity()
 
@@ -144,7 +144,7 @@ def _of_stock(model: Any, facts: dict[str, Any]) -> Callable[[np.ndarray], dict[
 
 
 def _function(model: Any) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     def compute(images: np.ndarray) -> dict[str, np.ndarray]:
         with torch.no_grad():

@@ -225,7 +225,7 @@ def test_the_weights_are_chosen_where_there_are_two_sets(arrays, tmp_path, capsy
 def test_files_that_are_no_checkpoints(arrays, tmp_path, capsys):
     cases = {}
     (tmp_path / 'empty').mkdir()
-    cases[str(tmp_path / 'empty')] = 'there is no checkpoint of TensorFlow; give its prefix or its directory'
+    cases[str(tmp_path / 'empty')] = 'there is no checkpoint of TensorFlow, no SavedModel and no file of PyTorch; give'
     other = tmp_path / 'other'
     other.mkdir()
     cases[write(other, {'w': np.zeros(3, np.float32)})] = r'not of SimCLR, .* there are: global_step, w'

@@ -1,0 +1,276 @@
+"""State dicts of other programs become our networks, with the outputs that PyTorch computed."""
+
+import json
+import pickle
+import re
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip('safetensors', reason="needs pip install 'simclr_jax[export]'")
+
+import ml_dtypes
+import safetensors.numpy
+from etils import epath
+
+from simclr_jax import sharding
+from simclr_jax.cli.main import main
+from simclr_jax.config import ConfigError
+from simclr_jax.interop import torch_out
+from simclr_jax.interop.torch_in import read_torch
+from simclr_jax.training import workdir
+from simclr_jax.training.checkpoints import Checkpoints
+from support.runs import assert_same_bits
+from support.weights import (
+    SMALL,
+    TINY,
+    images_by_rule,
+    outputs_of,
+    random_network,
+    share,
+    torch_state_dict,
+    torch_value,
+)
+
+NONE = ((), ())
+READ = {'weights': '', 'normalize': NONE, 'pool': ''}
+
+
+def save(path, arrays, metadata=None):
+    """A safetensors file. Returns its path."""
+    path.write_bytes(safetensors.numpy.save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, metadata))
+    return str(path)
+
+
+def as_network(found):
+    """An imported network as one that can be computed."""
+    return random_network(TINY, config=found.config, variables=found.variables)
+
+
+CASES = {'': {'64x64': 'stock', '66x80': 'stock'}, 'same': {'64x64': 'pad_end', '66x80': 'tf_same'}}
+FEW = {'': {'64x64': 'stock'}, 'same': {'66x80': 'tf_same'}}
+
+
+@pytest.mark.parametrize(
+    'name, cases',
+    [
+        ('torch_resnet18', FEW),
+        pytest.param('torch_resnet18', CASES, marks=pytest.mark.slow),
+        pytest.param('torch_resnet50', CASES, marks=pytest.mark.slow),
+    ],
+)
+def test_outputs_are_those_of_torchvision(oracle, tmp_path, name, cases):
+    """With torchvision's pooling, and with TensorFlow's where it is another one."""
+    reference = oracle(name)
+    arrays = {entry['name']: torch_value(entry['name'], entry['shape']) for entry in reference.info['state_dict']}
+    source = save(tmp_path / 'model.safetensors', arrays)
+    for pool, sides in cases.items():
+        found = read_torch(source, weights='', normalize=NONE, pool=pool)
+        assert found.num_classes == 10
+        for size, case in sides.items():
+            ours = outputs_of(as_network(found), images_by_rule(3, *map(int, size.split('x'))))
+            assert share(ours['representation'], reference[f'eval/{size}/{case}/h']) < 1e-5
+            assert share(ours['logits'], reference[f'eval/{size}/{case}/logits']) < 1e-5
+    if cases is CASES:
+        assert max(found.check().values()) < 1e-5
+
+
+@pytest.fixture(scope='module')
+def network():
+    return random_network(TINY)
+
+
+@pytest.fixture(scope='module')
+def arrays(network):
+    return torch_state_dict(network, head=False)
+
+
+def renamed(arrays, prefix, *, fc='fc.'):
+    """A state dict below a prefix. `fc` is the place of the classifier."""
+    return {fc + name[3:] if name.startswith('fc.') else prefix + name: array for name, array in arrays.items()}
+
+
+def without_classifier(arrays):
+    return {name: array for name, array in arrays.items() if not name.startswith('fc.')}
+
+
+def numbered(arrays):
+    """The layers as children of nn.Sequential(conv1, bn1, relu, maxpool, layer1, layer2, avgpool)."""
+    places = {'conv1': '0', 'bn1': '1', 'layer1': '4', 'layer2': '5'}
+    split = {name: name.partition('.') for name in without_classifier(arrays)}
+    return {f'backbone.{places[first]}.{rest}': arrays[name] for name, (first, _, rest) in split.items()}
+
+
+SOURCES = {
+    'torchvision and timm': lambda arrays: (arrays, 5),
+    'lightly': lambda arrays: (numbered(arrays), 0),
+    'lightly, its own ResNet': lambda arrays: (
+        {name.replace('downsample', 'shortcut'): array for name, array in without_classifier(arrays).items()},
+        0,
+    ),
+    'solo-learn': lambda arrays: (renamed(arrays, 'state_dict.backbone.', fc='classifier.'), 5),
+    'VISSL': lambda arrays: (
+        renamed(without_classifier(arrays), 'classy_state_dict.base_model.model.trunk._feature_blocks.'),
+        0,
+    ),
+    'MoCo': lambda arrays: (
+        {
+            **renamed(arrays, 'state_dict.module.encoder_q.', fc='state_dict.module.encoder_q.fc.'),
+            **renamed(arrays, 'state_dict.module.encoder_k.', fc='state_dict.module.encoder_k.fc.'),
+            'state_dict.module.queue': np.zeros((8, 4), np.float32),
+        },
+        0,
+    ),
+    'DINO': lambda arrays: (
+        {
+            **renamed(without_classifier(arrays), 'student.module.backbone.'),
+            **renamed(without_classifier(arrays), 'teacher.backbone.'),
+        },
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize('name', SOURCES)
+def test_each_program_has_its_own_names(network, arrays, tmp_path, name):
+    there, classes = SOURCES[name](arrays)
+    source = save(tmp_path / 'weights.safetensors', there)
+    found = read_torch(source, weights='base' if name in ('MoCo', 'DINO') else '', normalize=NONE, pool='')
+    assert found.num_classes == classes
+    assert (found.config.model.depth, found.config.model.width, found.config.model.stem) == (6, 0.125, 'imagenet')
+    for path, values in found.variables.items():
+        np.testing.assert_array_equal(values, network.variables[path])
+    if name == 'MoCo':
+        assert any('encoder_q.fc.weight: [5, 16]' in note or 'fc.weight: [5, 16]' in note for note in found.notes)
+        assert any('state_dict.module.queue: [8, 4]' in note for note in found.notes)
+
+
+def test_an_average_is_chosen(arrays, tmp_path):
+    there = renamed(without_classifier(arrays), 'backbone.') | {
+        f'momentum_backbone.{name}': 2 * array for name, array in without_classifier(arrays).items()
+    }
+    source = save(tmp_path / 'weights.safetensors', there)
+    with pytest.raises(ConfigError, match='choose --weights=base or ema'):
+        read_torch(source, **READ)
+    base, ema = (read_torch(source, **{**READ, 'weights': weights}).variables for weights in ('base', 'ema'))
+    path = ('params', 'encoder', 'stem', 'conv', 'kernel')
+    np.testing.assert_array_equal(ema[path], 2 * base[path])
+    with pytest.raises(ConfigError, match='has only base'):
+        read_torch(save(tmp_path / 'one.safetensors', arrays), **{**READ, 'weights': 'ema'})
+
+
+def test_a_missing_shortcut_is_the_identity(network, arrays, tmp_path):
+    """As in torchvision's and timm's ResNet-18 and 34."""
+    stock = {name: array for name, array in arrays.items() if 'layer1.0.downsample' not in name}
+    found = read_torch(save(tmp_path / 'weights.safetensors', stock), **READ)
+    assert max(found.check().values()) < 1e-5
+    images = images_by_rule(2, 64, 64)
+    assert share(outputs_of(as_network(found), images)['logits'], outputs_of(network, images)['logits']) > 1e-3
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'float64'])
+def test_other_precisions_become_float32(arrays, tmp_path, dtype):
+    kind = {'bfloat16': ml_dtypes.bfloat16}.get(dtype, dtype)
+    rounded = {name: array.astype(kind) if array.dtype == np.float32 else array for name, array in arrays.items()}
+    found = read_torch(save(tmp_path / 'weights.safetensors', rounded), **READ)
+    values = found.variables['params', 'probe', 'kernel']
+    assert values.dtype == np.float32
+    np.testing.assert_array_equal(values, rounded['fc.weight'].astype(np.float32).T)
+
+
+def test_the_normalisation_is_part_of_the_network(network, arrays, tmp_path, capsys):
+    source = save(tmp_path / 'weights.safetensors', arrays)
+    assert main(['convert', source, f'--out={tmp_path}/run']) == 2
+    told = capsys.readouterr().err
+    assert 'does not say how its images were normalised; choose --normalize=imagenet' in told
+    assert main(['convert', source, f'--out={tmp_path}/run', '--normalize=0.4,0.5,0.6,0.2,0.3,0']) == 2
+    assert 'three deviations > 0' in ' '.join(capsys.readouterr().err.split())
+    assert main(['convert', source, f'--out={tmp_path}/run', '--normalize=0.4,0.5,0.6,0.2,0.3,0.5']) == 0
+    config = workdir.read_config(f'{tmp_path}/run')
+    assert (config.model.mean, config.model.std, config.model.pool) == ((0.4, 0.5, 0.6), (0.2, 0.3, 0.5), 'symmetric')
+    restored, step = Checkpoints(f'{tmp_path}/run', reads_only=True).restore_model(sharding.make_mesh())
+    assert step == 0
+    kernel = restored['params']['encoder']['stem']['conv']['kernel']
+    np.testing.assert_array_equal(kernel, network.variables['params', 'encoder', 'stem', 'conv', 'kernel'])
+
+
+@pytest.mark.parametrize('fields', [SMALL, TINY | {'model.se_ratio': 0.25, 'model.pool': 'same'}])
+def test_a_round_trip_gives_the_same_bits(tmp_path, fields):
+    network = random_network(fields | {'model.mean': (0.1, 0.2, 0.3), 'model.std': (1.0, 2.0, 3.0)})
+    torch_out.write(network, epath.Path(tmp_path))
+    found = read_torch(str(tmp_path / torch_out.FILE), weights='', normalize=None, pool='')
+    assert_same_bits(found.variables, network.variables)
+    for name in ('model.depth', 'model.mean', 'model.std', 'model.pool', 'head.kind', 'head.layers', 'head.out_dim'):
+        group, field = name.split('.')
+        assert found.config[group][field] == network.config[group][field], name
+    assert (found.step, found.config.data.image_size) == (network.step, network.image_size)
+
+
+WRONG = {
+    'a kernel is missing': ({'layer2.0.conv1.weight': None}, r'layer2.0.conv1.weight: missing, \[16, 8, 3, 3\]'),
+    'another shape': ({'bn1.bias': np.zeros(3, np.float32)}, r'bn1.bias: \[3\], \[8\] is expected'),
+    'one layer too many': ({'layer3.0.odd.weight': np.zeros(3, np.float32)}, r'layer3.0.odd.weight: unknown, \[3\]'),
+    'an odd head': ({'head.dense1.weight': np.zeros((4, 3), np.float32)}, r'head.dense1.weight: \[4, 3\], \[4, 16\]'),
+    'no network': ({'layer1.0.conv1.weight': None}, 'it holds no ResNet with the names of torchvision'),
+    'not finite': ({'conv1.weight': np.full((8, 3, 7, 7), np.nan, np.float32)}, 'not finite'),
+}
+
+
+@pytest.mark.parametrize('name', WRONG)
+def test_what_does_not_fit_is_listed(arrays, tmp_path, capsys, name):
+    changes, message = WRONG[name]
+    there = {key: array for key, array in {**arrays, **changes}.items() if array is not None}
+    source = save(tmp_path / 'weights.safetensors', there)
+    code = main(['convert', source, f'--out={tmp_path}/run', '--normalize=none'])
+    told = capsys.readouterr()
+    assert re.search(message, told.err + told.out)
+    assert code == (1 if name == 'not finite' else 2)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_files_that_are_no_weights(arrays, tmp_path, capsys, monkeypatch):
+    """Random, cut off, and harmful files. A pickle is never opened without PyTorch, and by it as weights alone."""
+    good = tmp_path / 'good.safetensors'
+    save(good, arrays)
+    content = good.read_bytes()
+    header = json.dumps({'w': {'dtype': 'F32', 'shape': [2**40], 'data_offsets': [0, 2**42]}}).encode()
+    opened = tmp_path / 'opened'
+
+    class Harmful:
+        def __reduce__(self):
+            return open, (str(opened), 'w')
+
+    bad = {
+        'random.safetensors': np.random.default_rng(0).bytes(4096),
+        'cut.safetensors': content[: len(content) // 2],
+        'header.safetensors': content[:20],
+        'empty.safetensors': b'',
+        'huge.safetensors': len(header).to_bytes(8, 'little') + header,
+        'long.safetensors': (2**60).to_bytes(8, 'little') + b'{}',
+        'facts.safetensors': safetensors.numpy.save(arrays, {'simclr_jax': '[1, 2]'}),
+        'text.safetensors': safetensors.numpy.save(arrays, {'simclr_jax': 'text'}),
+        'harmful.pth': pickle.dumps(Harmful()),
+        'harmful.ckpt': pickle.dumps({'state_dict': Harmful()}),
+        'random.pt': np.random.default_rng(0).bytes(4096),
+    }
+    for without_torch in (False, True):
+        if without_torch:
+            monkeypatch.setitem(sys.modules, 'torch', None)
+        for name, damaged in bad.items():
+            path = tmp_path / name
+            path.write_bytes(damaged)
+            assert main(['convert', str(path), f'--out={tmp_path}/run', '--normalize=none']) == 2, name
+            told = capsys.readouterr().err
+            assert name in told
+            assert 'Traceback' not in told
+    assert 'which only PyTorch reads safely, and torch is not installed: pip install torch' in ' '.join(told.split())
+    assert not opened.exists()
+    assert not (tmp_path / 'run').exists()
+    assert main(['convert', str(tmp_path / 'absent.pth'), f'--out={tmp_path}/run']) == 2
+    assert 'there is no such file' in capsys.readouterr().err
+
+
+def test_options_of_pytorch_are_for_its_files(tmp_path, capsys):
+    assert main(['convert', str(tmp_path), f'--out={tmp_path}/run', '--normalize=none', '--pool=same']) == 2
+    assert '--normalize=none, --pool=same' in capsys.readouterr().err
