@@ -79,8 +79,8 @@ class Exported:
             images: Images [N, H, W, 3] in [0, 1], of the same dtype.
 
         Returns:
-            'representation' [N, F]. A pretraining also has 'projection' [N, D] if it has a head, and 'logits' [N, K]
-            if it has a probe. A classifier has 'logits'.
+            'representation' [N, F], 'projection' [N, D] if the whole head is there, and 'logits' [N, K] if a classifier
+            is there.
         """
         head: ProjectionHead = make_model(self.config, 0).head.clone(dtype=images.dtype)
         classifier = Classifier(
@@ -95,7 +95,7 @@ class Exported:
             h = module.encoder(images, train=False)
             layers = module.head(h, train=False, until=self.head_layers)
             outputs = {'representation': h}
-            if self.has_whole_head and not self.is_classifier:
+            if self.has_whole_head:
                 outputs['projection'] = layers[-1]
             if self.num_classes:
                 outputs['logits'] = module.probe(layers[self.head_layer])

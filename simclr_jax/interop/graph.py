@@ -158,7 +158,7 @@ class _Walk:
             is_last = network.has_whole_head and number == network.head_layers
             x = self._do.dense(layers[-1], kernel * scale, offset)
             layers.append(x if is_last else self._do.relu(x))
-        if network.has_whole_head and not network.is_classifier:
+        if network.has_whole_head:
             found['proj_head_output'] = layers[-1]
         if network.num_classes:
             kernel, bias = (self._value('params', f'probe/{name}') for name in ('kernel', 'bias'))

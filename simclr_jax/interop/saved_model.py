@@ -88,7 +88,7 @@ class _Module(tf.Module):
         self._network, self.weights = network, []
         self._compute(tf.zeros([1, 64, 64, 3]))
 
-    @tf.function
+    @tf.function(autograph=False)
     def __call__(self, images, trainable=False):
         if images.dtype == tf.uint8:
             images = tf.cast(images, tf.float32) / 255
