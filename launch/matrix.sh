@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the smoke tests (train, resume, evaluate, embed, plan on eight devices) in environments at the edge of what simclr
-# supports. launch/test.sh tests the middle: the newest Python with TensorFlow.
+# Runs the smoke tests (train, resume, evaluate, embed, export, plan on eight devices) in environments at the edge of what
+# simclr supports. launch/test.sh tests the middle: the newest Python with TensorFlow.
 #   launch/matrix.sh              all of them
 #   launch/matrix.sh oldest       Python 3.11 with its JAX, in .venv-oldest
 #   launch/matrix.sh plain        the newest Python without TensorFlow, in .venv-plain
@@ -21,10 +21,14 @@ smoke() {
 }
 
 [ $# -gt 0 ] || set -- oldest plain
+# Programs that one version of JAX exports for the next one to load.
+SIMCLR_EXCHANGE=$(mktemp -d)
+export SIMCLR_EXCHANGE
+trap 'rm -rf "$SIMCLR_EXCHANGE"' EXIT
 for name in "$@"; do
   case $name in
-    oldest) (SIMCLR_PYTHON=$(find_python 3.11) && export SIMCLR_PYTHON && smoke oldest tensorflow) ;;
-    plain) (smoke plain) ;;
+    oldest) (SIMCLR_PYTHON=$(find_python 3.11) && export SIMCLR_PYTHON && smoke oldest tensorflow export) ;;
+    plain) (smoke plain export) ;;
     *) mistake "unknown environment '$name'; choose from oldest, plain (see $0 --help)" ;;
   esac
 done

@@ -12,7 +12,7 @@ source "$root/launch/environment.sh"
 # shellcheck source=launch/options.sh
 source "$root/launch/options.sh"
 [ "${1:-}" != --help ] || show_help
-prepare_environment tensorflow test
+prepare_environment tensorflow export test
 
 cd "$root"
 .venv/bin/ruff check .

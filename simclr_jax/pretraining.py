@@ -71,6 +71,9 @@ def pretrain(
         program = make_program(config, examples.num_classes, schedule, mesh, feed)
         if distributed.is_first():
             workdir.check_claim(directory, config, allow_change=allow_change)
+        # A run that resumes does not read it again.
+        if config.init_from and not (epath.Path(directory) / 'checkpoints').exists():
+            _check_inputs(config)
         return eval_examples, schedule, program
 
     eval_examples, schedule, program = distributed.together(prepare, MISTAKES)
@@ -129,7 +132,6 @@ def _initialised_from(config: ConfigDict, state: TrainState, mesh: Mesh, say: Sa
         CheckpointError: The other run has no undamaged checkpoint.
     """
     directory = directory_path(config.init_from)
-    _check_inputs(directory, workdir.read_config(directory), config)
     source = Checkpoints(directory, say=say, reads_only=True)
     loaded, step = source.restore_model(mesh)
     source.close()
@@ -148,13 +150,14 @@ def _initialised_from(config: ConfigDict, state: TrainState, mesh: Mesh, say: Sa
     return state.replace(**variables)
 
 
-def _check_inputs(directory: str, theirs: ConfigDict, ours: ConfigDict) -> None:
-    """Raises ConfigError if the encoder computes something else than that of another run with the same parameters."""
+def _check_inputs(config: ConfigDict) -> None:
+    """Raises ConfigError if `init_from` is no run, or its encoder computes something else with the same parameters."""
+    theirs = workdir.read_config(directory_path(config.init_from)).model
     problems = [
-        f'model.{name}={ours.model[name]}: is {theirs.model[name]} in init_from={directory}, and the parameters were '
-        'trained with that; set the same'
+        f'model.{name}={config.model[name]}: is {theirs[name]} in init_from={config.init_from}, and the parameters '
+        'were trained with that; set the same'
         for name in ('pool', 'mean', 'std')
-        if ours.model[name] != theirs.model[name]
+        if config.model[name] != theirs[name]
     ]
     if problems:
         raise ConfigError(problems)

@@ -37,19 +37,23 @@ class Network:
         Returns:
             'representation' [N, F], and 'projection' [N, D] and 'logits' [N, K] if the checkpoint has these heads.
         """
-        self._convs = self._norms = 0
         self._dtype = images.dtype
         with tf.device('CPU'):
-            h = tf.reduce_mean(self._stages(self._stem(tf.constant(images))), [1, 2])
-            outputs = {'representation': h}
-            prefix = head_prefix(self._part)
-            names = sorted(name for name in self._variables if name.startswith(prefix))
-            places = [name.removesuffix('/dense/kernel') for name in names if name.endswith('/dense/kernel')]
-            if places:
-                outputs['projection'] = self._head(h, places)
-            if f'{PROBE}/kernel' in self._variables:
-                outputs['logits'] = h @ self._value(f'{PROBE}/kernel') + self._value(f'{PROBE}/bias')
-        return {name: values.numpy() for name, values in outputs.items()}
+            return {name: values.numpy() for name, values in self.outputs(tf.constant(images)).items()}
+
+    def outputs(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The same as tensors."""
+        self._convs = self._norms = 0
+        h = tf.reduce_mean(self._stages(self._stem(images)), [1, 2])
+        outputs = {'representation': h}
+        prefix = head_prefix(self._part)
+        names = sorted(name for name in self._variables if name.startswith(prefix))
+        places = [name.removesuffix('/dense/kernel') for name in names if name.endswith('/dense/kernel')]
+        if places:
+            outputs['projection'] = self._head(h, places)
+        if f'{PROBE}/kernel' in self._variables:
+            outputs['logits'] = h @ self._value(f'{PROBE}/kernel') + self._value(f'{PROBE}/bias')
+        return outputs
 
     def _stem(self, x: tf.Tensor) -> tf.Tensor:
         if self._encoder.stem == 'cifar':

@@ -20,7 +20,8 @@ from simclr_jax.interop.tf1_names import BASE, PROBE, head_prefix, numbered
 
 # Attributes below which the layers of the encoder lie, in the order in which the reference makes them.
 _ENCODER = (
-    *('initial_conv_relu_max_pool', 'block_groups', 'layers', 'projection_layers', 'conv_relu_dropblock_layers'),
+    *('initial_conv_relu_max_pool', 'block_groups', 'layers'),
+    *('shortcut_layers', 'conv2d_bn_layers', 'projection_layers', 'conv_relu_dropblock_layers'),
     *('conv2d_fixed_padding', 'batch_norm_relu', 'conv2d_0', 'batch_norm_relu_1', 'conv2d_1'),
     *('conv2d', 'bn', 'se_layer', 'se_reduce', 'se_expand'),
 )

@@ -54,6 +54,8 @@ def read_torch(source: str, *, weights: str, normalize: tuple | None, pool: str)
     whole = with_identity_shortcut(own)
     encoder = {name: from_torch(array) for name, array in whole.items() if _OF_ENCODER.match(name)}
     config = find_encoder({name: array.shape for name, array in encoder.items()}, encoder_names, source, torch_shape)
+    # The stem of small images has no pooling.
+    pool = pool if config.model.stem == 'imagenet' else 'same'
     config = with_values(config, {'model.pool': pool, 'model.mean': mean, 'model.std': std})
     if facts:
         config = with_values(config, {'data.image_size': facts['image_size']})

@@ -1,15 +1,16 @@
 """Checkpoints that TensorFlow wrote under the reference's names become networks with the reference's outputs."""
 
 import re
-import zlib
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 pytest.importorskip('tensorflow', reason='the checkpoints of the reference need TensorFlow')
 
 import tensorflow as tf
+from flax.traverse_util import flatten_dict
 
 from simclr_jax import sharding
 from simclr_jax.build import make_model
@@ -17,10 +18,15 @@ from simclr_jax.cli.main import main
 from simclr_jax.interop.architecture import encoder_layers
 from simclr_jax.interop.tf1 import read_tf1
 from simclr_jax.interop.tf1_names import encoder_names, head_names, probe_names
+from simclr_jax.interop.tf1_network import Network
+from simclr_jax.models.classifier import Classifier
 from simclr_jax.models.resnet import ResNet
+from simclr_jax.tasks.finetune import Finetune, init_from
 from simclr_jax.training import workdir
 from simclr_jax.training.checkpoints import Checkpoints
+from simclr_jax.training.step import make_train_step
 from support.reference_names import parameter_paths, reference_value
+from support.weights import SMALL, images_by_rule, random_network
 
 STEP = 1234
 
@@ -62,14 +68,17 @@ def close(ours, expected, tolerance=1e-5):
 
 
 @pytest.fixture(scope='module')
-def arrays(oracle):
-    return under_tf1_names(oracle('resnet_r18_cifar').info['variables'])
+def arrays():
+    """The variables of the smallest encoder with a head of three layers and a probe."""
+    network = random_network(SMALL | {'head.layers': 3}, classes=10)
+    names = encoder_names(network.encoder) | head_names('nonlinear', 3) | probe_names()
+    return {name: network.variables[path] for name, path in names.items()}
 
 
 @pytest.fixture(scope='module')
 def prefix(arrays, tmp_path_factory):
     return write(
-        tmp_path_factory.mktemp('r18'), arrays | {'base_model/conv2d/kernel/Momentum': np.zeros(3, np.float32)}
+        tmp_path_factory.mktemp('small'), arrays | {'base_model/conv2d/kernel/Momentum': np.zeros(3, np.float32)}
     )
 
 
@@ -110,14 +119,6 @@ def test_released_files_have_two_sets_of_weights(oracle, tmp_path, weights):
     assert max(found.check().values()) < 1e-5
 
 
-def images_by_rule(count, height, width):
-    """The fixtures' images, by the rule of their description."""
-    random = np.random.default_rng(zlib.crc32(f'images/{count}x{height}x{width}'.encode()))
-    coarse, fine = random.uniform(0, 1, (count, 4, 4, 3)), random.uniform(0, 1, (count, height, width, 3))
-    coarse = coarse[:, np.arange(height) * 4 // height][:, :, np.arange(width) * 4 // width]
-    return (0.7 * coarse + 0.3 * fine).astype(np.float32)
-
-
 def test_names_are_those_of_the_released_files(oracle):
     listed = [
         v for v in oracle('ckpt_r50_1x_sk0').info['tf1_variables'] if v['part'] not in ('slot', 'ema', 'global_step')
@@ -150,7 +151,7 @@ def test_counts_are_those_of_the_released_files(depth, sk_ratio, convs, norms, s
 def test_a_work_directory_holds_the_network(prefix, tmp_path, capsys):
     assert main(['convert', prefix, f'--out={tmp_path}/run']) == 0
     told = capsys.readouterr().out
-    assert f'step {STEP:,}: ResNet-18 x1, sk_ratio 0.0, nonlinear head, 10 classes.' in told
+    assert f'step {STEP:,}: ResNet-6 x0.125, sk_ratio 0.0, nonlinear head, 10 classes.' in told
     for name in ('representation', 'projection', 'logits'):
         assert float(re.search(rf'{name}: largest difference (\S+)', told)[1]) < 1e-5
     config = workdir.read_config(f'{tmp_path}/run')
@@ -169,6 +170,50 @@ def test_a_file_of_version_one_has_no_projection_head(arrays, tmp_path, capsys):
     assert 'none head, 10 classes' in capsys.readouterr().out
     config = workdir.read_config(f'{tmp_path}/run')
     assert (config.head.kind, config.probe) == ('none', True)
+
+
+class Trained(Network):
+    """The reference's network in TensorFlow, in training: norms use the statistics of the batch."""
+
+    def __init__(self, arrays, encoder):
+        super().__init__(arrays, encoder)
+        self.tensors = {name: tf.Variable(array) for name, array in arrays.items()}
+
+    def _value(self, name):
+        return self.tensors[name]
+
+    def _normalized(self, x, name):
+        mean, variance = tf.nn.moments(x, [*range(len(x.shape) - 1)])
+        offset = self._value(f'{name}/beta') if f'{name}/beta' in self.tensors else 0.0
+        return (x - mean) / tf.sqrt(variance + 1e-5) * self._value(f'{name}/gamma') + offset
+
+
+def test_a_step_of_fine_tuning_is_that_of_tensorflow(arrays, prefix, tmp_path):
+    """From the converted work directory, by SGD: every parameter after the step."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.uniform(size=(8, 32, 32, 3)).astype(np.float32), np.arange(8, dtype=np.int32) % 10
+    found = read_tf1(prefix, 'base')
+    theirs = Trained(arrays, make_model(found.config, 10).encoder)
+    with tf.GradientTape() as tape:
+        logits = theirs.outputs(tf.constant(images))['logits']
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+    gradients = tape.gradient(loss, theirs.tensors)
+
+    assert main(['convert', prefix, f'--out={tmp_path}/run']) == 0
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    pretrained, _ = Checkpoints(f'{tmp_path}/run', reads_only=True).restore_model(mesh)
+    model = make_model(found.config, 0)
+    task, tx = Finetune(Classifier(model.encoder, model.head, 10), 32, mesh), optax.sgd(10.0)
+    state = jax.jit(init_from, static_argnums=(1, 2))(pretrained, task, tx, jax.random.key(0))
+    state = state.replace(params={**state.params, 'probe': pretrained['params']['probe']})
+    batch = {'views': images[:, None], 'label': labels, 'mask': np.ones(8, np.float32), 'index': labels}
+    state, metrics = make_train_step(task, tx, mesh)(state, batch, jax.random.key(1))
+    assert abs(float(metrics['loss']) - float(loss)) < 1e-5 * float(loss)
+    names = {path: name for name, path in (encoder_names(model.encoder) | probe_names()).items()}
+    for (_, *path), values in flatten_dict({'params': state.params}).items():
+        name = names['params', *path]
+        close(values, arrays[name] - 10 * gradients[name].numpy())
+        assert gradients[name].numpy().any()
 
 
 @pytest.mark.parametrize('ending', ['.index', '.data-00000-of-00001', '/..'])
@@ -190,15 +235,15 @@ def changed(arrays, **changes):
     return found
 
 
-KERNEL, GAMMA = 'base_model/conv2d_7/kernel', 'head_contrastive/nl_1/batch_normalization/gamma'
+KERNEL, GAMMA = 'base_model/conv2d_5/kernel', 'head_contrastive/nl_1/batch_normalization/gamma'
 
 
 @pytest.mark.parametrize(
     'changes, message',
     [
-        ({KERNEL: None}, rf'its encoder is none(.|\n)*{KERNEL}: missing, \[3, 3, 64, 128\] is expected'),
-        ({KERNEL: lambda v: v[..., :5]}, rf'{KERNEL}: \[3, 3, 64, 5\], \[3, 3, 64, 128\] is expected'),
-        ({GAMMA: None}, rf'its heads are none(.|\n)*{GAMMA}: missing, \[512\] is expected'),
+        ({KERNEL: None}, rf'its encoder is none(.|\n)*{KERNEL}: missing, \[3, 3, 8, 16\] is expected'),
+        ({KERNEL: lambda v: v[..., :5]}, rf'{KERNEL}: \[3, 3, 8, 5\], \[3, 3, 8, 16\] is expected'),
+        ({GAMMA: None}, rf'its heads are none(.|\n)*{GAMMA}: missing, \[16\] is expected'),
         ({'base_model/conv2d/kernel': None}, 'no convolution of images with three channels'),
     ],
 )

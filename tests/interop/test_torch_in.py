@@ -21,7 +21,7 @@ from simclr_jax.interop import torch_out
 from simclr_jax.interop.torch_in import read_torch
 from simclr_jax.training import workdir
 from simclr_jax.training.checkpoints import Checkpoints
-from support.runs import assert_same_bits
+from support.runs import DIGITS_HERE, assert_same_bits
 from support.weights import (
     SMALL,
     TINY,
@@ -193,6 +193,18 @@ def test_the_normalisation_is_part_of_the_network(network, arrays, tmp_path, cap
     assert step == 0
     kernel = restored['params']['encoder']['stem']['conv']['kernel']
     np.testing.assert_array_equal(kernel, network.variables['params', 'encoder', 'stem', 'conv', 'kernel'])
+
+
+def test_a_run_that_starts_from_it_normalises_too(tmp_path, capsys):
+    arrays = torch_state_dict(random_network(SMALL), head=False)
+    source = save(tmp_path / 'weights.safetensors', arrays)
+    assert main(['convert', source, f'--out={tmp_path}/start', '--normalize=imagenet']) == 0
+    train = ['train', *DIGITS_HERE, f'--workdir={tmp_path}/run', f'--config.init_from={tmp_path}/start']
+    assert main([*train, '--config.data.feed=resident']) == 2
+    told = ' '.join(capsys.readouterr().err.split())
+    assert f'model.mean=(): is (0.485, 0.456, 0.406) in init_from={tmp_path}/start' in told
+    assert 'model.std=(): is (0.229, 0.224, 0.225)' in told
+    assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize('fields', [SMALL, TINY | {'model.se_ratio': 0.25, 'model.pool': 'same'}])

@@ -1,17 +1,23 @@
-"""The life of a run by the command line, on eight devices: train, resume, evaluate, embed, plan.
+"""The life of a run by the command line, on eight devices: train, resume, evaluate, embed, export, plan.
 
 launch/matrix.sh runs this file in environments with other versions, and without TensorFlow.
 """
 
 import json
+import os
+import pathlib
+import shutil
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from simclr_jax.cli.main import main
+from simclr_jax.interop import stablehlo
 from support.paths import REPOSITORY
 from support.runs import DIGITS_HERE, rows_of
+from support.weights import share
 
 # The other tests go through the same parts one by one, so that launch/test.sh leaves this file out.
 pytestmark = pytest.mark.smoke
@@ -51,6 +57,23 @@ def test_it_embeds(workdir, tmp_path):
     with np.load(tmp_path / 'features.npz') as found:
         assert np.isfinite(found['features']).all()
         assert len(found['features']) == len(found['labels']) == 360
+
+
+def test_it_exports(workdir, tmp_path):
+    """Each version of JAX loads the programs of the others, which launch/matrix.sh keeps for them."""
+    for kind in ('safetensors', 'onnx', 'stablehlo'):
+        assert main(['export', f'--workdir={workdir}', f'--format={kind}', f'--out={tmp_path}/{kind}']) == 0
+    exchange = pathlib.Path(os.environ.get('SIMCLR_EXCHANGE', tmp_path / 'exchange'))
+    own = exchange / jax.__version__
+    shutil.copytree(tmp_path / 'stablehlo', own)
+    images = np.random.default_rng(0).uniform(size=(7, 8, 8, 3)).astype(np.float32)
+    np.savez(own / 'outputs.npz', **stablehlo.load(epath.Path(own))[1](images))
+    for other in sorted(exchange.iterdir()):
+        _, compute = stablehlo.load(epath.Path(other))
+        with np.load(other / 'outputs.npz') as expected:
+            for count in (1, 7):
+                for name, values in compute(images[:count]).items():
+                    assert share(values, expected[name][:count]) < 1e-5, (other.name, name)
 
 
 def test_it_plans(capsys):
