@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from simclr_jax.evaluation.embed import embed, open_split
     from simclr_jax.evaluation.extractor import open_extractor
     from simclr_jax.evaluation.run import evaluate
+    from simclr_jax.interop.convert import convert
+    from simclr_jax.interop.export import export
     from simclr_jax.losses.contrastive import nt_xent
     from simclr_jax.planning.plan import make_plan
     from simclr_jax.pretraining import pretrain
@@ -25,6 +27,8 @@ _PUBLIC = {
     'open_extractor': 'simclr_jax.evaluation.extractor',
     'open_split': 'simclr_jax.evaluation.embed',
     'embed': 'simclr_jax.evaluation.embed',
+    'convert': 'simclr_jax.interop.convert',
+    'export': 'simclr_jax.interop.export',
     'make_plan': 'simclr_jax.planning.plan',
     'nt_xent': 'simclr_jax.losses.contrastive',
 }
@@ -32,8 +36,10 @@ _PUBLIC = {
 __all__ = [
     '__version__',
     'base_config',
+    'convert',
     'embed',
     'evaluate',
+    'export',
     'load_config',
     'load_evaluation',
     'make_plan',
