@@ -3,15 +3,17 @@
 An image is resized bilinearly, its mask to the same grid by nearest neighbours. Where the image does not fill the view,
 the view is grey and the mask IGNORED. One batch holds the rows of this process: {
 
-    'views': uint8 [R, 1, S, S, 3],
-    'classes': uint8 [R, S, S]       of training batches: the class of each pixel, or IGNORED,
-    'mask': float32 [R]              1: an image. 0: padding,
-    'index': int32 [R]               position of the image in the split. -1: padding,
+    'views': uint8 [R, 1, S, S, 3]   One view of each image.
+    'classes': uint8 [R, S, S]       Of training batches: the class of each pixel, or IGNORED.
+    'label': int32 [R]               -1: none.
+    'mask': float32 [R]              1: an image. 0: padding.
+    'index': int32 [R]               Position of the image in the split. -1: padding.
 }
 """
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -45,11 +47,11 @@ def train_batches(
     """
     own = share.rows(batch_size)
 
-    def row_of(place: tuple[int, int]) -> Batch:
+    def row_of(place: tuple[int, int]) -> dict[str, Any]:
         step, row = place
-        index = images_of_step(step, batch_size, seed, masked.images.size)[row]
-        view, classes = random_view(*masked.pair(int(index)), size, np.random.default_rng([seed, step, row]))
-        return {'views': view[np.newaxis], 'classes': classes, 'mask': np.float32(1), 'index': index}
+        index = int(images_of_step(step, batch_size, seed, masked.images.size)[row])
+        view, classes = random_view(*masked.pair(index), size, np.random.default_rng([seed, step, row]))
+        return _row(view, index) | {'classes': classes}
 
     rows = in_order(row_of, itertools.product(itertools.count(start_step), own))
     while True:
@@ -69,12 +71,10 @@ def evaluation_batches(masked: Masked, size: int, *, batch_size: int, share: Sha
     """
     own = share.rows(batch_size)
 
-    def row_of(index: int) -> Batch:
+    def row_of(index: int) -> dict[str, Any]:
         if index >= masked.images.size:
-            view = np.full((1, size, size, 3), GREY, np.uint8)
-            return {'views': view, 'mask': np.float32(0), 'index': np.int32(-1)}
-        view, _ = fitted_view(*masked.pair(index), size)
-        return {'views': view[np.newaxis], 'mask': np.float32(1), 'index': np.int32(index)}
+            return _row(np.full((size, size, 3), GREY, np.uint8), -1)
+        return _row(fitted_view(*masked.pair(index), size)[0], index)
 
     count = -(-masked.images.size // batch_size)
     rows = in_order(row_of, (batch * batch_size + row for batch in range(count) for row in own))
@@ -82,7 +82,13 @@ def evaluation_batches(masked: Masked, size: int, *, batch_size: int, share: Sha
         yield _stacked(list(itertools.islice(rows, len(own))))
 
 
-def _stacked(rows: list[Batch]) -> Batch:
+def _row(view: np.ndarray, index: int) -> dict[str, Any]:
+    """One row of a batch. The index -1 makes it padding."""
+    mask = np.float32(index >= 0)
+    return {'views': view[np.newaxis], 'label': np.int32(-1), 'mask': mask, 'index': np.int32(index)}
+
+
+def _stacked(rows: list[dict[str, Any]]) -> Batch:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 

@@ -81,7 +81,7 @@ def load_masks(name: str, split: str, data_dir: str, *, memory_limit: int) -> tu
     Raises:
         DataError: The name or split is unknown, or the data set is not prepared, has no masks or is larger.
     """
-    builder = open_builder(name, data_dir)
+    builder: Any = open_builder(name, data_dir)
     info = _split_of(builder, name, split, 'segmentation.train_split or segmentation.test_split')
     needed = ('image', 'segmentation_mask')
     _features_of(builder, 'segmentation.tfds', name, needed)
@@ -91,7 +91,7 @@ def load_masks(name: str, split: str, data_dir: str, *, memory_limit: int) -> tu
             f'{name}/{split} takes {stored / 2**30:.2g} GiB in memory; raise data.memory_limit_gb of the pretraining, '
             'or give folders: segmentation.images and segmentation.masks'
         )
-    decoders = dict.fromkeys(needed, tfds.decode.SkipDecoding())
+    decoders: Any = dict.fromkeys(needed, tfds.decode.SkipDecoding())
     dataset = builder.as_dataset(
         split=split,
         decoders=tfds.decode.PartialDecoding(dict.fromkeys(needed, True), decoders=decoders),

@@ -254,6 +254,7 @@ class Stage(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Applies the blocks: [N, H, W, C] -> [N, ceil(H / strides), ceil(W / strides), channels of a block]."""
+        _, others = self.dilations
         make_block = nn.remat(ResidualBlock, static_argnums=(2,)) if self.remat else ResidualBlock
         for index in range(self.blocks):
             block = make_block(
@@ -265,7 +266,7 @@ class Stage(nn.Module):
                 se_ratio=self.se_ratio,
                 dtype=self.dtype,
                 norm=self.norm,
-                dilations=self.dilations if index == 0 else self.dilations[1:] * 2,
+                dilations=self.dilations if index == 0 else (others, others),
                 name=f'block{index + 1}',
             )
             x = block(x, train)

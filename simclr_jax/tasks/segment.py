@@ -78,14 +78,13 @@ class Segment:
         loss = softmax_cross_entropy(logits, labels, weights)
         return loss, {'loss': loss, 'accuracy': accuracy(logits, labels, weights)}
 
-    def predict(self, variables: dict[str, Any], views: jax.Array) -> jax.Array:
-        """Classes, uint8 [N, S, S], of views, uint8 [N, 1, S, S, 3], in inference mode."""
-        images = float_views({'views': views})[:, 0]
-        logits: Any = self.model.apply(variables, images, train=False)
+    def predict(self, variables: dict[str, Any], images: jax.Array) -> jax.Array:
+        """Classes, uint8 [N, S, S], of images, uint8 [N, S, S, 3], in inference mode."""
+        logits: Any = self.model.apply(variables, images.astype(jnp.float32) / 255, train=False)
         return jnp.argmax(upsampled(logits, images.shape[1]), axis=-1).astype(jnp.uint8)
 
 
-def float_views(batch: dict[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
+def float_views(batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
     """The views of a batch in [0, 1], float32 [B, 1, S, S, 3].
 
     Args:

@@ -22,7 +22,7 @@ from simclr_jax.augment.views import MakeViews, given_views
 from simclr_jax.config.whole_file import write_whole
 from simclr_jax.data.spec import Examples, FeedBatch
 from simclr_jax.evaluation.extractor import FeatureExtractor
-from simclr_jax.evaluation.protocols.measurement import Measurement
+from simclr_jax.evaluation.protocols.measurement import MeasurementOn
 from simclr_jax.tasks.finetune import init_from
 from simclr_jax.training import optim
 from simclr_jax.training.loop import Training
@@ -141,7 +141,7 @@ def _total_steps(settings: ConfigDict, num_examples: int, batch_size: int) -> in
 
 
 def claim(
-    protocol: str, measurement: Measurement, settings: ConfigDict, programs: Programs, name: str, image_size: int
+    protocol: str, measurement: MeasurementOn[Any], settings: ConfigDict, programs: Programs, name: str, image_size: int
 ) -> epath.Path:
     """Makes the directory of a training. Another encoder, data set or setting has another directory.
 
@@ -177,7 +177,7 @@ def claim(
 
 def train(
     protocol: str,
-    measurement: Measurement,
+    measurement: MeasurementOn[Any],
     settings: ConfigDict,
     programs: Programs,
     directory: epath.Path,
