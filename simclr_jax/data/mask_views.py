@@ -53,7 +53,7 @@ def train_batches(
         view, classes = random_view(*masked.pair(index), size, np.random.default_rng([seed, step, row]))
         return _row(view, index) | {'classes': classes}
 
-    rows = in_order(row_of, itertools.product(itertools.count(start_step), own))
+    rows = in_order(row_of, ((step, row) for step in itertools.count(start_step) for row in own))
     while True:
         yield _stacked(list(itertools.islice(rows, len(own))))
 

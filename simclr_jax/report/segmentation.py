@@ -13,7 +13,7 @@ from simclr_jax.report import figures
 
 # Place of the picture in the work directory.
 PICTURE = 'report/segmentation.png'
-# Side of a cell, inches.
+# Width of a cell, inches.
 CELL = 1.9
 COLOR_OF_IGNORED = 255, 255, 255
 # Most classes in the legend.
@@ -41,9 +41,10 @@ def draw(directory: str, predictions: Sequence[Predictions]) -> epath.Path:
         title = f'{ENCODERS[found.encoder]}\nmIoU {100 * found.miou:.1f}'
         columns[title] = [colored(classes, len(found.class_names)) for classes in found.predicted]
 
+    heights = [CELL * image.shape[0] / image.shape[1] for image in first.images]
     figure, cells = pyplot.subplots(
-        len(first.images), len(columns), squeeze=False, layout='constrained',
-        figsize=(CELL * len(columns) + 1.5, CELL * len(first.images) + 0.4),
+        len(heights), len(columns), squeeze=False, layout='constrained',
+        figsize=(CELL * len(columns) + 1.5, sum(heights) + 0.8), height_ratios=heights,
     )  # fmt: skip
     for column, (title, pictures) in enumerate(columns.items()):
         cells[0, column].set_title(title, fontsize=10)

@@ -4,23 +4,25 @@ import numpy as np
 from PIL import Image
 
 NAMES = ('background', 'circle', 'triangle', 'square')
+# Pixels of a wave in circles, triangles and squares.
+PERIODS = 2.5, 5.0, 10.0
 
 
-def drawing(generator, shape):
-    """An image, uint8 [H, W, 3], of one to three shapes of any colour, and the class of each pixel, uint8 [H, W]."""
+def drawing(generator, shape, most=3, radii=(0.15, 0.3)):
+    """A grey image, uint8 [H, W, 3], of one or several shapes, and the class of each pixel, uint8 [H, W]."""
     height, width = shape
     y, x = np.mgrid[:height, :width]
-    image, classes = _texture(generator, y, x), np.zeros(shape, np.uint8)
-    for _ in range(generator.integers(1, 4)):
+    image, classes = _texture(generator, y, x, 60), np.zeros(shape, np.uint8)
+    for _ in range(generator.integers(1, most, endpoint=True)):
         label = int(generator.integers(1, len(NAMES)))
-        radius = min(shape) * generator.uniform(0.15, 0.3)
+        radius = min(shape) * generator.uniform(*radii)
         center = generator.uniform(radius, height - radius), generator.uniform(radius, width - radius)
         inside = _inside(label, (y - center[0]) / radius, (x - center[1]) / radius)
-        # Each kind of shape has its own kind of texture, in any colours.
-        image[inside] = _texture(generator, y, x, period=(3, 6, 12)[label - 1])[inside]
+        # Each kind of shape has stripes of its own width.
+        image[inside] = _texture(generator, y, x, PERIODS[label - 1])[inside]
         classes[inside] = label
-    noise = generator.normal(0, 8, image.shape)
-    return np.clip(image + noise, 0, 255).astype(np.uint8), classes
+    image = np.clip(image + generator.normal(0, 8, shape), 0, 255).astype(np.uint8)
+    return np.stack([image] * 3, axis=-1), classes
 
 
 def _inside(label, y, x):
@@ -31,20 +33,20 @@ def _inside(label, y, x):
     return np.maximum(np.abs(y), np.abs(x)) < 0.85
 
 
-def _texture(generator, y, x, period=None):
-    """Two colours that change in waves. Without a period, they change slowly."""
-    colors = generator.uniform(30, 225, (2, 3))
+def _texture(generator, y, x, period):
+    """Waves of any direction between two greys, float [H, W]."""
+    dark, bright = generator.uniform((20, 140), (110, 235))
     angle, phase = generator.uniform(0, np.pi), generator.uniform(0, 2 * np.pi)
-    wave = np.sin(2 * np.pi * (np.cos(angle) * y + np.sin(angle) * x) / (period or 60) + phase)
-    return colors[0] + (colors[1] - colors[0]) * (0.5 + 0.5 * wave[..., None])
+    wave = np.sin(2 * np.pi * (np.cos(angle) * y + np.sin(angle) * x) / period + phase)
+    return dark + (bright - dark) * (0.5 + 0.5 * wave)
 
 
-def draw_folders(root, sizes, shape=(32, 32), seed=0):
+def draw_folders(root, sizes, shape=(32, 32), seed=0, **drawn):
     """Writes images/SPLIT/NUMBER.png and masks/SPLIT/NUMBER.png for each split of `sizes`, {name: number of images}."""
     for number, (split, size) in enumerate(sizes.items()):
         generator = np.random.default_rng([seed, number])
         for index in range(size):
-            for kind, pixels in zip(('images', 'masks'), drawing(generator, shape), strict=True):
+            for kind, pixels in zip(('images', 'masks'), drawing(generator, shape, **drawn), strict=True):
                 path = root / kind / split / f'{index:04}.png'
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels).save(path)
