@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax.models.resnet import ResNet, _mean_pool_2x2
+from simclr_jax.models.resnet import ResNet, Stage, _mean_pool_2x2
 from support.finetuning import flat
 
 
@@ -53,26 +53,18 @@ def test_the_strided_map_lies_in_the_dilated_one(depth, stem, output_stride, siz
         np.testing.assert_allclose(dense[name][:, ::step, ::step], coarse[name], rtol=1e-9, atol=1e-9)
 
 
-def test_selective_kernels_keep_their_parameters():
-    strided = ResNet(50, width=1 / 32, stem='imagenet', sk_ratio=0.0625, se_ratio=0.25)
-    dilated = strided.clone(output_stride=8)
+def test_selective_kernels_keep_their_parameters_and_the_resolution():
+    """Also with squeeze-and-excitation. Their means are over all places, so that values differ."""
 
-    def init(model):
-        return model.init_with_output(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False, intermediates=True)
+    def shapes(strides, dilations):
+        stage = Stage(2, 8, strides, True, 0.0625, 0.25, jnp.float32, dilations=dilations)
+        y, variables = jax.eval_shape(lambda key: stage.init_with_output(key, x, train=False), jax.random.key(0))
+        return y.shape, {path: leaf.shape for path, leaf in flat(variables).items()}
 
-    ((_, maps), variables), (_, expected) = (
-        jax.eval_shape(functools.partial(init, model)) for model in (dilated, strided)
-    )
-    assert {path: leaf.shape for path, leaf in flat(variables).items()} == {
-        path: leaf.shape for path, leaf in flat(expected).items()
-    }
-    assert {name: x.shape[1] for name, x in maps.items()} == {
-        'stem': 16,
-        'stage1': 16,
-        'stage2': 8,
-        'stage3': 8,
-        'stage4': 8,
-    }
+    x = jnp.zeros((1, 9, 9, 16))
+    (coarse, expected), (dense, found) = shapes(2, (1, 1)), shapes(1, (1, 2))
+    assert found == expected
+    assert (coarse[1:3], dense[1:3]) == ((5, 5), (9, 9))
 
 
 def test_dilations_are_those_of_torchvision():

@@ -110,7 +110,7 @@ def test_the_loss_is_the_mean_over_pixels_that_count(x64):
     assert float(metrics['accuracy']) == pytest.approx(np.mean(correct), rel=1e-6)
 
 
-@pytest.mark.parametrize('after_block, moves', [(4, ()), (2, ('stage3', 'stage4'))])
+@pytest.mark.parametrize('after_block, moves', [pytest.param(4, (), marks=pytest.mark.slow), (2, ('stage3', 'stage4'))])
 def test_frozen_parts_keep_their_bits_and_all_others_learn(after_block, moves):
     task = make_task(1, after_block)
     tx = optim.freeze(optim.make_optimizer('momentum', lambda step: 0.1, weight_decay=5e-4), task.is_frozen)
@@ -127,6 +127,7 @@ def test_frozen_parts_keep_their_bits_and_all_others_learn(after_block, moves):
         assert moved == learning
 
 
+@pytest.mark.slow
 def test_eight_devices_learn_what_one_learns(x64):
     """Loss and gradients of the global batch, with padding and another number of ignored pixels in each row."""
 

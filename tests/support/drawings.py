@@ -4,22 +4,20 @@ import numpy as np
 from PIL import Image
 
 NAMES = ('background', 'circle', 'triangle', 'square')
-# Pixels of a wave in circles, triangles and squares.
-PERIODS = 2.5, 5.0, 10.0
 
 
 def drawing(generator, shape, most=3, radii=(0.15, 0.3)):
     """A grey image, uint8 [H, W, 3], of one or several shapes, and the class of each pixel, uint8 [H, W]."""
     height, width = shape
     y, x = np.mgrid[:height, :width]
-    image, classes = _texture(generator, y, x, 60), np.zeros(shape, np.uint8)
+    image, classes = _texture(generator, y, x, 60, 0), np.zeros(shape, np.uint8)
     for _ in range(generator.integers(1, most, endpoint=True)):
         label = int(generator.integers(1, len(NAMES)))
         radius = min(shape) * generator.uniform(*radii)
         center = generator.uniform(radius, height - radius), generator.uniform(radius, width - radius)
         inside = _inside(label, (y - center[0]) / radius, (x - center[1]) / radius)
-        # Each kind of shape has stripes of its own width.
-        image[inside] = _texture(generator, y, x, PERIODS[label - 1])[inside]
+        # Circles are striped, triangles are plain, squares are chequered.
+        image[inside] = _texture(generator, y, x, generator.uniform(3, 6), label - 1)[inside]
         classes[inside] = label
     image = np.clip(image + generator.normal(0, 8, shape), 0, 255).astype(np.uint8)
     return np.stack([image] * 3, axis=-1), classes
@@ -33,11 +31,13 @@ def _inside(label, y, x):
     return np.maximum(np.abs(y), np.abs(x)) < 0.85
 
 
-def _texture(generator, y, x, period):
-    """Waves of any direction between two greys, float [H, W]."""
+def _texture(generator, y, x, period, kind):
+    """Two greys, float [H, W]: waves of any direction (0), no waves (1), or waves of two directions (2)."""
     dark, bright = generator.uniform((20, 140), (110, 235))
-    angle, phase = generator.uniform(0, np.pi), generator.uniform(0, 2 * np.pi)
-    wave = np.sin(2 * np.pi * (np.cos(angle) * y + np.sin(angle) * x) / period + phase)
+    angle, *phases = generator.uniform(0, 2 * np.pi, 3)
+    along, across = np.cos(angle) * y + np.sin(angle) * x, np.cos(angle) * x - np.sin(angle) * y
+    waves = [np.sin(2 * np.pi * place / period + phase) for place, phase in zip((along, across), phases, strict=True)]
+    wave = (waves[0], np.sign(np.sin(phases[0])) + 0 * y, waves[0] * waves[1])[kind]
     return dark + (bright - dark) * (0.5 + 0.5 * wave)
 
 
