@@ -12,9 +12,13 @@ from PIL import Image
 from simclr_jax import sharding
 from simclr_jax.build import make_model
 from simclr_jax.cli.main import main
-from simclr_jax.evaluation import run as run_module
+from simclr_jax.config import load_evaluation
+from simclr_jax.data.spec import DataError
+from simclr_jax.evaluation import run
 from simclr_jax.evaluation.protocols import segmentation as protocol
+from simclr_jax.metrics.segmentation import IGNORED
 from simclr_jax.models.segmenter import Segmenter
+from simclr_jax.report import segmentation
 from simclr_jax.training import workdir
 from support.drawings import NAMES, draw_folders
 from support.encoders import make_workdir
@@ -33,13 +37,18 @@ SETTINGS = {
 }
 
 
-def evaluate(directory, folders, *arguments, **changed):
+def fields_of(folders, **changed):
+    """Fields of the configuration with their texts."""
     paths = {'images': f'{folders}/images/{{split}}', 'masks': f'{folders}/masks/{{split}}'}
-    fields = SETTINGS | paths | changed
-    return main([
-        'evaluate', f'--workdir={directory}', '--protocols=segmentation', '--config.bootstrap_draws=100',
-        *(f'--config.segmentation.{field}={value}' for field, value in fields.items()), *arguments,
-    ])  # fmt: skip
+    fields = SETTINGS | paths | {'names': ','.join(NAMES)} | changed
+    chosen = {f'segmentation.{name}': str(value) for name, value in fields.items()}
+    return {'protocols': 'segmentation', 'bootstrap_draws': '100'} | chosen
+
+
+def by_command(directory, folders, *arguments, **changed):
+    """Exit code of `simclr evaluate`."""
+    options = [f'--config.{name}={text}' for name, text in fields_of(folders, **changed).items()]
+    return main(['evaluate', f'--workdir={directory}', *options, *arguments])
 
 
 def scores_of(directory):
@@ -48,9 +57,10 @@ def scores_of(directory):
 
 
 @pytest.fixture(scope='module', autouse=True)
-def two_devices():
+def one_device():
+    """A program for one is compiled sooner than one for eight."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, 'make_mesh', mesh_of(2))
+        patch.setattr(sharding, 'make_mesh', mesh_of(1))
         yield
 
 
@@ -68,14 +78,14 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def measured(folders, tmp_path_factory):
-    """A work directory after the protocol, with the untrained encoder. The images of the pretraining stay closed."""
-    directory = make_workdir(tmp_path_factory.mktemp('segmentation') / 'run')
+    """A work directory after the protocol, and what is shown. The images of the pretraining stay closed."""
+    directory, shown = make_workdir(tmp_path_factory.mktemp('segmentation') / 'run'), []
+    config = load_evaluation('', [*fields_of(folders).items(), ('baselines', 'untrained')])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, 'open_dataset', lambda *_: pytest.fail('opened'))
-        patch.setattr(run_module, 'open_images', lambda *_: pytest.fail('opened'))
-        names = f'--config.segmentation.names={",".join(NAMES)}'
-        assert evaluate(directory, folders, names, '--baselines=untrained') == 0
-    return directory, names
+        patch.setattr(run, 'open_dataset', lambda *_: pytest.fail('opened'))
+        patch.setattr(run, 'open_images', lambda *_: pytest.fail('opened'))
+        run.evaluate(config, str(directory), show=shown.append)
+    return directory, shown
 
 
 def trained_of(directory, encoder='simclr'):
@@ -123,30 +133,43 @@ def test_the_score_is_a_count_of_pixels_one_image_at_a_time(measured, folders):
     assert scores_of(directory)['simclr', 'frozen']['value'] == pytest.approx(expected, abs=1e-3)
 
 
-def test_table_pictures_and_settings_are_kept(measured):
+def test_settings_are_kept(measured):
+    settings = json.loads((trained_of(measured[0]) / 'settings.json').read_text())['settings']
+    assert settings['after_block'] == 4
+    assert 'test_size' not in settings
+
+
+def test_the_picture_shows_what_is_counted(measured, tmp_path):
+    pytest.importorskip('matplotlib')
+    _, shown = measured
+    assert [predictions.encoder for predictions in shown] == ['untrained', 'simclr']
+    for predictions in shown:
+        assert predictions.miou == scores_of(measured[0])[predictions.encoder, 'frozen']['value']
+        for image, truth, predicted in zip(predictions.images, predictions.truths, predictions.predicted, strict=True):
+            assert image.shape[:2] == truth.shape == predicted.shape
+    path = segmentation.draw(str(tmp_path), shown)
+    pixels = np.asarray(Image.open(path).convert('RGB')).reshape(-1, 3)
+    seen = np.unique(np.concatenate([np.unique(truth) for truth in shown[0].truths]))
+    for color in segmentation.palette(len(NAMES))[seen[seen != IGNORED]]:
+        assert (np.abs(pixels - color.astype(int)).max(axis=1) < 2).sum() > 50
+
+
+def test_colours_of_classes_differ():
+    colors = segmentation.palette(150).astype(int)
+    assert len(np.unique(colors, axis=0)) == 150
+    assert segmentation.colored(np.array([[0, 255]], np.uint8), 2).tolist() == [[[64, 64, 64], [255, 255, 255]]]
+
+
+def test_it_resumes_and_any_number_of_devices_gives_the_same_score(measured, folders, capsys, monkeypatch):
     directory, _ = measured
-    assert ', segmentation frozen, all labels |' in (directory / 'results.md').read_text()
-    for name in ('summary.png', 'segmentation.png'):
-        assert (directory / 'report' / name).stat().st_size > 10_000
-    settings = json.loads((trained_of(directory) / 'settings.json').read_text())
-    assert settings['settings']['after_block'] == 4
-    assert 'test_size' not in settings['settings']
-
-
-def test_the_same_command_resumes_and_any_number_of_devices_gives_the_same_scores(
-    measured, folders, capsys, monkeypatch
-):
-    directory, names = measured
-    before = scores_of(directory)
+    before = scores_of(directory)['simclr', 'frozen']
     monkeypatch.setattr(sharding, 'make_mesh', mesh_of(8))
-    assert evaluate(directory, folders, names, '--baselines=untrained') == 0
+    run.evaluate(load_evaluation('', fields_of(folders).items()), str(directory))
     output = capsys.readouterr().out
-    assert output.count('Step 2 of 2 is reached already.') == 2
-    assert output.count('  IoU of background: ') == 2
-    after = scores_of(directory)
-    for row, score in before.items():
-        # Pixels whose logits are equal but for rounding, as above.
-        assert after[row]['value'] == pytest.approx(score['value'], abs=1e-3)
+    assert 'Step 2 of 2 is reached already.' in output
+    assert '  IoU of background: ' in output
+    # Pixels whose logits are equal but for rounding, as above.
+    assert scores_of(directory)['simclr', 'frozen']['value'] == pytest.approx(before['value'], abs=1e-3)
 
 
 @pytest.mark.slow
@@ -157,24 +180,30 @@ def test_an_interrupted_training_ends_with_the_bits_of_an_undisturbed_one(measur
 
     def breaks_off(*arguments, start_step, **settings):
         yield next(batches(*arguments, start_step=start_step, **settings))
-        raise KeyboardInterrupt
+        raise DataError('taken away')
 
     monkeypatch.setattr(protocol, 'train_batches', breaks_off)
-    assert evaluate(directory, folders, measured[1]) != 0
+    assert by_command(directory, folders) == 2
     assert model_of(trained_of(directory))[1] == 1
     monkeypatch.setattr(protocol, 'train_batches', batches)
-    assert evaluate(directory, folders, measured[1]) == 0
+    assert by_command(directory, folders) == 0
     found, expected = (model_of(trained_of(path))[0] for path in (directory, measured[0]))
     assert_same_bits(found, expected)
 
 
 @pytest.mark.slow
-def test_fine_tuning_and_other_protocols_stand_beside_it(measured, folders):
-    directory, names = measured
-    assert evaluate(directory, folders, names, '--protocols=measures,segmentation', after_block=-1, test_size=30) == 0
+def test_the_command_writes_table_and_pictures_beside_other_protocols(measured, folders, capsys):
+    directory, _ = measured
+    assert by_command(directory, folders, '--protocols=measures,segmentation', after_block=-1, test_size=30) == 0
     assert ('simclr', 'fine-tuned') in scores_of(directory)
     scores = json.loads((directory / 'result.json').read_text())['scores']
     assert {score['protocol'] for score in scores} == {'measures', 'segmentation'}
+    assert ', segmentation fine-tuned, all labels' in (directory / 'results.md').read_text()
+    for name in ('summary.png', 'segmentation.png'):
+        assert (directory / 'report' / name).stat().st_size > 10_000
+    capsys.readouterr()
+    assert main(['evaluate', '--compare', str(directory), str(directory)]) == 0
+    assert ', segmentation frozen, all labels' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -190,10 +219,10 @@ def test_fine_tuning_and_other_protocols_stand_beside_it(measured, folders):
         ({'images': '/nowhere'}, 'both splits would have the same images; write {split}'),
         ({'test_split': 'train'}, "segmentation.train_split='train': must differ from segmentation.test_split"),
         ({'names': 'a,b', 'classes': 3}, 'segmentation.classes=3: segmentation.names has 2'),
-        ({'classes': 2}, 'hold the number 3, but there are only 2 classes from 0 up'),
+        ({'names': 'a,b'}, 'hold the number 3, but there are only 2 classes from 0 up'),
         ({'output_stride': 3}, 'segmentation.output_stride=3: must be one of 1, 2, 4, 8, 16, 32'),
     ],
 )
 def test_mistakes(measured, folders, capsys, changed, message):
-    assert evaluate(measured[0], folders, **changed) == 2
+    assert by_command(measured[0], folders, **changed) == 2
     assert message in capsys.readouterr().err

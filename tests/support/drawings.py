@@ -16,7 +16,7 @@ def drawing(generator, shape, most=3, radii=(0.15, 0.3)):
         radius = min(shape) * generator.uniform(*radii)
         center = generator.uniform(radius, height - radius), generator.uniform(radius, width - radius)
         inside = _inside(label, (y - center[0]) / radius, (x - center[1]) / radius)
-        # Circles are striped, triangles are plain, squares are chequered.
+        # Circles are striped, triangles are grainy, squares are chequered.
         image[inside] = _texture(generator, y, x, generator.uniform(3, 6), label - 1)[inside]
         classes[inside] = label
     image = np.clip(image + generator.normal(0, 8, shape), 0, 255).astype(np.uint8)
@@ -32,12 +32,12 @@ def _inside(label, y, x):
 
 
 def _texture(generator, y, x, period, kind):
-    """Two greys, float [H, W]: waves of any direction (0), no waves (1), or waves of two directions (2)."""
+    """Between two greys, float [H, W]: waves of any direction (0), grains (1), or waves of two directions (2)."""
     dark, bright = generator.uniform((20, 140), (110, 235))
     angle, *phases = generator.uniform(0, 2 * np.pi, 3)
     along, across = np.cos(angle) * y + np.sin(angle) * x, np.cos(angle) * x - np.sin(angle) * y
     waves = [np.sin(2 * np.pi * place / period + phase) for place, phase in zip((along, across), phases, strict=True)]
-    wave = (waves[0], np.sign(np.sin(phases[0])) + 0 * y, waves[0] * waves[1])[kind]
+    wave = (waves[0], generator.uniform(-1, 1, y.shape), waves[0] * waves[1])[kind]
     return dark + (bright - dark) * (0.5 + 0.5 * wave)
 
 
