@@ -250,6 +250,11 @@ def _check_together(config: ConfigDict) -> list[str]:
         )
     if bool(config.finetune.grid_learning_rates) != bool(config.finetune.grid_weight_decays):
         problems.append('finetune.grid_learning_rates, finetune.grid_weight_decays: set both or neither')
+    if config.protocols == (SEGMENTATION,) and config.datasets != ('',):
+        problems.append(
+            f'datasets={config.datasets!r}: segmentation has its own data, segmentation.images or segmentation.tfds; '
+            'leave datasets out'
+        )
     return problems + (_check_segmentation(config.segmentation) if SEGMENTATION in config.protocols else [])
 
 

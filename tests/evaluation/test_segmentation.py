@@ -22,6 +22,7 @@ from simclr_jax.report import segmentation
 from simclr_jax.training import workdir
 from support.drawings import NAMES, draw_folders
 from support.encoders import make_workdir
+from support.paths import REPOSITORY
 from support.runs import assert_same_bits, mesh_of, model_of
 
 # Test images divide neither by the batch nor by the devices.
@@ -37,12 +38,12 @@ SETTINGS = {
 }
 
 
-def fields_of(folders, **changed):
+def fields_of(folders, protocols='segmentation', **changed):
     """Fields of the configuration with their texts."""
     paths = {'images': f'{folders}/images/{{split}}', 'masks': f'{folders}/masks/{{split}}'}
     fields = SETTINGS | paths | {'names': ','.join(NAMES)} | changed
     chosen = {f'segmentation.{name}': str(value) for name, value in fields.items()}
-    return {'protocols': 'segmentation', 'bootstrap_draws': '100'} | chosen
+    return {'protocols': protocols, 'bootstrap_draws': '100'} | chosen
 
 
 def by_command(directory, folders, *arguments, **changed):
@@ -194,7 +195,7 @@ def test_an_interrupted_training_ends_with_the_bits_of_an_undisturbed_one(measur
 @pytest.mark.slow
 def test_the_command_writes_table_and_pictures_beside_other_protocols(measured, folders, capsys):
     directory, _ = measured
-    assert by_command(directory, folders, '--protocols=measures,segmentation', after_block=-1, test_size=30) == 0
+    assert by_command(directory, folders, protocols='measures,segmentation', after_block=-1, test_size=30) == 0
     assert ('simclr', 'fine-tuned') in scores_of(directory)
     scores = json.loads((directory / 'result.json').read_text())['scores']
     assert {score['protocol'] for score in scores} == {'measures', 'segmentation'}
@@ -220,9 +221,38 @@ def test_the_command_writes_table_and_pictures_beside_other_protocols(measured, 
         ({'test_split': 'train'}, "segmentation.train_split='train': must differ from segmentation.test_split"),
         ({'names': 'a,b', 'classes': 3}, 'segmentation.classes=3: segmentation.names has 2'),
         ({'names': 'a,b'}, 'hold the number 3, but there are only 2 classes from 0 up'),
+        ({'first_class': 4}, 'hold 0 classes besides the ignored pixels'),
         ({'output_stride': 3}, 'segmentation.output_stride=3: must be one of 1, 2, 4, 8, 16, 32'),
     ],
 )
 def test_mistakes(measured, folders, capsys, changed, message):
     assert by_command(measured[0], folders, **changed) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_pretrained_encoder_beats_an_untrained_one_on_drawn_shapes(tmp_path):
+    """SimCLR sees drawings of single shapes. The frozen encoder's head learns from 24 drawings of several shapes."""
+    draw_folders(tmp_path / 'single', {'train': 512}, (16, 16), seed=5, most=1, radii=(0.35, 0.5))
+    draw_folders(tmp_path / 'several', {'train': 24, 'test': 150}, (48, 64), radii=(0.2, 0.35))
+    fields = {
+        'data.source': 'folder',
+        'data.path': tmp_path / 'single' / 'images',
+        'data.split': 'train',
+        'data.eval_split': '',
+        'data.image_size': 16,
+        'augment.views': ','.join(['crop flip rotate jitter noise'] * 2),
+        'augment.crop.area': '0.4,1',
+        'model.depth': 6,
+        'model.width': 0.5,
+        'train_steps': 400,
+    }
+    options = [f'--config.{name}={value}' for name, value in fields.items()]
+    workdir = tmp_path / 'run'
+    assert main(['train', f'--config={REPOSITORY}/configs/digits.py', f'--workdir={workdir}', *options]) == 0
+    settings = {'image_size': 48, 'output_stride': 8, 'channels': 16, 'steps': 200, 'learning_rate': 0.02}
+    assert by_command(workdir, tmp_path / 'several', '--baselines=untrained', **settings) == 0
+    scores = scores_of(workdir)
+    pretrained, untrained = (scores[encoder, 'frozen'] for encoder in ('simclr', 'untrained'))
+    half_width = max((score['high'] - score['low']) / 2 for score in (pretrained, untrained))
+    assert pretrained['value'] - untrained['value'] > half_width
