@@ -24,8 +24,9 @@ from simclr_jax.data.resident import images_of_step
 from simclr_jax.data.spec import Batch, Share
 from simclr_jax.metrics.segmentation import IGNORED
 
-# Training views show an image whose shorter side is this many times the view's side, at random.
+# The shorter side of an image / the side of its training view: the least and the largest.
 SCALES = 0.5, 2.0
+# Value of the pixels that no image fills.
 GREY = 128
 
 
@@ -98,7 +99,7 @@ def random_view(
     """A random view of an image, as in the published training of FCNs on PASCAL VOC.
 
     The shorter side becomes `size` times a uniform number from SCALES. Then a square is cut out at a uniform place, and
-    every second view is flipped.
+    flipped with probability 1/2.
 
     Args:
         image: uint8 [H, W, 3].

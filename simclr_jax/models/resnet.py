@@ -284,13 +284,13 @@ class ResNet(nn.Module):
         sk_ratio: Ratio of selective kernels, 0.0625 in SimCLRv2, bottlenecks only. 0: none. Selective kernels bring
             the shortcuts of ResNet-D and, with the 'imagenet' stem, its stem.
         se_ratio: Ratio of squeeze-and-excitation, commonly 0.25. 0: none.
+        output_stride: Most pixels of the image between neighbours on a feature map. Further strides are replaced by
+            dilated convolutions with the same parameters, see `geometry`.
         dtype: Precision of the computation, float32 or bfloat16. Parameters, statistics and the representation are
             float32 in both cases.
         batch_norm_momentum: Share of the old moving statistics that each training step keeps.
         remat: Stages, out of 1 to 4, whose blocks are recomputed in the backward pass. Their activations take the
             memory of a block instead of a stage.
-        output_stride: Largest distance in pixels of the image between neighbours on a feature map, see `geometry`.
-            Feature maps that no stride may make smaller have dilated convolutions instead. Parameters are the same.
 
     Raises:
         ValueError: An attribute is outside of these values, or the input is not floating-point [N, H, W, C].
@@ -312,10 +312,10 @@ class ResNet(nn.Module):
     stem: str = 'cifar'
     sk_ratio: float = 0.0
     se_ratio: float = 0.0
+    output_stride: int = 32
     dtype: Any = jnp.float32
     batch_norm_momentum: float = BATCH_NORM_MOMENTUM
     remat: tuple[int, ...] = ()
-    output_stride: int = 32
 
     def __post_init__(self):
         super().__post_init__()
