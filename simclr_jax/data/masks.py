@@ -200,8 +200,8 @@ def with_classes(masked: Masked, class_names: tuple[str, ...] = ()) -> Masked:
             files are the names.
 
     Raises:
-        DataError: A mask or the header of an image is not readable, their sizes differ, a mask holds a class that has
-            no name, or all masks together hold fewer than two classes and none are named.
+        DataError: A mask or the header of an image is not readable, or their sizes differ. Or a mask holds a class
+            without a name. Or the masks hold no class at all, or only one where none are named.
     """
     present, problems = np.zeros(256, bool), []
     for found, problem in in_order(lambda index: _examined(masked, index), range(masked.images.size)):
@@ -213,12 +213,13 @@ def with_classes(masked: Masked, class_names: tuple[str, ...] = ()) -> Masked:
         )
     classes = np.flatnonzero(present[:IGNORED])
     name = masked.images.name
+    least = 1 if class_names else 2
+    if len(classes) < least:
+        raise DataError(
+            f'the masks of {name} hold {len(classes)} classes besides the ignored pixels, at least {least} are needed; '
+            'see segmentation.ignore and segmentation.first_class'
+        )
     if not class_names:
-        if len(classes) < 2:
-            raise DataError(
-                f'the masks of {name} hold {len(classes)} classes besides the ignored pixels; at least two are needed. '
-                'See segmentation.ignore and segmentation.first_class'
-            )
         first = masked.coding.first
         class_names = tuple(str(number) for number in range(first, first + int(classes[-1]) + 1))
     beyond = classes[classes >= len(class_names)]
