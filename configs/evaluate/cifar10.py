@@ -1,4 +1,4 @@
-"""Every protocol on CIFAR-10, for a work directory of configs/cifar10.py.
+"""Every protocol that needs no masks on CIFAR-10, for a work directory of configs/cifar10.py.
 
     simclr evaluate --workdir=runs/cifar10 --config=configs/evaluate/cifar10.py:cpu
 

@@ -15,6 +15,8 @@ Protocols that train on augmented images:
   linear_sgd  linear classifier
   finetune    classifier and encoder
   multihead   linear classifiers on all stages of the encoder
+Training on images with masks (--config.segmentation.images= and .masks=, or .tfds=):
+  segmentation  fully convolutional head, and encoder
 Without labels:
   measures    alignment, uniformity, effective rank, agreement of neighbours
 
@@ -23,7 +25,8 @@ meaning. The configuration file is Python code and is executed, so use only file
 
 A list has commas between its members. A path with a comma in it needs quotes: --dataset='"folder:/data/a,b",cifar10'.
 
-The command prints a table. It writes result.json, results.md and report/summary.png in the work directory.
+The command prints a table. It writes result.json, results.md and report/summary.png in the work directory, and for
+segmentation also report/segmentation.png.
 """
 
 import argparse
@@ -81,13 +84,15 @@ def _evaluate(options: argparse.Namespace) -> int:
     from simclr_jax import distributed
     from simclr_jax.cli.bar import images_bar
     from simclr_jax.config import load_evaluation
+    from simclr_jax.evaluation.masked_datasets import Predictions
     from simclr_jax.evaluation.run import evaluate
     from simclr_jax.report import table
 
     given = [(field, getattr(options, option)) for option, field in SHORT.items()]
     config = load_evaluation(options.config, [*((f, t) for f, t in given if t is not None), *options.overrides])
     distributed.start(saves=False)
-    results = evaluate(config, options.workdir, say=distributed.say, progress=images_bar)
+    shown: list[Predictions] = []
+    results = evaluate(config, options.workdir, say=distributed.say, progress=images_bar, show=shown.append)
     if not distributed.is_first():
         return 0
     title = f'Results of step {results.step} (%, with 95 % intervals over test images or ± deviation over draws)'
@@ -95,7 +100,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if results.not_kept:
         return _end_without_files(options.workdir, results.not_kept)
     markdown = table.of_encoders(results, markdown=True)
-    _write_files(options.workdir, results, f'{title}\n\n{markdown}\n')
+    _write_files(options.workdir, results, f'{title}\n\n{markdown}\n', shown)
     return 0
 
 
@@ -107,8 +112,8 @@ def _end_without_files(directory: str, error: Exception) -> int:
     return 0
 
 
-def _write_files(directory: str, results, markdown: str) -> None:
-    """Writes results.md and the picture. Where one cannot be written, a line says so.
+def _write_files(directory: str, results, markdown: str, shown: list) -> None:
+    """Writes results.md and the pictures. Where one cannot be written, a line says so.
 
     Raises:
         OSError: The disk is full.
@@ -116,16 +121,17 @@ def _write_files(directory: str, results, markdown: str) -> None:
     from etils import epath
 
     from simclr_jax.config.whole_file import write_whole
-    from simclr_jax.report import summary
+    from simclr_jax.report import segmentation, summary
     from simclr_jax.training.workdir import clear_place
 
-    table, picture = epath.Path(directory) / 'results.md', epath.Path(directory) / 'report' / 'summary.png'
+    place = epath.Path(directory)
+    table, picture, segmented = (place / name for name in ('results.md', 'report/summary.png', segmentation.PICTURE))
     clear_place(picture.parent, print, of_directory=True)
     written = ['result.json']
-    for path, write in (
-        (table, lambda: write_whole(table, markdown)),
-        (picture, lambda: summary.draw(directory, results)),
-    ):
+    writers = {table: lambda: write_whole(table, markdown), picture: lambda: summary.draw(directory, results)}
+    if shown:
+        writers[segmented] = lambda: segmentation.draw(directory, shown)
+    for path, write in writers.items():
         try:
             clear_place(path, print)
             write()

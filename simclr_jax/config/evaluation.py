@@ -15,18 +15,27 @@ from simclr_jax.config.fields import AMOUNT, BELOW_ONE, COUNT, COUNTS, NATURAL, 
 from simclr_jax.config.label_budget import parse_labels
 from simclr_jax.config.schema import Schema
 
-# FROZEN protocols classify fixed features. TRAINED protocols train on augmented images.
+# FROZEN protocols classify fixed features. TRAINED protocols train on augmented images. SEGMENTATION trains on images
+# with masks, which it has for itself.
 FROZEN = ('knn', 'linear', 'svm', 'low_shot')
 TRAINED = ('linear_sgd', 'finetune', 'multihead')
-PROTOCOLS = (*FROZEN, *TRAINED, 'measures')
+SEGMENTATION = 'segmentation'
+PROTOCOLS = (*FROZEN, *TRAINED, SEGMENTATION, 'measures')
 BASELINES = ('pixels', 'untrained')
 LAYERS = ('h', 'feature1', 'feature2', 'feature3', 'feature4', 'feature5')
 
 
 _OPTIMIZERS = ('lars', 'momentum', 'adam')
 _SCALINGS = ('linear', 'sqrt', 'none')
+_BYTE = ('an integer from 0 to 255', lambda value: 0 <= value <= 255)
 _NUMBERS_ABOVE_0 = ('finite numbers > 0', lambda value: all(0 < member < math.inf for member in value))
 _NUMBERS_FROM_0 = ('finite numbers >= 0', lambda value: all(0 <= member < math.inf for member in value))
+
+
+_AFTER_BLOCK = (
+    'Trained part: -1: everything. 0: all after the stem. 1 to 4: after that stage.',
+    ('an integer from -1 to 4', lambda value: -1 <= value <= 4),
+)
 
 
 def _training(group: str, **changed: float | str) -> tuple[Field, ...]:
@@ -42,7 +51,12 @@ def _training(group: str, **changed: float | str) -> tuple[Field, ...]:
         Field('warmup_epochs', 0.0, 'Epochs of linear warm-up of the learning rate.', AMOUNT),
         Field('batch_size', 4096, 'Images per batch, at most the number of labelled images.', COUNT),
         Field('optimizer', 'momentum', 'Optimizer. momentum is that of Nesterov.', choices=_OPTIMIZERS),
-        Field('learning_rate', 0.1, 'Learning rate before the scaling with the batch size.', POSITIVE),
+        Field(
+            'learning_rate',
+            0.1,
+            'Learning rate before the scaling with the batch size. It falls to 0 by a cosine, for multihead in steps.',
+            POSITIVE,
+        ),
         Field(
             'scaling',
             'linear',
@@ -117,12 +131,7 @@ FIELDS = (
     # By training on augmented images.
     *_training('linear_sgd', epochs=90.0, batch_size=4096, learning_rate=0.1),
     *_training('finetune', epochs=30.0, batch_size=4096, learning_rate=0.05),
-    Field(
-        'finetune.after_block',
-        -1,
-        'Trained part: -1: everything. 0: all after the stem. 1 to 4: after that stage.',
-        ('an integer from -1 to 4', lambda value: -1 <= value <= 4),
-    ),
+    Field('finetune.after_block', -1, *_AFTER_BLOCK),
     Field('finetune.head_layer', 0, 'Layer of the projection head to start from (SimCLRv2: 1). 0: h.', NATURAL),
     Field(
         'finetune.batch_norm_momentum',
@@ -152,6 +161,54 @@ FIELDS = (
         'Epochs after which the learning rate is divided by 10.',
         _NUMBERS_ABOVE_0,
     ),
+    # By training on images with masks. The published recipes decay the learning rate by a polynomial.
+    *_training(SEGMENTATION, steps=20_000, batch_size=16, learning_rate=0.01, scaling='none', weight_decay=5e-4),
+    Field(
+        'segmentation.images',
+        '',
+        'Folder of the images. {split} stands for the name of a split. An image and its mask have the same path up to '
+        'the extension.',
+        is_path=True,
+    ),
+    Field(
+        'segmentation.masks',
+        '',
+        'Folder of the masks: PNGs of 8 bits, grey or with a palette, with the number of a class in each pixel.',
+        is_path=True,
+    ),
+    Field(
+        'segmentation.lists',
+        '',
+        "Text file with the images of a split, a path without extension on each line, as in VOC's "
+        "ImageSets/Segmentation/{split}.txt. '': all images.",
+        is_path=True,
+    ),
+    Field(
+        'segmentation.tfds',
+        '',
+        'In place of folders: data set of TFDS with the features image and segmentation_mask, such as oxford_iiit_pet.',
+    ),
+    Field('segmentation.train_split', 'train', 'Name of the split to learn from.'),
+    Field('segmentation.test_split', 'test', 'Name of the split to test on.'),
+    Field('segmentation.ignore', 255, 'Number in the masks of pixels that do not count.', _BYTE),
+    Field(
+        'segmentation.first_class',
+        0,
+        'Number of the first class in the masks. Smaller numbers do not count. 1 for oxford_iiit_pet and ADE20K.',
+        _BYTE,
+    ),
+    Field('segmentation.classes', 0, 'Number of classes. 0: the masks of the training split say it.', _BYTE),
+    Field('segmentation.names', (), 'Names of the classes. An empty list: their numbers.', of=str),
+    Field('segmentation.after_block', -1, *_AFTER_BLOCK),
+    Field(
+        'segmentation.output_stride',
+        8,
+        "Pixels between neighbours on the encoder's last map. Dilation takes the place of further strides.",
+        choices=(1, 2, 4, 8, 16, 32),
+    ),
+    Field('segmentation.channels', 512, 'Channels of the head.', COUNT),
+    Field('segmentation.image_size', 512, 'Side of a training view, pixels.', COUNT),
+    Field('segmentation.test_size', 0, 'Longer side of a test image, pixels. 0: segmentation.image_size.', NATURAL),
     # Without labels.
     Field(
         'measures.images',
@@ -193,6 +250,38 @@ def _check_together(config: ConfigDict) -> list[str]:
         )
     if bool(config.finetune.grid_learning_rates) != bool(config.finetune.grid_weight_decays):
         problems.append('finetune.grid_learning_rates, finetune.grid_weight_decays: set both or neither')
+    if config.protocols == (SEGMENTATION,) and config.datasets != ('',):
+        problems.append(
+            f'datasets={config.datasets!r}: segmentation has its own data, segmentation.images or segmentation.tfds; '
+            'leave datasets out'
+        )
+    return problems + (_check_segmentation(config.segmentation) if SEGMENTATION in config.protocols else [])
+
+
+def _check_segmentation(settings: ConfigDict) -> list[str]:
+    """Messages about the data of the protocol `segmentation`."""
+    problems = []
+    if bool(settings.tfds) == bool(settings.images) or bool(settings.images) != bool(settings.masks):
+        problems.append(
+            f'segmentation.images={settings.images!r}, segmentation.masks={settings.masks!r}, '
+            f'segmentation.tfds={settings.tfds!r}: set images and masks, for example '
+            '--config.segmentation.images=DIR/images/{split} --config.segmentation.masks=DIR/masks/{split}, or only '
+            'tfds'
+        )
+    elif settings.images and '{split}' not in settings.images + settings.lists:
+        problems.append(
+            f'segmentation.images={settings.images!r}: both splits would have the same images; write {{split}} where '
+            'the name of the split stands, or name their images by segmentation.lists'
+        )
+    if settings.train_split == settings.test_split:
+        problems.append(
+            f'segmentation.train_split={settings.train_split!r}: must differ from segmentation.test_split, for example '
+            "'train' and 'test'"
+        )
+    if settings.classes and settings.names and settings.classes != len(settings.names):
+        problems.append(
+            f'segmentation.classes={settings.classes}: segmentation.names has {len(settings.names)}; set one of them'
+        )
     return problems
 
 

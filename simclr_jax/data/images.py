@@ -15,10 +15,11 @@ decoded by Pillow, which also decides what is not readable.
 | 12 bits per channel (JPEG)               | not readable                                              |
 """
 
+import contextlib
 import dataclasses
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO
 
 import numpy as np
@@ -30,10 +31,15 @@ from simclr_jax.config.fields import MAX_IMAGE_PIXELS
 from simclr_jax.config.paths import is_remote
 from simclr_jax.config.storage import storage_errors
 
+# First bytes of a PNG, the place of its bits per channel and its kind of colour, and these kinds.
+_PNG, _PNG_KIND = b'\x89PNG\r\n\x1a\n', slice(24, 26)
+_PNG_GREY, _PNG_PALETTE = 0, 3
+_PNG_COLORS = {0: 'grey', 2: 'RGB', 4: 'grey with alpha', 6: 'RGB with alpha'}
+
 # First bytes of a file, and Pillow's class for it. `Image.open` would add a limit of its own on the number of pixels.
 _FORMATS: tuple[tuple[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]], ...] = (
     (b'\xff\xd8\xff', JpegImagePlugin.JpegImageFile),
-    (b'\x89PNG\r\n\x1a\n', PngImagePlugin.PngImageFile),
+    (_PNG, PngImagePlugin.PngImageFile),
     (b'GIF8', GifImagePlugin.GifImageFile),
     (b'BM', BmpImagePlugin.BmpImageFile),
     (b'RIFF', WebPImagePlugin.WebPImageFile),
@@ -71,14 +77,20 @@ def decode(file: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
     found = _decode_jpeg(file, max_pixels)
     if found is not None:
         return found.pixels
-    try:
+    with _image_errors():
         picture = _open(file, max_pixels)
         picture.load()
         return _three_channels(picture)
+
+
+@contextlib.contextmanager
+def _image_errors() -> Iterator[None]:
+    """Turns errors of Pillow's readers into ImageError. Damaged bytes raise errors of many classes there."""
+    try:
+        yield
     except (ImageError, MemoryError):
         raise
     except Exception as error:
-        # Damaged bytes raise errors of many classes in Pillow's readers.
         raise ImageError(f'not a readable image: {error}') from error
 
 
@@ -155,6 +167,51 @@ def _shrink(image: Fitted, side: int) -> Fitted:
     height, width = (max(1, round(length * side / longest)) for length in image.pixels.shape[:2])
     pixels = np.asarray(Image.fromarray(image.pixels).resize((width, height), Image.Resampling.BOX))
     return Fitted(pixels, (height, width), image.size)
+
+
+def decode_mask(file: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
+    """Decodes a PNG whose pixels are numbers of classes: grey of 8 bits, or indices of a palette of any colours.
+
+    Args:
+        file: Content of the file.
+        max_pixels: See `decode`.
+
+    Returns:
+        uint8 [H, W].
+
+    Raises:
+        ImageError: The file is damaged, is no PNG, or its pixels are not such numbers.
+
+    Example:
+        >>> file = io.BytesIO()
+        >>> Image.new('L', (3, 2), 7).save(file, 'PNG')
+        >>> decode_mask(file.getvalue()).tolist()
+        [[7, 7, 7], [7, 7, 7]]
+    """
+    if not file.startswith(_PNG):
+        raise ImageError('not a PNG')
+    kind = tuple(file[_PNG_KIND])
+    if kind != (8, _PNG_GREY) and kind[1:] != (_PNG_PALETTE,):
+        raise ImageError(f'{_PNG_COLORS.get(kind[-1], "unknown")} of {kind[0]} bits, but not one number a pixel')
+    with _image_errors():
+        picture = _open(file, max_pixels)
+        picture.load()
+        return np.asarray(picture)
+
+
+def size_of(file: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]:
+    """Height and width of an image in pixels, from its header alone.
+
+    Args:
+        file: Content of the file.
+        max_pixels: See `decode`.
+
+    Raises:
+        ImageError: The header is damaged, is of another format, or says more pixels.
+    """
+    with _image_errors():
+        width, height = _open(file, max_pixels).size
+        return height, width
 
 
 def read_bytes(path: str, max_pixels: int = MAX_IMAGE_PIXELS) -> bytes:

@@ -39,20 +39,8 @@ def load_tfds(name: str, split: str, data_dir: str, *, memory_limit: int, shuffl
             cannot be read. Also for a multi-label split larger than memory_limit.
     """
     builder = open_builder(name, data_dir)
-    try:
-        info = builder.info.splits[split]
-        size = info.num_examples
-    except (KeyError, ValueError) as error:
-        raise DataError(
-            f"data.split or data.eval_split='{split}': {name} has {', '.join(builder.info.splits)} "
-            f'(and parts of them, like {next(iter(builder.info.splits))}[:80%])'
-        ) from error
-    if size == 0:
-        raise DataError(f"{name}, split '{split}' is empty")
-    features = builder.info.features
-    assert isinstance(features, tfds.features.FeaturesDict), 'an example is a dictionary'
-    if 'image' not in features:
-        raise DataError(f"data.name={name} has the features {list(features)}, but no 'image'")
+    info = _split_of(builder, name, split, 'data.split or data.eval_split')
+    size, features = info.num_examples, _features_of(builder, 'data.name', name, ('image',))
     labels_of = _find_labels(features)
     full_name = f'{name}/{split}'
     is_records = all('.tfrecord' in str(instruction.filename) for instruction in info.file_instructions)
@@ -76,6 +64,68 @@ def load_tfds(name: str, split: str, data_dir: str, *, memory_limit: int, shuffl
         batches = _blocks(builder, split, labels_of)
     files, labels = _read_all(batches)
     return Examples(full_name, size, Encoded(files), labels, labels_of.class_names)
+
+
+def load_masks(name: str, split: str, data_dir: str, *, memory_limit: int) -> tuple[str, Encoded, Encoded]:
+    """Reads the encoded images and masks of a split into memory, from the features 'image' and 'segmentation_mask'.
+
+    Args:
+        name: Name in TFDS, for example 'oxford_iiit_pet'.
+        split: Split in TFDS' notation.
+        data_dir: Directory of prepared data sets, see `load_tfds`.
+        memory_limit: Largest stored size of the split, in bytes.
+
+    Returns:
+        Name of the split, images and masks, in the same order.
+
+    Raises:
+        DataError: The name or split is unknown, or the data set is not prepared, has no masks or is larger.
+    """
+    builder: Any = open_builder(name, data_dir)
+    info = _split_of(builder, name, split, 'segmentation.train_split or segmentation.test_split')
+    needed = ('image', 'segmentation_mask')
+    _features_of(builder, 'segmentation.tfds', name, needed)
+    stored = _stored_bytes(builder, info.num_examples)
+    if stored > memory_limit:
+        raise DataError(
+            f'{name}/{split} takes {stored / 2**30:.2g} GiB in memory; raise data.memory_limit_gb of the pretraining, '
+            'or give folders: segmentation.images and segmentation.masks'
+        )
+    decoders: Any = dict.fromkeys(needed, tfds.decode.SkipDecoding())
+    dataset = builder.as_dataset(
+        split=split,
+        decoders=tfds.decode.PartialDecoding(dict.fromkeys(needed, True), decoders=decoders),
+        read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False, skip_prefetch=True),
+        shuffle_files=False,
+    )
+    examples: Any = list(dataset.as_numpy_iterator())
+    images, masks = (Encoded([example[feature] for example in examples]) for feature in needed)
+    return f'{name}/{split}', images, masks
+
+
+def _split_of(builder, name: str, split: str, field: str):
+    """What TFDS knows about a split that has examples. `field` names its field in messages."""
+    try:
+        info = builder.info.splits[split]
+        size = info.num_examples
+    except (KeyError, ValueError) as error:
+        raise DataError(
+            f"{field}='{split}': {name} has {', '.join(builder.info.splits)} "
+            f'(and parts of them, like {next(iter(builder.info.splits))}[:80%])'
+        ) from error
+    if size == 0:
+        raise DataError(f"{name}, split '{split}' is empty")
+    return info
+
+
+def _features_of(builder, field: str, name: str, needed: tuple[str, ...]) -> tfds.features.FeaturesDict:
+    """The features of a data set, which has those that are needed."""
+    features = builder.info.features
+    assert isinstance(features, tfds.features.FeaturesDict), 'an example is a dictionary'
+    missing = [feature for feature in needed if feature not in features]
+    if missing:
+        raise DataError(f"{field}={name} has the features {list(features)}, but no '{missing[0]}'")
+    return features
 
 
 @dataclasses.dataclass(frozen=True)

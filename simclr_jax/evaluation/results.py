@@ -11,7 +11,7 @@ from simclr_jax.metrics import classification
 
 ENCODERS = {'pixels': 'raw pixels', 'untrained': 'untrained encoder', 'simclr': 'SimCLR'}
 # These metrics are shares from 0 to 1. Tables show them in percent.
-SHARES = ('top1', 'mean_per_class', 'map', 'map_11_point', 'agreement')
+SHARES = ('top1', 'mean_per_class', 'map', 'map_11_point', 'miou', 'agreement')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Score:
         detail: Variant within the protocol, such as 'k=20' or 'feature3'. '' if there is only one.
         labels: Label budget: 'all', a number per class such as '10', or a share such as '1%'. '' for measures
             without labels.
-        metric: 'top1', 'mean_per_class', 'map', 'map_11_point', 'alignment', 'uniformity', 'effective_rank' or
-            'agreement'.
+        metric: 'top1', 'mean_per_class', 'map', 'map_11_point', 'miou', 'alignment', 'uniformity', 'effective_rank'
+            or 'agreement'.
         encoder: 'simclr', 'untrained' or 'pixels'.
         value: Mean over draws of the labels. Metrics in SHARES are from 0 to 1.
         low: Lower end of the 95 % interval, from the bootstrap over test images. None means that it is not known.

@@ -1,7 +1,9 @@
 """The story of `simclr evaluate`: each encoder, data set, protocol and label budget gives scores."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -12,11 +14,15 @@ from simclr_jax.config.paths import directory_path, printable
 from simclr_jax.data.spec import DataError
 from simclr_jax.evaluation.datasets import Dataset, dataset_name, open_dataset, open_images
 from simclr_jax.evaluation.extractor import FeatureExtractor, Progress, make_baseline, no_progress, open_extractor
+from simclr_jax.evaluation.masked_datasets import MaskedDataset, Predictions
 from simclr_jax.evaluation.protocols import PROTOCOLS, Protocol
-from simclr_jax.evaluation.protocols.measurement import Measurement
+from simclr_jax.evaluation.protocols.measurement import MeasurementOn
 from simclr_jax.evaluation.result_file import ResultFile
 from simclr_jax.evaluation.results import ENCODERS, Results, Score, amount, cell, headings
 from simclr_jax.training import workdir
+
+# Data sets, each with the protocols that are measured on it.
+Opened = list[tuple[Dataset | MaskedDataset, list[Protocol]]]
 
 
 def evaluate(
@@ -24,6 +30,7 @@ def evaluate(
     directory: str,
     say: Callable[[str], None] = print,
     progress: Progress = no_progress,
+    show: Callable[[Predictions], None] = lambda predictions: None,
 ) -> Results:
     """Evaluates the newest checkpoint of a work directory and writes its result.json.
 
@@ -36,6 +43,7 @@ def evaluate(
         directory: Work directory, local or gs://. Its config.json and the `model` of its newest checkpoint are needed.
         say: Function that receives lines for the user.
         progress: Shows how encoding goes on, see `extractor.Progress`.
+        show: Function that receives predicted segmentations for a picture, in the first process.
 
     Returns:
         All scores that result.json now holds. `not_kept` says why it does not hold them.
@@ -51,9 +59,8 @@ def evaluate(
     directory = directory_path(directory)
     protocols = [protocol for name in config.protocols for protocol in PROTOCOLS if protocol.name == name]
     home = workdir.read_config(directory).data
-    datasets = _open_all(config.datasets, home, any(protocol.needs_labels for protocol in protocols))
-    for dataset in datasets:
-        _check(dataset, protocols)
+    opened = _open_all(config, home, protocols)
+    for dataset, _ in opened:
         for note in dataset.notes:
             say(note)
     file = ResultFile(directory, dataset_name('', home), say) if distributed.is_first() else None
@@ -69,7 +76,7 @@ def evaluate(
     results = None
     for name in (*config.baselines, 'simclr'):
         extractor = trained if name == 'simclr' else make_baseline(trained, name)
-        for protocol, measurement in _measurements(extractor, datasets, protocols, config, directory, say):
+        for protocol, measurement in _measurements(extractor, opened, config, directory, say, show):
             dataset = measurement.dataset
             budget = f', {amount(str(measurement.labels))}' if protocol.by_budget else ''
             say(f'{ENCODERS[name]}, {dataset.description}: {protocol.name}{budget}')
@@ -88,46 +95,61 @@ def evaluate(
     return results
 
 
-def _open_all(names: tuple[str, ...], home: ConfigDict, needs_labels: bool) -> list[Dataset]:
+def _open_all(config: ConfigDict, home: ConfigDict, protocols: list[Protocol]) -> Opened:
     """Opens all data sets, without labels only what is to be measured. The error names all that cannot be opened."""
-    open_one = open_dataset if needs_labels else open_images
-    datasets, problems = [], []
-    for text in names:
+    sharing = [protocol for protocol in protocols if protocol.open_own is None]
+    ways = [(functools.partial(_open_shared, text, home, sharing), sharing) for text in config.datasets if sharing]
+    ways += [(functools.partial(own.open_own, config, home), [own]) for own in protocols if own.open_own is not None]
+    opened, problems = [], []
+    for open_one, measured in ways:
         try:
-            datasets.append(open_one(text, home))
+            opened.append((open_one(), measured))
         except DataError as error:
             problems.append(str(error))
     if problems:
         raise DataError('\n'.join(problems))
-    return datasets
+    return opened
+
+
+def _open_shared(text: str, home: ConfigDict, protocols: list[Protocol]) -> Dataset:
+    """Opens one of `config.datasets`, and checks that the protocols can be measured on it."""
+    if not any(protocol.needs_labels for protocol in protocols):
+        return open_images(text, home)
+    dataset = open_dataset(text, home)
+    _check(dataset, protocols)
+    return dataset
 
 
 def _measurements(
     extractor: FeatureExtractor,
-    datasets: list[Dataset],
-    protocols: list[Protocol],
+    opened: Opened,
     config: ConfigDict,
     directory: str,
     say: Callable[[str], None],
-) -> Iterator[tuple[Protocol, Measurement]]:
+    show: Callable[[Predictions], None],
+) -> Iterator[tuple[Protocol, MeasurementOn[Any]]]:
     """Each protocol that applies, on each data set, with each label budget that it can work with."""
     asked = [parse_labels(text) for text in config.labels]
-    for dataset in datasets:
+    for dataset, protocols in opened:
         if dataset.remark:
             say(dataset.remark)
         for protocol in protocols:
             for labels in _budgets(protocol, extractor, dataset, asked, say):
-                yield protocol, Measurement(extractor, dataset, labels, config, directory, say)
+                yield protocol, MeasurementOn[Any](extractor, dataset, labels, config, directory, say, show)
 
 
 def _budgets(
-    protocol: Protocol, extractor: FeatureExtractor, dataset: Dataset, asked: list[Labels], say: Callable[[str], None]
+    protocol: Protocol,
+    extractor: FeatureExtractor,
+    dataset: Dataset | MaskedDataset,
+    asked: list[Labels],
+    say: Callable[[str], None],
 ) -> list[Labels]:
     """The label budgets that a protocol is measured with. There is none where it does not apply."""
     if extractor.name == 'pixels' and not protocol.on_pixels:
         say(f'{protocol.name}: cannot measure raw pixels; left out.')
         return []
-    if dataset.train.is_multi_label and not protocol.several_labels:
+    if isinstance(dataset, Dataset) and dataset.train.is_multi_label and not protocol.several_labels:
         say(f'{protocol.name}: needs one label per image, {dataset.name} has several; left out.')
         return []
     if not protocol.by_budget:
@@ -138,7 +160,7 @@ def _budgets(
     return [labels for labels in asked if labels not in too_few]
 
 
-def _measure(protocol: Protocol, measurement: Measurement) -> list[Score]:
+def _measure(protocol: Protocol, measurement: MeasurementOn[Any]) -> list[Score]:
     try:
         return protocol.evaluate(measurement)
     except DataError:

@@ -25,6 +25,7 @@ def conv_bn(
     *,
     names: tuple[str, str],
     train: bool,
+    dilation: int = 1,
     dtype: Any = jnp.float32,
     norm: Callable[..., BatchNorm] = BatchNorm,
     zero_scale: bool = False,
@@ -46,6 +47,7 @@ def conv_bn(
         names: Names of the convolution and of the norm, under which their parameters lie.
         train: Whether to normalise with the statistics of the batch and update the moving ones. Otherwise the moving
             ones are used.
+        dilation: Distance in pixels between neighbouring taps of the kernel.
         dtype: Precision of the computation.
         norm: Makes the batch norm from `zero_scale` and `name`.
         zero_scale: Whether the norm starts with scale 0.
@@ -56,7 +58,7 @@ def conv_bn(
     Returns:
         Images [N, ceil(H / strides), ceil(W / strides), D], or smaller by `max_pool`.
     """
-    conv = Conv(features, kernel_size, strides, name=names[0], dtype=dtype)
+    conv = Conv(features, kernel_size, strides, dilation=dilation, name=names[0], dtype=dtype)
     batch_norm = norm(zero_scale=zero_scale, name=names[1])
     # A norm that is part of a 1x1 kernel saves a pass over the result. It needs the covariance [C, C] of x, which
     # costs more than that pass where the result has fewer channels than x.
@@ -114,14 +116,15 @@ def _small_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Arr
 class Conv(nn.Module):
     """Square convolution whose padding does not depend on the size of the image.
 
-    At every stride, kernel_size - 1 rows and columns of zeros surround the image, the smaller half before it. The
-    padding 'SAME' at stride 2 would shift the image with the parity of its size.
+    At every stride, dilation * (kernel_size - 1) rows and columns of zeros surround the image, the smaller half before
+    it. The padding 'SAME' at stride 2 would shift the image with the parity of its size.
 
     Attributes:
         features: Output channels D.
         kernel_size: Rows and columns of the kernel.
         strides: Stride of rows and columns.
         use_bias: Whether an offset is learned.
+        dilation: Distance in pixels between neighbouring taps of the kernel.
         dtype: Precision of the computation.
     """
 
@@ -129,15 +132,16 @@ class Conv(nn.Module):
     kernel_size: int
     strides: int = 1
     use_bias: bool = False
+    dilation: int = 1
     dtype: Any = jnp.float32
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolves images: [N, H, W, C] -> [N, ceil(H / strides), ceil(W / strides), D]."""
-        size = self.kernel_size
+        reach = self.dilation * (self.kernel_size - 1)
         kernel, bias = self._parameters(x.shape[-1])
         x, kernel, bias = to_compute_dtype(x, kernel, bias, dtype=self.dtype)
-        padding = (size - 1) // 2, size // 2
-        y = convolve(x, kernel, self.strides, (padding, padding))
+        padding = reach // 2, (reach + 1) // 2
+        y = convolve(x, kernel, self.strides, (padding, padding), self.dilation)
         return y if bias is None else y + bias
 
     def normalized(self, x: jax.Array, norm: BatchNorm, *, train: bool) -> jax.Array:

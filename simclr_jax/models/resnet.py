@@ -115,6 +115,7 @@ class SelectiveKernel(nn.Module):
         ratio: Share of `features` in the hidden layer of the attention, which has at least 32 channels.
         dtype: Precision of the computation.
         norm: Makes the batch norms.
+        dilation: Distance in pixels between neighbouring taps of the convolution.
     """
 
     features: int
@@ -122,12 +123,13 @@ class SelectiveKernel(nn.Module):
     ratio: float
     dtype: Any
     norm: Any = BatchNorm
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Mixes the streams: [N, H, W, C] -> [N, ceil(H / strides), ceil(W / strides), features]."""
         layer = functools.partial(conv_bn, train=train, dtype=self.dtype, norm=self.norm)
-        x = layer(x, 2 * self.features, 3, self.strides, names=('conv', 'bn'))
+        x = layer(x, 2 * self.features, 3, self.strides, dilation=self.dilation, names=('conv', 'bn'))
         streams = x.reshape(*x.shape[:-1], 2, self.features)
 
         context = streams.sum(3).mean((1, 2), keepdims=True)
@@ -157,15 +159,15 @@ class SqueezeExcitation(nn.Module):
         return x * nn.sigmoid(gate)
 
 
-def _mean_pool_2x2(x: jax.Array, strides: int) -> jax.Array:
-    """Averages over 2x2 windows, which may reach one row and one column beyond the image.
+def _mean_pool_2x2(x: jax.Array, strides: int, dilation: int = 1) -> jax.Array:
+    """Averages over windows of 2x2 pixels at a distance of `dilation`, which may reach that far beyond the image.
 
     At stride 1 that border does not count: repeating the last row and column has the same effect. At stride 2 the
     windows reach it only where the size is odd, and there it counts as zeros.
     """
-    x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), mode='edge' if strides == 1 else 'constant')
-    x = x[:, :-1:strides] + x[:, 1::strides]
-    x = x[:, :, :-1:strides] + x[:, :, 1::strides]
+    x = jnp.pad(x, ((0, 0), (0, dilation), (0, dilation), (0, 0)), mode='edge' if strides == 1 else 'constant')
+    x = x[:, :-dilation:strides] + x[:, dilation::strides]
+    x = x[:, :, :-dilation:strides] + x[:, :, dilation::strides]
     return x / 4
 
 
@@ -181,6 +183,7 @@ class ResidualBlock(nn.Module):
         se_ratio: Share of `filters` in the hidden layer of squeeze-and-excitation. 0: none.
         dtype: Precision of the computation.
         norm: Makes the batch norms.
+        dilations: Dilation of the first 3x3 convolution and of the shortcut's average, and of the second convolution.
     """
 
     filters: int
@@ -191,22 +194,25 @@ class ResidualBlock(nn.Module):
     se_ratio: float
     dtype: Any
     norm: Any = BatchNorm
+    dilations: tuple[int, int] = (1, 1)
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Applies the block: [N, H, W, C] -> [N, ceil(H / strides), ceil(W / strides), out_features]."""
         layer = functools.partial(conv_bn, train=train, dtype=self.dtype, norm=self.norm)
         shortcut = self._shortcut(layer, x) if self.project else x
+        first, second = self.dilations
         if self.bottleneck:
             x = layer(x, self.filters, 1, names=('conv1', 'bn1'))
             if self.sk_ratio > 0:
-                kernels = SelectiveKernel(self.filters, self.strides, self.sk_ratio, self.dtype, self.norm, name='sk')
-                x = kernels(x, train=train)
+                settings = self.filters, self.strides, self.sk_ratio, self.dtype, self.norm, first
+                x = SelectiveKernel(*settings, name='sk')(x, train=train)
             else:
-                x = layer(x, self.filters, 3, self.strides, names=('conv2', 'bn2'))
+                x = layer(x, self.filters, 3, self.strides, dilation=first, names=('conv2', 'bn2'))
             last = functools.partial(layer, x, self.out_features, 1, names=('conv3', 'bn3'), zero_scale=True)
         else:
-            x = layer(x, self.filters, 3, self.strides, names=('conv1', 'bn1'))
+            x = layer(x, self.filters, 3, self.strides, dilation=first, names=('conv1', 'bn1'))
+            layer = functools.partial(layer, dilation=second)
             last = functools.partial(layer, x, self.out_features, 3, names=('conv2', 'bn2'), zero_scale=True)
         if self.se_ratio == 0:
             return last(shortcut=shortcut)
@@ -222,7 +228,7 @@ class ResidualBlock(nn.Module):
         strides = self.strides
         if self.sk_ratio > 0:
             # ResNet-D averages first, so that the 1x1 convolution does not skip three quarters of its input.
-            x, strides = _mean_pool_2x2(x, strides), 1
+            x, strides = _mean_pool_2x2(x, strides, self.dilations[0]), 1
         names = 'shortcut_conv', 'shortcut_bn'
         return layer(x, self.out_features, 1, strides, names=names, activation=None)
 
@@ -235,6 +241,7 @@ class Stage(nn.Module):
         filters, strides, bottleneck, sk_ratio, se_ratio, dtype, norm: See `ResidualBlock`. The stride is that of the
             first block.
         remat: Whether the backward pass recomputes the activations of each block from the block's input.
+        dilations: Dilation of the first block's first 3x3 convolution, and of all others.
     """
 
     blocks: int
@@ -246,10 +253,12 @@ class Stage(nn.Module):
     dtype: Any
     norm: Any = BatchNorm
     remat: bool = False
+    dilations: tuple[int, int] = (1, 1)
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Applies the blocks: [N, H, W, C] -> [N, ceil(H / strides), ceil(W / strides), channels of a block]."""
+        _, others = self.dilations
         make_block = nn.remat(ResidualBlock, static_argnums=(2,)) if self.remat else ResidualBlock
         for index in range(self.blocks):
             block = make_block(
@@ -261,6 +270,7 @@ class Stage(nn.Module):
                 se_ratio=self.se_ratio,
                 dtype=self.dtype,
                 norm=self.norm,
+                dilations=self.dilations if index == 0 else (others, others),
                 name=f'block{index + 1}',
             )
             x = block(x, train)
@@ -278,6 +288,8 @@ class ResNet(nn.Module):
         sk_ratio: Ratio of selective kernels, 0.0625 in SimCLRv2, bottlenecks only. 0: none. Selective kernels bring
             the shortcuts of ResNet-D and, with the 'imagenet' stem, its stem.
         se_ratio: Ratio of squeeze-and-excitation, commonly 0.25. 0: none.
+        output_stride: Most pixels of the image between neighbours on a feature map. Further strides are replaced by
+            dilated convolutions with the same parameters, see `geometry`.
         dtype: Precision of the computation, float32 or bfloat16. Parameters, statistics and the representation are
             float32 in both cases.
         batch_norm_momentum: Share of the old moving statistics that each training step keeps.
@@ -308,6 +320,7 @@ class ResNet(nn.Module):
     stem: str = 'cifar'
     sk_ratio: float = 0.0
     se_ratio: float = 0.0
+    output_stride: int = 32
     dtype: Any = jnp.float32
     batch_norm_momentum: float = BATCH_NORM_MOMENTUM
     remat: tuple[int, ...] = ()
@@ -332,6 +345,11 @@ class ResNet(nn.Module):
                 f'sk_ratio={self.sk_ratio}: selective kernels are the 3x3 convolutions of bottlenecks, and '
                 f'depth={self.depth} has none; choose depth 50 or more, or sk_ratio 0'
             )
+        allowed = [stride for stride in (1, 2, 4, 8, 16, 32) if stride >= self.stem_stride]
+        if self.output_stride not in allowed:
+            raise ValueError(
+                f"output_stride={self.output_stride}: stem='{self.stem}' allows {', '.join(map(str, allowed))}"
+            )
 
     @property
     def bottleneck(self) -> bool:
@@ -343,6 +361,33 @@ class ResNet(nn.Module):
         """Number F of values of a representation."""
         last = len(self.STAGES[self.depth]) - 1
         return scaled_width(64 * 2**last, self.width) * (4 if self.bottleneck else 1)
+
+    @property
+    def stem_stride(self) -> int:
+        """Pixels of the image between neighbours on the stem's map, behind its max pooling."""
+        return 1 if self.stem == 'cifar' else 4
+
+    def geometry(self) -> list[tuple[int, tuple[int, int]]]:
+        """The stride of each stage, and its dilations, see `Stage`.
+
+        A stage whose stride would exceed `output_stride` has stride 1. The convolutions behind the strided one have
+        twice the dilation, so that their taps lie on the places that the stride would keep. The strided convolution
+        itself keeps the dilation of the stage before.
+
+        In inference mode, every n-th row and column of a map is then the map of the network with all strides. Selective
+        kernels and squeeze-and-excitation are exceptions, because they take means over all places.
+
+        Source: Yu et al., Dilated Residual Networks (arXiv 1705.09914), and `replace_stride_with_dilation` of
+        torchvision's ResNet.
+        """
+        found, reached, dilation = [], self.stem_stride, 1
+        for index in range(len(self.STAGES[self.depth])):
+            strides, before = 1 if index == 0 else 2, dilation
+            if reached * strides > self.output_stride:
+                strides, dilation = 1, dilation * strides
+            reached *= strides
+            found.append((strides, (before, dilation)))
+        return found
 
     @nn.compact
     def __call__(
@@ -382,18 +427,21 @@ class ResNet(nn.Module):
         maps = {'stem': x}
         if unpooled_stem:
             x = stem.pool(x)
+        geometry = self.geometry()
         for index, blocks in enumerate(self.STAGES[self.depth]):
             name = PARTS[index + 1]
+            strides, dilations = geometry[index]
             stage = Stage(
                 blocks=blocks,
                 filters=scaled_width(64 * 2**index, self.width),
-                strides=1 if index == 0 else 2,
+                strides=strides,
                 bottleneck=self.bottleneck,
                 sk_ratio=self.sk_ratio,
                 se_ratio=self.se_ratio,
                 dtype=self.dtype,
                 norm=norm,
                 remat=index + 1 in self.remat,
+                dilations=dilations,
                 name=name,
             )
             x = stage(x, train=train and name not in frozen)

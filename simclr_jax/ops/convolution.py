@@ -6,7 +6,8 @@ than that limit. In float32 on CPUs, convolutions are therefore computed as foll
 - 1x1 convolutions are matrix products.
 - 3x3 convolutions of stride 1 take a quarter of the multiplications (ops/winograd.py). Between few channels only the
   gradient of the kernel does.
-- For all other convolutions, the gradient of the kernel is a product with the patches of the images.
+- For all other convolutions, dilated ones among them, the gradient of the kernel is a product with the patches of the
+  images.
 
 Accelerators, and CPUs in other precisions, run `jax.lax.conv_general_dilated` and its gradients.
 """
@@ -29,7 +30,7 @@ WINOGRAD = 64, 32
 WINOGRAD_KERNEL_GRADIENT = 8, 64
 
 
-def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, dilation: int = 1) -> jax.Array:
     """Convolves images with a kernel, without bias.
 
     Args:
@@ -37,11 +38,12 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> 
         kernel: Kernel [K, K, C, D], of the dtype of the images.
         stride: Stride of rows and columns.
         padding: Numbers of rows of zeros (before, after) and of columns of zeros (before, after).
+        dilation: Distance in pixels between neighbouring taps of the kernel.
 
     Returns:
         Images [N, H', W', D].
     """
-    return _convolution(stride, padding)(x, kernel)
+    return _convolution(stride, padding, dilation)(x, kernel)
 
 
 def between_convolutions(function: Callable, images: Any, vectors: Any) -> tuple[Any, Any]:
@@ -97,13 +99,13 @@ class _Residuals:
 
 
 @functools.cache
-def _convolution(stride: int, padding: Padding) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def _convolution(stride: int, padding: Padding, dilation: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Makes the differentiable function of (x, kernel)."""
-    plain = _plain(stride, padding)
+    plain = _plain(stride, padding, dilation)
 
     def choose(name: str, *arrays: jax.Array) -> jax.Array:
         x, kernel = arrays[:2]
-        on_cpu = getattr(_on_cpu(x, kernel, stride, padding), name)
+        on_cpu = getattr(_on_cpu(x, kernel, stride, padding, dilation), name)
         return jax.lax.platform_dependent(*arrays, cpu=on_cpu, default=getattr(plain, name))
 
     @jax.custom_vjp
@@ -122,20 +124,21 @@ def _convolution(stride: int, padding: Padding) -> Callable[[jax.Array, jax.Arra
     return convolve
 
 
-def _on_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> _Method:
-    plain = _plain(stride, padding)
+def _on_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, dilation: int) -> _Method:
+    plain = _plain(stride, padding, dilation)
     if x.dtype != jnp.float32:
         return plain
     border = padding[0][0] if len({*padding[0], *padding[1]}) == 1 else None
     if kernel.shape[0] == 1 and border == 0:
         return _from_forward(functools.partial(_pointwise, stride))
-    if kernel.shape[0] == 3 and border == 1 and stride == 1:
+    if kernel.shape[0] == 3 and (border, stride, dilation) == (1, 1, 1):
         channels, sides = min(kernel.shape[2:]), x.shape[1:3]
         if _is_within(WINOGRAD, channels, sides):
             return _WINOGRAD
         if _is_within(WINOGRAD_KERNEL_GRADIENT, channels, sides):
             return dataclasses.replace(plain, kernel_gradient=_WINOGRAD.kernel_gradient)
-    return dataclasses.replace(plain, kernel_gradient=functools.partial(_kernel_gradient_by_patches, stride, padding))
+    by_patches = functools.partial(_kernel_gradient_by_patches, stride, padding, dilation)
+    return dataclasses.replace(plain, kernel_gradient=by_patches)
 
 
 def _is_within(limits: tuple[int, int], channels: int, sides: tuple[int, ...]) -> bool:
@@ -154,10 +157,15 @@ def _from_forward(forward: Callable[[jax.Array, jax.Array], jax.Array]) -> _Meth
     return _Method(forward, image_gradient, kernel_gradient)
 
 
-def _plain(stride: int, padding: Padding) -> _Method:
+def _plain(stride: int, padding: Padding, dilation: int) -> _Method:
     def forward(x, kernel):
         return jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+            x,
+            kernel,
+            (stride, stride),
+            padding,
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
         )
 
     return _from_forward(forward)
@@ -176,7 +184,7 @@ _WINOGRAD = _Method(
 
 
 def _kernel_gradient_by_patches(
-    stride: int, padding: Padding, x: jax.Array, kernel: jax.Array, dy: jax.Array
+    stride: int, padding: Padding, dilation: int, x: jax.Array, kernel: jax.Array, dy: jax.Array
 ) -> jax.Array:
     size, (rows, columns) = len(kernel), dy.shape[1:3]
     # Without this dependence on the backward pass, XLA makes the patches in the forward pass and keeps them.
@@ -184,8 +192,8 @@ def _kernel_gradient_by_patches(
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     taps = [
         x[:, i : i + stride * rows - stride + 1 : stride, j : j + stride * columns - stride + 1 : stride]
-        for i in range(size)
-        for j in range(size)
+        for i in range(0, dilation * size, dilation)
+        for j in range(0, dilation * size, dilation)
     ]
     patches = jnp.concatenate(taps, -1)
     gradient = patches.reshape(-1, patches.shape[-1]).T @ dy.reshape(-1, dy.shape[-1])

@@ -61,7 +61,8 @@ def test_transfer_experiments():
 
 
 def test_all_protocols_on_cifar():
-    assert set(load('cifar10.py:cpu').protocols) == set(PROTOCOLS)
+    # It has no masks.
+    assert set(load('cifar10.py:cpu').protocols) == set(PROTOCOLS) - {'segmentation'}
 
 
 @pytest.mark.parametrize('spec', ['imagenet.py:v3', 'imagenet.py:v1,labels=5%', 'transfer.py:svm', 'cifar10.py:gpu'])
@@ -92,3 +93,13 @@ def test_wrong_values_name_rule_and_cure(field, text, message):
 def test_a_configuration_of_a_pretraining_is_none_of_an_evaluation():
     with pytest.raises(ConfigError, match='there is no such field'):
         load_evaluation(f'{REPOSITORY}/configs/digits.py')
+
+
+def test_segmentation_of_voc_has_the_published_settings():
+    config = load('segmentation.py:/data/VOC2012')
+    settings = config.segmentation
+    assert (settings.steps, settings.batch_size, peak(settings), settings.weight_decay) == (20_000, 16, 0.01, 5e-4)
+    assert (settings.image_size, settings.output_stride, settings.channels, settings.after_block) == (512, 8, 512, -1)
+    assert (len(settings.names), settings.ignore, settings.first_class) == (21, 255, 0)
+    with pytest.raises(ConfigError, match='give the path of VOC2012'):
+        load('segmentation.py')

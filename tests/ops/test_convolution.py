@@ -124,6 +124,28 @@ def test_any_padding(size, padding):
     np.testing.assert_allclose(convolve(x, kernel, 1, padding), _plain(x, kernel, 1, padding), rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize('dilation, stride', [(2, 1), (4, 1), (3, 2)])
+def test_a_dilated_convolution_is_one_with_zeros_between_the_taps(dilation, stride):
+    """Values and gradients, of wide images whose undilated convolution would take another form."""
+    x, kernel, _ = _drawn((2, 9, 64, 64, 3, 1))
+    spread = np.zeros((2 * dilation + 1, 2 * dilation + 1, 64, 64))
+    padding = ((dilation, dilation),) * 2
+
+    def expected(kernel, x):
+        return _plain(x, jnp.asarray(spread).at[::dilation, ::dilation].set(kernel), stride, padding)
+
+    with jax.enable_x64(True):
+        weights = np.random.default_rng(1).normal(size=jax.eval_shape(expected, kernel, x).shape)
+        loss = jax.value_and_grad(lambda *arrays: (weights * expected(*arrays)).sum(), argnums=(0, 1))
+        theirs = jax.jit(loss)(kernel, x)
+    kernel, x, weights = (jnp.asarray(array, jnp.float32) for array in (kernel, x, weights))
+    loss = jax.value_and_grad(
+        lambda kernel, x: (weights * convolve(x, kernel, stride, padding, dilation)).sum(), argnums=(0, 1)
+    )
+    for ours, exact in zip(jax.tree.leaves(jax.jit(loss)(kernel, x)), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(ours, exact, rtol=2e-5, atol=5e-6 * np.abs(exact).max())
+
+
 def test_nobody_computes_the_gradient_of_a_networks_input():
     with_images, without = (_lowered(convolve, STRIDED, 'tpu', wants_images) for wants_images in (True, False))
     assert with_images.count('stablehlo.convolution') == without.count('stablehlo.convolution') + 1

@@ -11,6 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing import event_accumulator
 
 from support import image_files
+from support.drawings import draw_folders
 from support.paths import REPOSITORY
 
 # All commands in one process: it compiles their programs once.
@@ -44,6 +45,7 @@ def data(tmp_path_factory):
     for damaged in (path / 'sizes' / '99.png', path / 'photos' / 'train' / 'a' / '99.png'):
         damaged.write_text('no image')
     files[5] = b''
+    draw_folders(path / 'shapes', {'train': 6, 'test': 3}, (16, 20))
     offset = np.cumsum([0, *map(len, files)])
     jpeg = np.frombuffer(b''.join(files), np.uint8)
     np.savez(path / 'jpegs.npz', jpeg=jpeg, offset=offset, label=np.arange(48) % 2)
@@ -71,6 +73,10 @@ def results(data, tmp_path_factory):
         'tfds': ['train', *DIGITS, '--config.data.source=tfds', '--config.data.name=cifar10', f'--workdir={runs}/x'],
         'dataset': ['evaluate', digits, '--protocols=knn', '--dataset=cifar10'],
         'host': ['train', *DIGITS, '--config.data.feed=host', f'--workdir={runs}/x'],
+        'segmentation': ['evaluate', digits, '--protocols=segmentation', '--config.segmentation.steps=1',
+                         f'--config.segmentation.images={data}/shapes/images/{{split}}',
+                         f'--config.segmentation.masks={data}/shapes/masks/{{split}}',
+                         '--config.segmentation.image_size=16', '--config.segmentation.channels=4'],
         'finetune': ['evaluate', digits, '--protocols=finetune', '--config.finetune.epochs=1'],
     }  # fmt: skip
     script = REPOSITORY / 'tests' / 'support' / 'stand_ins' / 'no_tensorflow.py'
@@ -95,7 +101,13 @@ def test_digits_are_trained_and_evaluated(results):
     assert_ended(results['evaluate'])
     result = json.loads((results['runs'] / 'digits' / 'result.json').read_text())
     assert result['step'] == 2
-    assert {score['protocol'] for score in result['scores']} == {'knn', 'measures'}
+    assert {score['protocol'] for score in result['scores']} >= {'knn', 'measures'}
+
+
+def test_folders_with_masks_are_segmented(results):
+    assert_ended(results['segmentation'])
+    result = json.loads((results['runs'] / 'digits' / 'result.json').read_text())
+    assert 'segmentation' in {score['protocol'] for score in result['scores']}
 
 
 def test_events_are_written(results):

@@ -3,8 +3,11 @@
 import dataclasses
 from collections.abc import Callable
 
+from ml_collections import ConfigDict
+
+from simclr_jax.evaluation.masked_datasets import MaskedDataset, open_masked
 from simclr_jax.evaluation.protocols import by_training, label_free, on_features
-from simclr_jax.evaluation.protocols.measurement import Measurement
+from simclr_jax.evaluation.protocols import segmentation as with_masks
 from simclr_jax.evaluation.results import Score
 from simclr_jax.probes.svm import FOLDS
 
@@ -15,23 +18,26 @@ class Protocol:
 
     Attributes:
         name: Name in `config.protocols` and in the results. Settings are in the configuration's group of that name.
-        evaluate: Function that measures and gives the scores.
+        evaluate: Function of a `Measurement` that gives the scores.
         by_budget: Whether it is measured for each of `config.labels`. Otherwise it is measured once.
         needs_labels: Whether the images need labels.
         several_labels: Whether an image may have several labels.
         on_pixels: Whether it also measures raw pixels.
         least_per_class: Fewest labels per class that it can work with.
         needs_training: Whether it trains, and keeps its trainings in the work directory.
+        open_own: Opens the data set that it alone is measured on, a function of the evaluation's configuration and of
+            the group `data` of the pretraining's. None: it is measured on each of `config.datasets`.
     """
 
     name: str
-    evaluate: Callable[[Measurement], list[Score]]
+    evaluate: Callable[..., list[Score]]
     by_budget: bool = True
     needs_labels: bool = True
     several_labels: bool = True
     on_pixels: bool = False
     least_per_class: int = 1
     needs_training: bool = False
+    open_own: Callable[[ConfigDict, ConfigDict], MaskedDataset] | None = None
 
 
 PROTOCOLS = (
@@ -42,5 +48,13 @@ PROTOCOLS = (
     Protocol('linear_sgd', by_training.linear_sgd, needs_training=True),
     Protocol('finetune', by_training.finetune, needs_training=True),
     Protocol('multihead', by_training.multihead, several_labels=False, needs_training=True),
+    Protocol(
+        'segmentation',
+        with_masks.segmentation,
+        by_budget=False,
+        needs_labels=False,
+        needs_training=True,
+        open_own=open_masked,
+    ),
     Protocol('measures', label_free.measures, by_budget=False, needs_labels=False),
 )

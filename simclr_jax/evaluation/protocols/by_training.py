@@ -1,61 +1,39 @@
 """Protocols that train on augmented images: linear evaluation by SGD, fine-tuning, the multi-head linear probe.
 
-Each training has its own directory in the work directory, trained/NAME/, with settings, metrics and checkpoints. The
-same evaluation again resumes it.
+`trainings` runs the trainings.
 """
 
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import optax
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import distributed, sharding
+from simclr_jax import distributed
 from simclr_jax.augment.policy import default_parameters, make_policy
 from simclr_jax.build import make_model
-from simclr_jax.config.whole_file import write_whole
 from simclr_jax.data.feed import host_batches
 from simclr_jax.data.spec import DataError, Examples
 from simclr_jax.evaluation.extractor import FeatureExtractor
 from simclr_jax.evaluation.features import Features
+from simclr_jax.evaluation.protocols import trainings
 from simclr_jax.evaluation.protocols.measurement import Measurement
+from simclr_jax.evaluation.protocols.trainings import FreezableTask, Programs
 from simclr_jax.evaluation.results import Score, grade
 from simclr_jax.models.classifier import Classifier, FeatureMapClassifiers
 from simclr_jax.models.heads import ProjectionHead
-from simclr_jax.tasks.finetune import Finetune, init_from
+from simclr_jax.tasks.finetune import Finetune
 from simclr_jax.tasks.multihead import MultiHead
-from simclr_jax.training import optim
-from simclr_jax.training.loop import Training
-from simclr_jax.training.run import start_or_resume
-from simclr_jax.training.schedule import (
-    Schedule,
-    peak_learning_rate,
-    step_decay,
-    steps_of_epochs,
-    total_steps,
-    warmup_cosine,
-    warmup_steps,
-)
-from simclr_jax.training.state import TrainState
-from simclr_jax.training.step import make_train_step
-from simclr_jax.training.task import Step, Task
 
 # SimCLR's augmentation in all supervised training (arXiv 2002.05709, appendix B.5 to B.8).
 VIEW = 'crop flip'
-CHECKPOINTS_PER_TRAINING = 10
-
-# Bytes of a training's name in the name of its directory.
-LONGEST_NAME = 120
 
 
-class SupervisedTask(Task, Protocol):
+class SupervisedTask(FreezableTask, Protocol):
     """A task whose predictions are scored.
 
     Attributes:
@@ -64,8 +42,6 @@ class SupervisedTask(Task, Protocol):
 
     @property
     def details(self) -> tuple[str, ...]: ...  # noqa: D102
-
-    def is_frozen(self, path: tuple[str, ...]) -> bool: ...  # noqa: D102
 
     def predict(self, variables: Any, images: jax.Array) -> jax.Array | dict[str, jax.Array]: ...  # noqa: D102
 
@@ -152,66 +128,25 @@ def _best_of_grid(trainer: Trainer, name: str) -> ConfigDict:
     return max(tried, key=lambda scored: scored[0])[1]
 
 
-@dataclasses.dataclass(frozen=True)
-class Programs:
-    """The compiled part of a training, the same for every learning rate and weight decay.
-
-    Attributes:
-        learnt: Images to learn from.
-        batch_size: Images per batch.
-        init: Function (key, pretrained variables, peak learning rate, weight decay) -> state at step 0.
-        step: Training step, see `step.make_train_step`.
-        predict: Function (variables, images [N, H, W, 3]) -> logits [N, D, K] of the D predictions.
-        details: Names of the D predictions.
-    """
-
-    learnt: Examples
-    batch_size: int
-    init: Callable[..., TrainState]
-    step: Step
-    predict: Callable[[Any, jax.Array], jax.Array]
-    details: tuple[str, ...]
-
-
 def _compile(trainer: Trainer, learnt: Examples) -> Programs:
+    """The programs of a training. Their predictions are logits [N, D, K], one for each of the D details."""
     extractor, settings = trainer.measurement.extractor, trainer.measurement.config[trainer.protocol]
-    batch_size = _batch_size(settings, learnt, extractor)
+    batch_size = trainings.fitting_batch_size(settings, learnt, extractor)
     task = trainer.make_task(extractor, settings, learnt, batch_size)
-    make_rate = _learning_rate(settings, learnt.size, batch_size)
-
-    # Both are part of the optimiser's state. As constants, each pair of values would be compiled separately.
-    @optax.inject_hyperparams
-    def make_optimizer(peak, weight_decay):
-        return optim.make_optimizer(
-            settings.optimizer, make_rate(peak), weight_decay=weight_decay, momentum=settings.momentum
-        )
-
-    tx = optim.freeze(make_optimizer(peak=0.0, weight_decay=0.0), task.is_frozen)
-
-    def init(key, pretrained, peak, weight_decay):
-        state = init_from(pretrained, task, tx, key)
-        hyperparameters = {'peak': jnp.float32(peak), 'weight_decay': jnp.float32(weight_decay)}
-        return state.replace(opt_state=optax.tree.set(state.opt_state, **hyperparameters))
 
     def predict(variables, images):
         logits = task.predict(variables, images)
         return jnp.stack(list(logits.values()), axis=1) if isinstance(logits, dict) else logits[:, None]
 
-    return Programs(
-        learnt=learnt,
-        batch_size=batch_size,
-        init=jax.jit(init, out_shardings=sharding.replicated(extractor.mesh)),
-        step=make_train_step(task, tx, extractor.mesh),
-        predict=jax.jit(predict),
-        details=task.details,
-    )
+    return trainings.compile_programs(task, predict, settings, learnt, extractor, task.details)
 
 
 def _trained_logits(
     trainer: Trainer, settings: ConfigDict, programs: Programs, queries: Examples, name: str, keep: bool = True
 ) -> Features:
     """Logits [N, D, K] of the labelled `queries` after training with these settings."""
-    directory = _claim(trainer, settings, programs, name)
+    image_size = trainer.measurement.extractor.image_size
+    directory = trainings.claim(trainer.protocol, trainer.measurement, settings, programs, name, image_size)
     variables = _train(trainer, settings, programs, directory)
     predict = functools.partial(programs.predict, variables)
     logits = trainer.measurement.extractor.encode(queries, predict).labelled()
@@ -259,90 +194,23 @@ def _check_head_layer(head_layer: int, head: ProjectionHead) -> None:
         )
 
 
-def _batch_size(settings: ConfigDict, learnt: Examples, extractor: FeatureExtractor) -> int:
-    devices = extractor.mesh.size
-    return max(min(settings.batch_size, learnt.size) // devices, 1) * devices
-
-
-def _learning_rate(
-    settings: ConfigDict, num_examples: int, batch_size: int
-) -> Callable[[float | jax.Array], optax.Schedule]:
-    """The function from the peak to the schedule: step decay if the settings have `milestones`, otherwise a cosine."""
-    if 'milestones' in settings:
-        milestones = [steps_of_epochs(epoch, num_examples, batch_size) for epoch in settings.milestones]
-        return functools.partial(step_decay, milestones=milestones)
-    total = _total_steps(settings, num_examples, batch_size)
-    warmup = min(warmup_steps(num_examples, settings.warmup_epochs, batch_size), total - 1)
-    return functools.partial(warmup_cosine, total_steps=total, warmup_steps=warmup)
-
-
-def _total_steps(settings: ConfigDict, num_examples: int, batch_size: int) -> int:
-    return settings.steps or total_steps(num_examples, settings.epochs, batch_size)
-
-
-def _claim(trainer: Trainer, settings: ConfigDict, programs: Programs, name: str) -> epath.Path:
-    """Makes the directory of this training. Another encoder, data set or setting has another directory."""
-    measurement = trainer.measurement
-    identity = {
-        'protocol': trainer.protocol,
-        'of': name,
-        'encoder': measurement.extractor.identity,
-        'images': f'{programs.learnt.name} ({programs.learnt.size})',
-        'image_size': measurement.extractor.image_size,
-        'batch_size': programs.batch_size,
-        'seed': measurement.config.seed,
-        'settings': settings.to_dict(),
-    }
-    text = json.dumps(identity, indent=2) + '\n'
-    plain = ''.join(letter if letter.isalnum() or letter in '.-%' else '_' for letter in name)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    # File systems allow names of 255 bytes. The name may be a path, whose end says most.
-    plain = plain.encode()[-LONGEST_NAME:].decode(errors='ignore')
-    directory = epath.Path(measurement.directory) / 'trained' / f'{trainer.protocol}-{plain}-{digest}'
-    if distributed.is_first():
-        directory.mkdir(parents=True, exist_ok=True)
-        write_whole(directory / 'settings.json', text)
-    return directory
-
-
 def _train(trainer: Trainer, settings: ConfigDict, programs: Programs, directory: epath.Path) -> dict[str, Any]:
-    """The model's variables after training. An interrupted training resumes."""
+    """The model's variables after training on views that the host makes."""
     extractor, seed = trainer.measurement.extractor, trainer.measurement.config.seed
-    learnt, batch_size = programs.learnt, programs.batch_size
-    peak = peak_learning_rate(settings.learning_rate, batch_size, settings.scaling)
-    total = _total_steps(settings, learnt.size, batch_size)
-    interval = -(-total // CHECKPOINTS_PER_TRAINING)
-    init_key, step_key = jax.random.split(jax.random.key(seed))
-    start = init_key, extractor.variables, peak, settings.weight_decay
     policy = make_policy(extractor.image_size, views=(VIEW,), parameters=default_parameters())
-    training = Training(
-        step=programs.step,
+    return trainings.train(
+        trainer.protocol,
+        trainer.measurement,
+        settings,
+        programs,
+        directory,
         batches=lambda step: host_batches(
-            learnt,
+            programs.learnt,
             policy,
             extractor.mesh,
-            batch_size=batch_size,
+            batch_size=programs.batch_size,
             seed=seed,
             start_step=step,
             max_unreadable=extractor.config.data.max_unreadable,
         ),
-        schedule=Schedule(
-            total_steps=total,
-            epoch_steps=learnt.size / batch_size,
-            log_every=interval,
-            checkpoint_every=interval,
-            evaluate_every=0,
-            learning_rate=_learning_rate(settings, learnt.size, batch_size)(peak),
-        ),
-        mesh=extractor.mesh,
-        key=step_key,
     )
-    introduction = f'{trainer.protocol}: {learnt.name}, {learnt.size:,} images, {total:,} steps; {directory}'
-    state = start_or_resume(
-        str(directory),
-        sharding.placed(jax.eval_shape(programs.init, *start), sharding.replicated(extractor.mesh)),
-        lambda _: programs.init(*start),
-        training,
-        introduce=lambda say: say(introduction),
-    )
-    return {'params': state.params, 'batch_stats': state.batch_stats}
