@@ -8,6 +8,7 @@ from simclr_jax.config import ConfigError
 from simclr_jax.config.storage import check_reachable
 from simclr_jax.data.spec import needs_tensorflow
 from simclr_jax.interop.imported import TOLERANCE, Imported
+from simclr_jax.interop.places import check_new, new_directory
 
 # Mean and deviation of each colour, by the value of --normalize.
 NORMALIZATIONS = {
@@ -45,8 +46,8 @@ def convert(
         ConfigError, DataError: The file cannot be read, or does not fit.
         CheckError: The converted network computes something else. Nothing is written.
     """
-    for place in (source, out):
-        check_reachable(place)
+    check_reachable(source)
+    place = check_new(out)
     found = _read(source, weights, normalize, pool)
     model = found.config.model
     say(
@@ -59,7 +60,8 @@ def convert(
     differences = found.check()
     for name, difference in differences.items():
         say(f'{name}: largest difference {difference:.1e} of the largest entry (allowed: {TOLERANCE:.0e})')
-    found.write(out)
+    with new_directory(place) as made:
+        found.write(str(made))
     return differences
 
 

@@ -2,8 +2,6 @@
 
 import dataclasses
 import importlib
-import shutil
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -12,20 +10,24 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
-from simclr_jax.config import ConfigError
-from simclr_jax.config.paths import directory_path
-from simclr_jax.config.storage import check_reachable
 from simclr_jax.data.spec import needs_tensorflow
 from simclr_jax.interop import card
 from simclr_jax.interop.exported import Exported, open_exported
-from simclr_jax.interop.imported import TOLERANCE, CheckError, check_features, fixed_images, largest_difference
+from simclr_jax.interop.imported import (
+    ROUNDING,
+    SHAPES,
+    TOLERANCE,
+    CheckError,
+    check_features,
+    fixed_images,
+    largest_difference,
+)
+from simclr_jax.interop.places import check_new, new_directory
 
 FORMATS = ('safetensors', 'torchvision', 'timm', 'saved_model', 'stablehlo', 'onnx')
 _MODULES = {'saved_model': 'saved_model', 'stablehlo': 'stablehlo', 'onnx': 'onnx_out'}
 # A file may be further from our network in float64 than TOLERANCE, if our own float32 is nearly as far.
 _ROUNDINGS = 4
-# Side of the images of the check for networks of any image size. Odd and even maps are pooled differently.
-_SIDES = (64, 65)
 
 Compute = Callable[[np.ndarray], dict[str, np.ndarray]]
 
@@ -37,7 +39,7 @@ class Check:
     Attributes:
         runner: What has run the file.
         differences: For each output, the largest difference as a share of the largest entry.
-        rounding: The same between our network in float32 and in float64, its largest value.
+        rounding: The same between our network in float32 and in float64, its largest value. 0: not needed.
     """
 
     runner: str
@@ -49,8 +51,8 @@ class Check:
         """The comparison in words."""
         found = ', '.join(f'{name} {value:.1e}' for name, value in self.differences.items())
         return (
-            f'The file was loaded anew and computed with {self.runner}. Largest difference from the network in '
-            f'float64, as a share of the largest entry: {found}. The network in float32 differs by {self.rounding:.1e}.'
+            f'The file was loaded anew and computed with {self.runner}. Largest difference from the network, as a '
+            f'share of the largest entry: {found}.'
         )
 
 
@@ -70,19 +72,14 @@ def export(directory: str, kind: str, out: str, say: Callable[[str], None] = pri
         ConfigError, CheckpointError: The user has to change something.
         CheckError: The file computes something else than our network. Nothing is left at `out`.
     """
-    place = epath.Path(directory_path(out))
-    check_reachable(place)
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise ConfigError([f'--out={out}: it exists; choose another directory'])
+    place = check_new(out)
     network = open_exported(directory, say)
-    with tempfile.TemporaryDirectory() as name:
-        temporary = epath.Path(name) / 'export'
-        temporary.mkdir()
-        write, load = _format(kind)
-        write(network, temporary)
-        check = compare(network, *load(temporary), sides=(network.image_size,) if kind == 'stablehlo' else None)
-        (temporary / 'README.md').write_text(card.text(network, kind, list(check.differences), check.sentence))
-        _put(temporary, place)
+    write, load = _format(kind)
+    with new_directory(place) as made:
+        write(network, made)
+        shape = (network.image_size, network.image_size) if kind == 'stablehlo' else None
+        check = compare(network, *load(made), shape)
+        (made / 'README.md').write_text(card.text(network, kind, list(check.differences), check.sentence))
     return check
 
 
@@ -101,55 +98,39 @@ def _format(kind: str) -> tuple[Callable[[Exported, epath.Path], None], Callable
     )
 
 
-def compare(network: Exported, runner: str, compute: Compute, sides: tuple[int, ...] | None = None) -> Check:
+def compare(network: Exported, runner: str, compute: Compute, shape: tuple[int, int] | None = None) -> Check:
     """Compares a function with our network on fixed images.
+
+    In float32, and again with our network in float64 where that shows a difference, which could be rounding alone.
 
     Args:
         network: Our network.
         runner: Name of what runs the function.
-        compute: Function of images [N, H, W, 3]. It may lack outputs, but not the representation.
-        sides: Sides of the images, pixels. None: those that show every padding.
+        compute: Function of images [N, H, W, 3], float32. It may lack outputs, but not the representation.
+        shape: Height and width of the images, pixels. None: those that show every padding.
 
     Raises:
         CheckError: A difference is too large, or the features are constant or zero.
     """
-    differences: dict[str, float] = {}
-    rounding = 0.0
-    for side in sides or ((32,) if network.image_size <= 32 else _SIDES):
-        images = fixed_images(side)
-        theirs = compute(images)
+    images = fixed_images(*(shape or SHAPES[network.encoder.stem]))
+    ours, theirs = _ours(network, images), compute(images)
+    check_features(network.directory, theirs['representation'])
+    differences, rounding = _differences(theirs, ours), 0.0
+    if not max(differences.values()) <= ROUNDING:
         with jax.enable_x64(True):
             exact = _ours(network, images.astype(np.float64))
-        ours = _ours(network, images)
-        check_features(network.directory, theirs['representation'])
-        for name, values in theirs.items():
-            differences[name] = max(differences.get(name, 0.0), largest_difference(values, exact[name]))
-            rounding = max(rounding, largest_difference(ours[name], exact[name]))
+        differences, rounding = _differences(theirs, exact), max(_differences(ours, exact).values())
     if not max(differences.values()) <= max(TOLERANCE, _ROUNDINGS * rounding):
         found = ', '.join(f'{name} {value:.1e}' for name, value in differences.items())
         raise CheckError(f'{runner} computes something else from the file than our network: {found}. Nothing is kept')
     return Check(runner, differences, rounding)
 
 
+def _differences(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, float]:
+    return {name: largest_difference(values, expected[name]) for name, values in found.items()}
+
+
 def _ours(network: Exported, images: np.ndarray) -> dict[str, np.ndarray]:
     variables = {path: array.astype(images.dtype) for path, array in network.variables.items()}
     found = jax.jit(network.apply)(traverse_util.unflatten_dict(variables), images)
     return jax.device_get(found)
-
-
-def _put(source: epath.Path, place: epath.Path) -> None:
-    """Copies a directory to its place. A local one appears there as a whole."""
-    if '://' in str(place):
-        for path in sorted(source.glob('**/*')):
-            if path.is_file():
-                target = place / path.relative_to(source)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(path.read_bytes())
-        return
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.with_name(f'{place.name}.partial')
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
-    if place.exists():
-        place.rmdir()
-    partial.rename(place)

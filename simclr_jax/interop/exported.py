@@ -125,27 +125,22 @@ def open_exported(directory: str, say: Callable[[str], None] = print) -> Exporte
     common = {'variables': flat, 'step': step, 'directory': directory}
     if not settings:
         return Exported(config=config, image_size=config.data.image_size, **common)
-    return Exported(
-        config=config,
-        image_size=settings['image_size'],
-        head_layer=settings['settings'].get('head_layer', 0),
-        is_classifier=True,
-        **common,
-    )
+    return Exported(config=config, is_classifier=True, **settings, **common)
 
 
-def _settings(directory: epath.Path) -> dict[str, Any]:
-    """Settings of the training in a directory. Empty for the directory of a run."""
+def _settings(directory: epath.Path) -> dict[str, int]:
+    """Image size and head layer of the training in a directory. Empty for the directory of a run."""
     path = directory / 'settings.json'
     if not path.exists():
         return {}
     try:
         settings = json.loads(path.read_text())
-        protocol = settings['protocol']
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError([f'{path} is damaged: {error}; run the evaluation again']) from error
+        protocol, image_size = str(settings['protocol']), int(settings['image_size'])
+        head_layer = int(settings['settings'].get('head_layer', 0))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError([f'{path} is damaged: {error!r}; run the evaluation again']) from error
     if protocol not in _CLASSIFIERS:
         raise ConfigError(
             [f'{directory}: {protocol} trains no single classifier; choose a training of {" or ".join(_CLASSIFIERS)}']
         )
-    return settings
+    return {'image_size': image_size, 'head_layer': head_layer}

@@ -6,12 +6,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict
 
 from simclr_jax.build import make_model
-from simclr_jax.config import ConfigError
 from simclr_jax.interop.architecture import Path
 from simclr_jax.training import optim, workdir
 from simclr_jax.training.checkpoints import Checkpoints
@@ -20,9 +18,9 @@ from simclr_jax.training.state import TrainState
 # Largest difference of an output from the other program's, as a share of its largest entry.
 TOLERANCE = 1e-4
 # Above this difference the outputs are compared in float64 too: some networks magnify the roundings of float32.
-_ROUNDING = 1e-5
-# Side of the images of the check, besides 32 for the stem of small images. Odd and even maps are pooled differently.
-_SIDES = (64, 65)
+ROUNDING = 1e-5
+# Height and width of the images of the check, by the stem. Odd and even maps are pooled differently.
+SHAPES = {'cifar': (32, 33), 'imagenet': (64, 65)}
 
 
 class CheckError(RuntimeError):
@@ -66,7 +64,7 @@ class Imported:
             CheckError: A difference is larger than TOLERANCE, or the features are constant or zero.
         """
         found = self._differences(np.float32)
-        if not max(found.values()) <= _ROUNDING:
+        if not max(found.values()) <= ROUNDING:
             with jax.enable_x64(True):
                 found = self._differences(np.float64)
         if not max(found.values()) <= TOLERANCE:
@@ -80,14 +78,10 @@ class Imported:
         model = made.clone(encoder=encoder, head=head, dtype=dtype)
         apply = jax.jit(lambda variables, images: model.apply(variables, images, train=False))
         variables = jax.tree.map(lambda values: values.astype(dtype), self.tree())
-        found: dict[str, float] = {}
-        for side in (32,) if self.config.data.image_size <= 32 else _SIDES:
-            images = fixed_images(side).astype(dtype)
-            ours, theirs = jax.device_get(apply(variables, images)), self.compute(images)
-            check_features(self.origin, theirs['representation'])
-            for name, expected in theirs.items():
-                found[name] = max(found.get(name, 0.0), largest_difference(ours[name], expected))
-        return found
+        images = fixed_images(*SHAPES[made.encoder.stem]).astype(dtype)
+        ours, theirs = jax.device_get(apply(variables, images)), self.compute(images)
+        check_features(self.origin, theirs['representation'])
+        return {name: largest_difference(ours[name], expected) for name, expected in theirs.items()}
 
     def tree(self) -> dict:
         """The variables as the model takes them: {'params': ..., 'batch_stats': ...}."""
@@ -97,13 +91,11 @@ class Imported:
         """Makes a work directory with the network as its only checkpoint.
 
         Args:
-            directory: Work directory, local or gs://. It must not hold a run.
+            directory: Existing local directory, empty.
 
         Raises:
-            ConfigError, CheckpointError: The directory holds a run, or cannot be written.
+            CheckpointError: The directory cannot be written.
         """
-        if (epath.Path(directory) / 'config.json').exists():
-            raise ConfigError([f'--out={directory}: it holds a run; choose another directory'])
         workdir.claim(directory, self.config, allow_change=False)
         tree = self.tree()
         optimizer = self.config.optimizer
@@ -134,9 +126,9 @@ def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
 
 
-def fixed_images(side: int) -> np.ndarray:
-    """Two images of coarse blocks under noise, float32 [2, side, side, 3] in [0, 1]."""
-    random = np.random.default_rng(side)
-    coarse, fine = random.uniform(size=(2, 4, 4, 3)), random.uniform(size=(2, side, side, 3))
-    place = np.arange(side) * 4 // side
-    return (0.7 * coarse[:, place][:, :, place] + 0.3 * fine).astype(np.float32)
+def fixed_images(height: int, width: int) -> np.ndarray:
+    """Two images of coarse blocks under noise, float32 [2, height, width, 3] in [0, 1]."""
+    random = np.random.default_rng(height)
+    coarse, fine = random.uniform(size=(2, 4, 4, 3)), random.uniform(size=(2, height, width, 3))
+    rows, columns = np.arange(height) * 4 // height, np.arange(width) * 4 // width
+    return (0.7 * coarse[:, rows][:, :, columns] + 0.3 * fine).astype(np.float32)

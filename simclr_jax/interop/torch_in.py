@@ -61,6 +61,7 @@ def read_torch(source: str, *, weights: str, normalize: tuple | None, pool: str)
         config = with_values(config, {'data.image_size': facts['image_size']})
     config, num_classes, names = _heads(source, config, whole, is_projection=bool(_PROJECTS.search(prefix)))
     names |= encoder_names(make_encoder(config))
+    _check_kinds(source, {name: whole[name] for name in names})
     left_out = {**others, **{name: array for name, array in own.items() if name not in names}}
     kept = {name: array for name, array in own.items() if name in names or name.startswith('head.')}
     return Imported(
@@ -181,6 +182,15 @@ def _heads(
     if problems:
         raise ConfigError([f'{source}: its heads are none of those that there are:', *shortened(problems)])
     return config, num_classes, names
+
+
+def _check_kinds(source: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises ConfigError if weights are integers, as in quantised networks."""
+    integers = [f'  {name}: {array.dtype}' for name, array in arrays.items() if array.dtype != np.float32]
+    if integers:
+        raise ConfigError(
+            [f'{source}: these weights are no floats; give the network before it was quantised:', *shortened(integers)]
+        )
 
 
 def _notes(left_out: Mapping[str, np.ndarray]) -> list[str]:

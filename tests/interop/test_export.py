@@ -45,7 +45,7 @@ def module_of(kind):
 def assert_computes_the_same(network, compute, sides, counts=(1, 7)):
     """A loaded file on batches of several sizes, with odd and even maps."""
     for side in sides:
-        images = np.concatenate([fixed_images(side), fixed_images(side)[::-1] / 2] * 2)
+        images = np.concatenate([fixed_images(side, side), fixed_images(side, side)[::-1] / 2] * 2)
         expected = outputs_of(network, images)
         for count in counts:
             found = compute(images[:count])
@@ -88,8 +88,34 @@ def test_batches_of_any_size(run, exported):
     assert_computes_the_same(run[1], compute, (64,) if kind == 'stablehlo' else (64, 65))
 
 
-def test_the_lines_of_the_card_load_it(exported):
-    """TensorFlow alone loads a SavedModel, in a process that cannot import JAX."""
+WITHOUT_JAX = """
+import sys
+sys.modules['jax'] = sys.modules['simclr_jax'] = None
+{lines}
+import numpy as np
+images = np.load('{place}/images.npy')
+for count in (1, 7):
+    found = model(tf.constant(images[:count]), trainable=False)
+    np.savez(f'{place}/{{count}}.npz', **{{name: values.numpy() for name, values in found.items()}})
+"""
+
+
+def assert_runs_without_jax(network, out, lines, place):
+    """TensorFlow alone loads a SavedModel, in a process that cannot import JAX, and computes the same."""
+    images = np.concatenate([fixed_images(64, 64)] * 4)[:7]
+    np.save(place / 'images.npy', images)
+    code = WITHOUT_JAX.format(lines=lines, place=place)
+    done = subprocess.run([sys.executable, '-c', code], cwd=out, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = outputs_of(network, images)
+    theirs = {'representation': 'final_avg_pool', 'projection': 'proj_head_output', 'logits': 'logits_sup'}
+    for count in (1, 7):
+        with np.load(place / f'{count}.npz') as found:
+            for ours, name in theirs.items():
+                assert share(found[name], expected[ours][:count]) < 1e-5
+
+
+def test_the_lines_of_the_card_load_it(run, exported, tmp_path):
     kind, out, _ = exported
     card = (out / 'README.md').read_text()
     assert '| encoder | ResNet-6, width 0.125, stem imagenet' in card
@@ -98,9 +124,7 @@ def test_the_lines_of_the_card_load_it(exported):
     if kind == 'safetensors':
         pytest.importorskip('torch')
     if kind == 'saved_model':
-        lines = f"import sys; sys.modules['jax'] = sys.modules['simclr_jax'] = None\n{lines}print(features.shape)"
-        done = subprocess.run([sys.executable, '-c', lines], cwd=out, capture_output=True, text=True, check=False)
-        assert '(1, 16)' in done.stdout, done.stderr
+        assert_runs_without_jax(run[1], out, lines, tmp_path)
         return
     found = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -124,9 +148,17 @@ def test_every_kind_of_network(tmp_path, name):
         assert_computes_the_same(network, written(network, kind, tmp_path), (network.image_size,), counts=(2,))
 
 
+def test_onnx_without_its_runtime(run, tmp_path, monkeypatch):
+    """The check then computes with the reference implementation of ONNX."""
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    check = export(run[0], 'onnx', str(tmp_path / 'out'))
+    assert check.runner == "onnx's reference"
+    assert max(check.differences.values()) < 1e-5
+
+
 def test_a_network_without_heads(tmp_path):
     network = random_network(SMALL | {'head.kind': 'none'}, classes=0)
-    assert list(outputs_of(network, fixed_images(32))) == ['representation']
+    assert list(outputs_of(network, fixed_images(32, 32))) == ['representation']
     for kind in ('safetensors', 'onnx'):
         assert_computes_the_same(network, written(network, kind, tmp_path), (32,), counts=(2,))
 
@@ -148,8 +180,8 @@ def test_published_networks(tmp_path, name, kind):
         sides = (network.image_size,) if kind == 'stablehlo' else (64, 97)
         assert_computes_the_same(network, written(network, kind, tmp_path), sides)
         return
-    sides = (network.image_size,) if kind == 'stablehlo' else None
-    check = compare(network, kind, written(network, kind, tmp_path), sides)
+    shape = (64, 64) if kind == 'stablehlo' else None
+    check = compare(network, kind, written(network, kind, tmp_path), shape)
     assert max(check.differences.values()) <= max(1e-5, 4 * check.rounding)
 
 
@@ -176,7 +208,7 @@ def write_classifier(run, head_layer, classes=3):
     path, network = run
     model = make_model(network.config, 0)
     classifier = Classifier(model.encoder, model.head, classes, head_layer)
-    images = fixed_images(64)
+    images = fixed_images(64, 64)
     variables = jax.jit(lambda key: classifier.init(key, images, train=False))(jax.random.key(head_layer))
     variables = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), variables)
     directory = epath.Path(path) / 'trained' / f'finetune-{head_layer}'
@@ -190,7 +222,7 @@ def write_classifier(run, head_layer, classes=3):
     return str(directory), images, classifier.apply(variables, images, train=False)
 
 
-@pytest.mark.parametrize('kind, head_layer', [('safetensors', 0), ('onnx', 1), ('safetensors', 2)])
+@pytest.mark.parametrize('kind, head_layer', [('safetensors', 1), ('onnx', 2)])
 def test_a_fine_tuned_classifier(run, tmp_path, kind, head_layer):
     directory, images, logits = write_classifier(run, head_layer)
     check = export(directory, kind, str(tmp_path / 'out'))
@@ -203,9 +235,15 @@ def test_a_fine_tuned_classifier(run, tmp_path, kind, head_layer):
 def test_several_classifiers_are_refused(run, tmp_path, capsys):
     directory, *_ = write_classifier(run, 0)
     settings = epath.Path(directory) / 'settings.json'
-    settings.write_text(settings.read_text().replace('finetune', 'multihead'))
-    assert main(['export', f'--workdir={directory}', '--format=onnx', f'--out={tmp_path}/out']) == 2
-    assert 'multihead trains no single classifier' in capsys.readouterr().err
+    good = settings.read_text()
+    for text, message in (
+        (good.replace('finetune', 'multihead'), 'multihead trains no single classifier'),
+        (good.replace('64', '"large"'), 'settings.json is damaged'),
+        ('[]', 'settings.json is damaged'),
+    ):
+        settings.write_text(text)
+        assert main(['export', f'--workdir={directory}', '--format=onnx', f'--out={tmp_path}/out']) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_file_that_computes_something_else_is_not_kept(run, tmp_path, capsys, monkeypatch):

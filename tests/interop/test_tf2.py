@@ -10,7 +10,7 @@ import tensorflow as tf
 from simclr_jax.cli.main import main
 from simclr_jax.interop.tf2 import read_tf2
 from support.reference_names import reference_value
-from support.weights import images_by_rule, outputs_of, random_network, share
+from support.weights import SMALL, images_by_rule, outputs_of, random_network, share
 
 
 class Model(tf.__internal__.tracking.AutoTrackable):
@@ -41,21 +41,45 @@ def _objects(place):
     return made
 
 
-def write(directory, listed, call=None):
+def save(directory, values, call=None):
     """A SavedModel. Returns its path."""
     root = Model() if call is None else call
-    variables = {
-        entry['name']: tf.Variable(reference_value(entry['name'], entry['shape']), trainable=entry['trainable'])
-        for entry in listed
-    }
-    root.model = tree_of(variables)
+    root.model = tree_of({name: tf.Variable(value) for name, value in values.items()})
     tf.saved_model.save(root, str(directory))
     return str(directory)
 
 
+def write(directory, listed):
+    """A SavedModel of the fixtures' variables. Returns its path."""
+    return save(directory, {entry['name']: reference_value(entry['name'], entry['shape']) for entry in listed})
+
+
+def small_variables():
+    """The variables of the smallest network by their paths in the reference's objects."""
+    network = random_network(SMALL, classes=10)
+    blocks = {'shortcut_conv': 'shortcut_layers/0', 'shortcut_bn': 'shortcut_layers/1'}
+    blocks |= {'conv1': 'conv2d_bn_layers/0', 'bn1': 'conv2d_bn_layers/1'}
+    blocks |= {'conv2': 'conv2d_bn_layers/2', 'bn2': 'conv2d_bn_layers/3'}
+    kinds = {'scale': 'gamma', 'bias': 'beta', 'mean': 'moving_mean', 'var': 'moving_variance'}
+    found = {}
+    for (_, part, *place, last), values in network.variables.items():
+        layer = 'conv2d/kernel' if last == 'kernel' else f'bn/{kinds.get(last)}'
+        if part == 'probe':
+            name = f'supervised_head/linear_layer/dense/{last}'
+        elif part == 'head':
+            inner = 'dense/kernel' if last == 'kernel' else f'bn_relu/{layer}'
+            name = f'_projection_head/linear_layers/{int(place[0][-1]) - 1}/{inner}'
+        elif place[0] == 'stem':
+            name = f'resnet_model/initial_conv_relu_max_pool/{0 if last == "kernel" else 2}/{layer}'
+        else:
+            name = f'resnet_model/block_groups/{int(place[0][-1]) - 1}/layers/0/{blocks[place[2]]}/{layer}'
+        found[name] = values
+    return found
+
+
 @pytest.fixture(scope='module')
-def saved(oracle, tmp_path_factory):
-    return write(tmp_path_factory.mktemp('saved') / 'r18', oracle('resnet_r18_cifar').info['variables'])
+def saved(tmp_path_factory):
+    return save(tmp_path_factory.mktemp('saved') / 'small', small_variables())
 
 
 def outputs_are_close(found, images, expected):
@@ -64,16 +88,21 @@ def outputs_are_close(found, images, expected):
         assert share(ours[name], values) < 1e-5, name
 
 
-def test_outputs_are_the_references(oracle, saved, tmp_path, capsys):
+def test_outputs_are_the_references(oracle, tmp_path):
     reference = oracle('resnet_r18_cifar')
-    found = read_tf2(saved)
+    found = read_tf2(write(tmp_path / 'r18', reference.info['variables']))
     names = {'representation': 'h0', 'projection': 'h3', 'logits': 'logits_sup'}
     images = reference['images']
     ours = outputs_of(random_network({}, config=found.config, variables=found.variables), images)
     for name, theirs in names.items():
         assert share(reference.pick(f'eval/{theirs}', ours[name]), reference[f'eval/{theirs}']) < 1e-5
+
+
+def test_the_command_converts_it(saved, tmp_path, capsys):
     assert main(['convert', saved, f'--out={tmp_path}/run']) == 0
-    assert 'ResNet-18 x1, sk_ratio 0.0, nonlinear head, 10 classes' in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert 'ResNet-6 x0.125, sk_ratio 0.0, nonlinear head, 10 classes' in told
+    assert 'logits: largest difference' in told
 
 
 @pytest.mark.slow
@@ -105,11 +134,11 @@ class Callable(Model):
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3]), tf.TensorSpec([], tf.bool)])
     def __call__(self, images, trainable):
         del trainable
-        return {'final_avg_pool': tf.tile(tf.reduce_mean(images, [1, 2]), [1, 512])[:, :512]}
+        return {'final_avg_pool': tf.tile(tf.reduce_mean(images, [1, 2]), [1, 16])[:, :16]}
 
 
-def test_its_own_call_is_what_is_compared(oracle, tmp_path, capsys):
-    source = write(tmp_path / 'r18', oracle('resnet_r18_cifar').info['variables'], Callable())
+def test_its_own_call_is_what_is_compared(tmp_path, capsys):
+    source = save(tmp_path / 'small', small_variables(), Callable())
     assert main(['convert', source, f'--out={tmp_path}/run']) == 1
     assert 'computes something else' in capsys.readouterr().out
     assert not (tmp_path / 'run').exists()
