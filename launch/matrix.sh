@@ -12,16 +12,16 @@ source "$root/launch/environment.sh"
 source "$root/launch/options.sh"
 no_more_options "$@"
 
-# smoke NAME EXTRA...: runs the smoke tests in the environment .venv-NAME.
+# smoke NAME EXTRA...: runs the smoke tests in the environment .venv-NAME, or some of them with $tests.
 smoke() {
   environment=$root/.venv-$1
   prepare_environment smoke "${@:2}"
   echo "Smoke tests in $environment: $(version_of "$environment/bin/python"), extras ${*:2}"
-  (cd "$root" && "$environment/bin/python" -m pytest -p no:cacheprovider tests/whole/test_smoke.py)
+  (cd "$root" && "$environment/bin/python" -m pytest -p no:cacheprovider tests/whole/test_smoke.py ${tests:+-k "$tests"})
 }
 
 [ $# -gt 0 ] || set -- oldest plain
-# Programs that one version of JAX exports for the next one to load.
+# Programs that one version of JAX exports for the others to load.
 SIMCLR_EXCHANGE=$(mktemp -d)
 export SIMCLR_EXCHANGE
 trap 'rm -rf "$SIMCLR_EXCHANGE"' EXIT
@@ -32,3 +32,8 @@ for name in "$@"; do
     *) mistake "unknown environment '$name'; choose from oldest, plain (see $0 --help)" ;;
   esac
 done
+
+# The first environment now loads the programs of the later ones.
+if [ "$*" = "oldest plain" ]; then
+  (SIMCLR_PYTHON=$(find_python 3.11) && export SIMCLR_PYTHON && tests=exports smoke oldest tensorflow export)
+fi

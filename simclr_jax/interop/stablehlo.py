@@ -1,5 +1,6 @@
 """StableHLO: the network as a program that JAX, and everything else on XLA, runs on CPUs, NVIDIA GPUs and TPUs."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 from jax import export
+from jaxlib.mlir.dialects import stablehlo
 
 from simclr_jax.interop.exported import Exported
 from simclr_jax.interop.extras import needs_extra
@@ -34,7 +36,15 @@ def write(network: Exported, directory: epath.Path) -> None:
     images = jax.ShapeDtypeStruct((*export.symbolic_shape('n'), size, size, 3), np.float32)
     # Without the barrier the compiler spends minutes on products of weights alone.
     program = jax.jit(lambda images: network.apply(jax.lax.optimization_barrier(variables), images))
-    (directory / FILE).write_bytes(bytes(export.export(program, platforms=PLATFORMS)(images).serialize()))
+    exported = _for_older_readers(export.export(program, platforms=PLATFORMS)(images))
+    (directory / FILE).write_bytes(bytes(exported.serialize()))
+
+
+def _for_older_readers(exported: export.Exported) -> export.Exported:
+    """The same program for readers of the last twelve weeks. JAX itself writes for those of the last four."""
+    version = stablehlo.get_version_from_compatibility_requirement(stablehlo.StablehloCompatibilityRequirement.WEEK_12)
+    content = stablehlo.serialize_portable_artifact_str(exported.mlir_module(), version)
+    return dataclasses.replace(exported, mlir_module_serialized=content)
 
 
 def load(directory: epath.Path) -> tuple[str, Callable[[np.ndarray], dict[str, np.ndarray]]]:

@@ -65,7 +65,7 @@ def test_it_exports(workdir, tmp_path):
         assert main(['export', f'--workdir={workdir}', f'--format={kind}', f'--out={tmp_path}/{kind}']) == 0
     exchange = pathlib.Path(os.environ.get('SIMCLR_EXCHANGE', tmp_path / 'exchange'))
     own = exchange / jax.__version__
-    shutil.copytree(tmp_path / 'stablehlo', own)
+    shutil.copytree(tmp_path / 'stablehlo', own, dirs_exist_ok=True)
     images = np.random.default_rng(0).uniform(size=(7, 8, 8, 3)).astype(np.float32)
     np.savez(own / 'outputs.npz', **stablehlo.load(epath.Path(own))[1](images))
     for other in sorted(exchange.iterdir()):
