@@ -96,6 +96,8 @@ def make_encoder(config: ConfigDict) -> ResNet:
         pool=config.model.pool,
         mean=config.model.mean,
         std=config.model.std,
+        border=config.model.border,
+        first_shortcut=config.model.first_shortcut,
     )
 
 

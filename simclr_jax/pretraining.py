@@ -152,11 +152,14 @@ def _initialised_from(config: ConfigDict, state: TrainState, mesh: Mesh, say: Sa
 
 def _check_inputs(config: ConfigDict) -> None:
     """Raises ConfigError if `init_from` is no run, or its encoder computes something else with the same parameters."""
-    theirs = workdir.read_config(directory_path(config.init_from)).model
+    try:
+        theirs = workdir.read_config(directory_path(config.init_from)).model
+    except ConfigError as error:
+        raise ConfigError([f'init_from={config.init_from}: it cannot be read:', *error.problems]) from error
     problems = [
         f'model.{name}={config.model[name]}: is {theirs[name]} in init_from={config.init_from}, and the parameters '
         'were trained with that; set the same'
-        for name in ('pool', 'mean', 'std')
+        for name in ('pool', 'mean', 'std', 'border')
         if config.model[name] != theirs[name]
     ]
     if problems:

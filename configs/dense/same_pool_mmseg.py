@@ -1,8 +1,8 @@
-"""mmsegmentation's ResNet with the max pooling of SimCLR's networks, registered as SamePoolResNet."""
+"""mmsegmentation's ResNet with the max pooling of the exported network, registered as SamePoolResNet."""
 
 from mmseg.models.backbones import ResNet
 from mmseg.registry import MODELS
-from simclr_resnet import SameMaxPool2d  # the file beside the exported weights
+from simclr_resnet import max_pool_of  # the file beside the exported weights
 
 
 @MODELS.register_module()
@@ -11,4 +11,4 @@ class SamePoolResNet(ResNet):
 
     def __init__(self, **settings):
         super().__init__(**settings)
-        self.maxpool = SameMaxPool2d()
+        self.maxpool = max_pool_of(settings['init_cfg']['checkpoint'])

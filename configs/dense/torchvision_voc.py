@@ -45,7 +45,7 @@ def make_detector(weights, num_classes, **settings):
     return FasterRCNN(backbone, num_classes, **norms | settings)
 
 
-def train(model, batches, steps, learning_rate=0.02, milestones=(0.75, 0.92), warmup=100):
+def train(model, batches, steps, learning_rate=0.02, milestones=(18000, 22000), warmup=100):
     """Trains a detector by SGD with step decay.
 
     Args:
@@ -53,13 +53,13 @@ def train(model, batches, steps, learning_rate=0.02, milestones=(0.75, 0.92), wa
         batches: Iterator of (images, targets) as torchvision's detectors take them.
         steps: Number of updates.
         learning_rate: Peak of the learning rate, after the warm-up.
-        milestones: Shares of the steps after which the rate is divided by 10.
+        milestones: Steps after which the rate is divided by 10.
         warmup: Steps of linear warm-up.
     """
     optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum=0.9, weight_decay=1e-4)
     model.train()
     for step in range(steps):
-        rate = learning_rate * 0.1 ** sum(step >= share * steps for share in milestones)
+        rate = learning_rate * 0.1 ** sum(step >= milestone for milestone in milestones)
         for group in optimizer.param_groups:
             group['lr'] = rate * min(1, (step + 1) / warmup)
         loss = sum(model(*next(batches)).values())

@@ -48,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default='',
         help="PyTorch: max pooling with PyTorch's or TensorFlow's padding (default: what the file says, or PyTorch's)",
     )
+    parser.add_argument(
+        '--stem-padding',
+        type=int,
+        choices=[1, 2],
+        help='PyTorch: padding of a first convolution of 3x3, 2 in solo-learn (default: what the file says)',
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -57,7 +63,14 @@ def run(options: argparse.Namespace) -> int:
     from simclr_jax.interop.imported import CheckError
 
     try:
-        convert(options.source, options.out, weights=options.weights, normalize=options.normalize, pool=options.pool)
+        convert(
+            options.source,
+            options.out,
+            weights=options.weights,
+            normalize=options.normalize,
+            pool=options.pool,
+            stem_padding=options.stem_padding,
+        )
     except CheckError as error:
         print(error)
         return FAILURE

@@ -6,7 +6,7 @@ Examples:
 
 --workdir is the directory of a run, or of a classifier in it that the protocols finetune and linear_sgd have trained.
 The written file is loaded anew and computes fixed images. The largest differences are printed. Above 1e-4 nothing is
-kept, and the exit code is 1.
+kept, and the exit code is 1. The limit is higher, up to 1e-2, where float32 alone moves our own outputs that far.
 
   safetensors   everything, for PyTorch, with the module simclr_resnet.py beside it
   torchvision   ResNets of width 1 under torchvision's names
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     """Writes, checks and reports. Returns the exit code."""
     from simclr_jax.exits import FAILURE
     from simclr_jax.interop.export import export
-    from simclr_jax.interop.imported import TOLERANCE, CheckError
+    from simclr_jax.interop.imported import CheckError
 
     try:
         check = export(options.workdir, options.format, options.out)
@@ -45,6 +45,6 @@ def run(options: argparse.Namespace) -> int:
         return FAILURE
     print(f'Loaded the file anew and computed fixed images with {check.runner}.')
     for name, difference in check.differences.items():
-        print(f'{name}: largest difference {difference:.1e} of the largest entry (allowed: {TOLERANCE:.0e})')
+        print(f'{name}: largest difference {difference:.1e} of the largest entry (allowed: {check.limit:.0e})')
     print(f'Wrote {options.out}. Its README.md says how to load it.')
     return 0

@@ -181,6 +181,13 @@ FIELDS = (
     Field(
         'model.std', (), 'Deviation of each colour, which the network divides by. Empty: none.', _DEVIATIONS, of=float
     ),
+    Field('model.border', 0, "Pixels of zeros around the images. solo-learn's networks for small images: 1.", NATURAL),
+    Field(
+        'model.first_shortcut',
+        'projection',
+        'First shortcut of stage 1 in depths below 50: a convolution, or the identity as in PyTorch.',
+        choices=('projection', 'identity'),
+    ),
     Field('model.sk_ratio', 0.0, 'Ratio of the selective kernels, 0.0625 in SimCLRv2. 0: none.', SHARE),
     Field('model.se_ratio', 0.0, 'Ratio of squeeze-and-excitation, usually 0.25. 0: none.', SHARE),
     Field(

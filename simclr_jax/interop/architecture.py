@@ -1,6 +1,7 @@
 """Finds the architecture of a network from the shapes of its variables."""
 
 import itertools
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax.build import make_encoder, make_model
 from simclr_jax.config import ConfigError, base_config, with_values
-from simclr_jax.models.resnet import ResNet
+from simclr_jax.models.resnet import SHORTCUTS, ResNet
 
 # Our path of a variable, for example ('params', 'encoder', 'stem', 'conv', 'kernel').
 Path = tuple[str, ...]
@@ -38,7 +39,7 @@ def encoder_layers(encoder: ResNet) -> Iterator[tuple[str, str]]:
     for stage, blocks in enumerate(ResNet.STAGES[encoder.depth], start=1):
         for block in range(1, blocks + 1):
             place = f'stage{stage}/block{block}'
-            if block == 1:
+            if block == 1 and (stage > 1 or encoder.projects_first):
                 yield from _conv_norm(place, 'shortcut_conv', 'shortcut_bn')
             yield from _conv_norm(place, 'conv1', 'bn1')
             if is_sk:
@@ -78,6 +79,7 @@ def find_encoder(
     names_of: Callable[[ResNet], Mapping[str, Path]],
     source: str,
     shown: Callable[[Shape], Shape] = tuple,
+    fields: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> ConfigDict:
     """Finds the encoder whose variables have these names and shapes.
 
@@ -86,6 +88,7 @@ def find_encoder(
         names_of: Gives the names of an encoder's variables in such a file, with our paths.
         source: Name of the file, for messages.
         shown: Gives a shape of ours in the layout of the file, for messages.
+        fields: Fields of the model that the file tells, for example {'model.sk_ratio': 0.0625}.
 
     Returns:
         A configuration with the fields of the encoder.
@@ -94,7 +97,7 @@ def find_encoder(
         ConfigError: No encoder has these variables. The message lists the differences from the nearest one.
     """
     nearest: list[str] = []
-    for config in _candidates(found, names_of):
+    for config in _candidates(found, names_of, fields):
         shapes = shapes_of(with_values(config, {'head.kind': 'none'}), 0)
         named = names_of(make_encoder(config))
         problems = differences({name: shapes[path] for name, path in named.items()}, found, shown)
@@ -127,7 +130,9 @@ def shortened(lines: list[str]) -> list[str]:
     return lines if more <= 0 else [*lines[:_LISTED], f'  and {more} more']
 
 
-def _candidates(found: Mapping[str, Shape], names_of: Callable[[ResNet], Mapping[str, Path]]) -> list[ConfigDict]:
+def _candidates(
+    found: Mapping[str, Shape], names_of: Callable[[ResNet], Mapping[str, Path]], fields: Mapping[str, Any]
+) -> list[ConfigDict]:
     """The configurations of encoders whose variables have the most names in common with these."""
     firsts = [shape for shape in found.values() if len(shape) == 4 and shape[2] == 3 and shape[3] > 0]
     if not firsts:
@@ -135,14 +140,16 @@ def _candidates(found: Mapping[str, Shape], names_of: Callable[[ResNet], Mapping
     rows, _, _, channels = firsts[0]
     # (stem, channels of its first convolution at width 1, fields of the blocks). ResNet-D's stem begins half as wide.
     plain = ('imagenet' if rows == 7 else 'cifar', 64)
-    kinds = [(*plain, {}), (*plain, {'model.se_ratio': SE_RATIO})]
+    shortcuts = [{'model.first_shortcut': shortcut} for shortcut in SHORTCUTS]
+    kinds = [(*plain, {**shortcut, **ratio}) for shortcut in shortcuts for ratio in ({}, {'model.se_ratio': SE_RATIO})]
     kinds += [(stem, first, {'model.sk_ratio': SK_RATIO}) for stem, first in (('imagenet', 32), ('cifar', 64))]
     candidates = []
     for depth, (stem, first, blocks) in itertools.product(ResNet.STAGES, kinds):
         if 'model.sk_ratio' in blocks and depth < 50:
             continue
         size = {'data.image_size': 32 if stem == 'cifar' else 224, 'model.width': channels / first}
-        config = with_values(base_config(), {'model.depth': depth, 'model.stem': stem, **size, **blocks})
+        told = {name: value for name, value in fields.items() if name in blocks}
+        config = with_values(base_config(), {'model.depth': depth, 'model.stem': stem, **size, **blocks, **told})
         candidates.append((len(names_of(make_encoder(config)).keys() ^ found.keys()), config))
     candidates.sort(key=lambda candidate: candidate[0])
     return [config for missed, config in candidates if missed <= candidates[0][0]]

@@ -2,10 +2,13 @@
 
 import simclr_jax
 from simclr_jax.augment.policy import CENTER_CROP_PROPORTION, SMALL_IMAGE_SIZE
+from simclr_jax.config.evaluation import TRAINED
 from simclr_jax.config.paths import printable
+from simclr_jax.evaluation.datasets import dataset_name
 from simclr_jax.evaluation.result_file import read_results
 from simclr_jax.evaluation.results import Score, cell, headings
 from simclr_jax.interop.exported import Exported
+from simclr_jax.interop.imported import origin_of
 
 _TORCH = """
 import torch
@@ -57,7 +60,7 @@ _NEEDS = {
     'torchvision': 'torchvision and safetensors',
     'timm': 'timm and safetensors',
     'saved_model': 'TensorFlow',
-    'stablehlo': 'JAX',
+    'stablehlo': 'JAX and flatbuffers',
     'onnx': 'onnxruntime',
 }
 
@@ -85,23 +88,36 @@ def text(network: Exported, kind: str, outputs: list[str], checked: str) -> str:
 
 
 def _title(network: Exported) -> str:
-    return f'ResNet-{network.encoder.depth}, {"fine-tuned after" if network.is_classifier else "pretrained by"} SimCLR'
+    what = {'finetune': 'fine-tuned as a classifier', 'linear_sgd': 'with a linear classifier'}.get(network.protocol)
+    return f'ResNet-{network.encoder.depth}, {what or _beginning(network)}'
+
+
+def _beginning(network: Exported) -> str:
+    """Where the weights of the encoder were before any classifier was trained."""
+    if network.learnt.startswith('untrained '):
+        return 'random weights'
+    origin = origin_of(network.run)
+    return f'converted from {printable(origin)}' if origin else 'pretrained by SimCLR'
 
 
 def _what(network: Exported) -> str:
     encoder, data = network.encoder, network.config.data
-    images = {'tfds': data.name, 'digits': 'digits of scikit-learn'}.get(data.source, data.source)
+    pretraining = '' if origin_of(network.run) else dataset_name('', data) or data.source
     facts = {
-        'run': f'{printable(network.directory)}, step {network.step:,}',
-        'images': f'{printable(images)}, {network.image_size} pixels',
+        'weights': f'{printable(network.directory)}, step {network.step:,}',
+        'start': _beginning(network) if network.protocol else '',
+        'pretraining': printable(pretraining),
+        'learnt from': printable(network.images),
+        'image size': f'{network.image_size} pixels',
         'encoder': f'ResNet-{encoder.depth}, width {encoder.width:g}, stem {encoder.stem}, '
         f'sk_ratio {encoder.sk_ratio:g}, se_ratio {encoder.se_ratio:g}, {encoder.feature_width} features',
         'parameters': f'{sum(array.size for path, array in network.variables.items() if path[0] == "params"):,}',
-        'projection head': f'{network.head_layers} layers',
+        'projection head': f'{network.head_layers or "no"} layers',
         'classes': f'{network.num_classes or "none"}',
         'written by': f'simclr_jax {simclr_jax.__version__}',
     }
-    return '\n'.join(['| | |', '|---|---|', *(f'| {name} | {value} |' for name, value in facts.items())])
+    rows = [f'| {name} | {value} |' for name, value in facts.items() if value]
+    return '\n'.join(['| | |', '|---|---|', *rows])
 
 
 def _inputs(network: Exported, kind: str) -> str:
@@ -134,11 +150,17 @@ def _lines(network: Exported, kind: str, outputs: list[str]) -> str:
 
 
 def _scores(network: Exported) -> list[Score]:
-    """What result.json says about this step of a run. The results of a classifier are in its run."""
-    results = None if network.is_classifier else read_results(network.directory)
-    if results is None or results.step != network.step:
+    """What result.json of the run says about these weights."""
+    results = read_results(network.run)
+    if results is None:
         return []
-    return [score for score in results.scores if score.encoder == 'simclr']
+    if network.protocol:
+        # A training is named after its encoder, data set and label budget.
+        named = [(f'{score.encoder} {score.dataset} {score.labels}', score) for score in results.scores]
+        return [score for name, score in named if name == network.learnt and score.protocol == network.protocol]
+    if results.step != network.step:
+        return []
+    return [score for score in results.scores if score.encoder == 'simclr' and score.protocol not in TRAINED]
 
 
 def _table(scores: list[Score]) -> str:

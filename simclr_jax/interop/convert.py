@@ -4,11 +4,14 @@ import math
 import os
 from collections.abc import Callable
 
+from etils import epath
+
 from simclr_jax.config import ConfigError
 from simclr_jax.config.storage import check_reachable
 from simclr_jax.data.spec import needs_tensorflow
 from simclr_jax.interop.imported import TOLERANCE, Imported
 from simclr_jax.interop.places import check_new, new_directory
+from simclr_jax.interop.torch_files import PICKLES, SAFETENSORS
 
 # Mean and deviation of each colour, by the value of --normalize.
 NORMALIZATIONS = {
@@ -24,6 +27,7 @@ def convert(
     weights: str = '',
     normalize: str = '',
     pool: str = '',
+    stem_padding: int | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, float]:
     """Converts an encoder of another program into a work directory.
@@ -37,6 +41,7 @@ def convert(
             three deviations with commas between them. '': what the file says.
         pool: Padding of a PyTorch network's max pooling, 'symmetric' or 'same'. '': what the file says, or else
             'symmetric'.
+        stem_padding: Padding of a PyTorch network's first convolution of 3x3, 1 or 2. None: what the file says.
         say: Function that receives lines for the user.
 
     Returns:
@@ -48,7 +53,7 @@ def convert(
     """
     check_reachable(source)
     place = check_new(out)
-    found = _read(source, weights, normalize, pool)
+    found = _read(source, weights, normalize, pool, stem_padding)
     model = found.config.model
     say(
         f'{found.origin}, step {found.step:,}: ResNet-{model.depth} x{model.width:g}, sk_ratio {model.sk_ratio}, '
@@ -65,14 +70,14 @@ def convert(
     return differences
 
 
-def _read(source: str, weights: str, normalize: str, pool: str) -> Imported:
-    from simclr_jax.interop.torch_files import PICKLES, SAFETENSORS
-
-    if os.path.splitext(source)[1] in (SAFETENSORS, *PICKLES):
+def _read(source: str, weights: str, normalize: str, pool: str, stem_padding: int | None) -> Imported:
+    if _is_of_pytorch(source):
         from simclr_jax.interop.torch_in import read_torch
 
-        return read_torch(source, weights=weights, normalize=_normalization(normalize), pool=pool)
-    given = [f'--{name}={value}' for name, value in (('normalize', normalize), ('pool', pool)) if value]
+        inputs = {'normalize': _normalization(normalize), 'pool': pool, 'stem_padding': stem_padding}
+        return read_torch(source, weights=weights, **inputs)
+    options = {'normalize': normalize, 'pool': pool, 'stem-padding': stem_padding}
+    given = [f'--{name}={value}' for name, value in options.items() if value]
     if given:
         raise ConfigError([f'{", ".join(given)}: {source} is no file of PyTorch; leave this out'])
     with needs_tensorflow("simclr convert of TensorFlow's files", 'convert on another machine'):
@@ -92,6 +97,12 @@ def _read(source: str, weights: str, normalize: str, pool: str) -> Imported:
             ]
         )
     return read_tf1(prefix, weights)
+
+
+def _is_of_pytorch(source: str) -> bool:
+    """Whether a path names a file of PyTorch by its ending. TensorFlow's checkpoints may end in .ckpt too."""
+    is_of_tensorflow = epath.Path(source).is_dir() or epath.Path(f'{source}.index').exists()
+    return os.path.splitext(source)[1] in (SAFETENSORS, *PICKLES) and not is_of_tensorflow
 
 
 def _normalization(text: str) -> tuple | None:

@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
+from simclr_jax.config import ConfigError
 from simclr_jax.data.spec import needs_tensorflow
 from simclr_jax.interop import card
 from simclr_jax.interop.exported import Exported, open_exported
@@ -18,7 +19,8 @@ from simclr_jax.interop.imported import (
     SHAPES,
     TOLERANCE,
     CheckError,
-    check_features,
+    all_within,
+    check_outputs,
     fixed_images,
     largest_difference,
 )
@@ -28,6 +30,8 @@ FORMATS = ('safetensors', 'torchvision', 'timm', 'saved_model', 'stablehlo', 'on
 _MODULES = {'saved_model': 'saved_model', 'stablehlo': 'stablehlo', 'onnx': 'onnx_out'}
 # A file may be further from our network in float64 than TOLERANCE, if our own float32 is nearly as far.
 _ROUNDINGS = 4
+# No file may be further than this.
+_MOST = 1e-2
 
 Compute = Callable[[np.ndarray], dict[str, np.ndarray]]
 
@@ -39,12 +43,12 @@ class Check:
     Attributes:
         runner: What has run the file.
         differences: For each output, the largest difference as a share of the largest entry.
-        rounding: The same between our network in float32 and in float64, its largest value. 0: not needed.
+        limit: Largest difference that is allowed, TOLERANCE unless float32 itself is further from float64.
     """
 
     runner: str
     differences: dict[str, float]
-    rounding: float
+    limit: float
 
     @property
     def sentence(self) -> str:
@@ -52,7 +56,7 @@ class Check:
         found = ', '.join(f'{name} {value:.1e}' for name, value in self.differences.items())
         return (
             f'The file was loaded anew and computed with {self.runner}. Largest difference from the network, as a '
-            f'share of the largest entry: {found}.'
+            f'share of the largest entry: {found}. Allowed: {self.limit:.0e}.'
         )
 
 
@@ -72,9 +76,13 @@ def export(directory: str, kind: str, out: str, say: Callable[[str], None] = pri
         ConfigError, CheckpointError: The user has to change something.
         CheckError: The file computes something else than our network. Nothing is left at `out`.
     """
+    if kind not in FORMATS:
+        raise ConfigError([f'--format={kind}: choose from {", ".join(FORMATS)}'])
     place = check_new(out)
     network = open_exported(directory, say)
     write, load = _format(kind)
+    if kind in ('torchvision', 'timm'):
+        network = network.without_head()
     with new_directory(place) as made:
         write(network, made)
         shape = (network.image_size, network.image_size) if kind == 'stablehlo' else None
@@ -114,16 +122,17 @@ def compare(network: Exported, runner: str, compute: Compute, shape: tuple[int, 
     """
     images = fixed_images(*(shape or SHAPES[network.encoder.stem]))
     ours, theirs = _ours(network, images), compute(images)
-    check_features(network.directory, theirs['representation'])
+    check_outputs(network.directory, theirs)
     differences, rounding = _differences(theirs, ours), 0.0
-    if not max(differences.values()) <= ROUNDING:
+    if not all_within(differences, ROUNDING):
         with jax.enable_x64(True):
             exact = _ours(network, images.astype(np.float64))
         differences, rounding = _differences(theirs, exact), max(_differences(ours, exact).values())
-    if not max(differences.values()) <= max(TOLERANCE, _ROUNDINGS * rounding):
+    limit = max(TOLERANCE, min(_ROUNDINGS * rounding, _MOST))
+    if not all_within(differences, limit):
         found = ', '.join(f'{name} {value:.1e}' for name, value in differences.items())
         raise CheckError(f'{runner} computes something else from the file than our network: {found}. Nothing is kept')
-    return Check(runner, differences, rounding)
+    return Check(runner, differences, limit)
 
 
 def _differences(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, float]:

@@ -38,7 +38,9 @@ class Exported:
         directory: Work directory, or directory of a training in it.
         image_size: Side of the images that it was trained on, pixels.
         head_layer: Index in [h, output of the head's layer 1, ...] of the features that the classifier takes.
-        is_classifier: Whether it was fine-tuned. Then it has only the first layers of the head.
+        protocol: Protocol that trained the classifier. '' for a run.
+        learnt: Encoder, data set and label budget of the protocol, such as 'simclr cifar10 10%'. '' for a run.
+        images: Images that the classifier learnt from. '' for a run.
     """
 
     config: ConfigDict
@@ -47,7 +49,19 @@ class Exported:
     directory: str
     image_size: int
     head_layer: int = 0
-    is_classifier: bool = False
+    protocol: str = ''
+    learnt: str = ''
+    images: str = ''
+
+    @property
+    def run(self) -> str:
+        """Work directory of the run."""
+        return str(epath.Path(self.directory).parent.parent) if self.protocol else self.directory
+
+    def without_head(self) -> 'Exported':
+        """The same network without its projection head."""
+        kept = {path: values for path, values in self.variables.items() if path[1] != 'head'}
+        return dataclasses.replace(self, variables=kept)
 
     @property
     def encoder(self) -> ResNet:
@@ -125,11 +139,16 @@ def open_exported(directory: str, say: Callable[[str], None] = print) -> Exporte
     common = {'variables': flat, 'step': step, 'directory': directory}
     if not settings:
         return Exported(config=config, image_size=config.data.image_size, **common)
-    return Exported(config=config, is_classifier=True, **settings, **common)
+    network = Exported(config=config, **settings, **common)
+    if network.head_layer > network.head_layers:
+        raise ConfigError(
+            [f'{directory}/settings.json is damaged: the checkpoint has no layer {network.head_layer} of the head']
+        )
+    return network
 
 
-def _settings(directory: epath.Path) -> dict[str, int]:
-    """Image size and head layer of the training in a directory. Empty for the directory of a run."""
+def _settings(directory: epath.Path) -> dict[str, Any]:
+    """Facts about the training in a directory, by their names in `Exported`. Empty for the directory of a run."""
     path = directory / 'settings.json'
     if not path.exists():
         return {}
@@ -137,10 +156,12 @@ def _settings(directory: epath.Path) -> dict[str, int]:
         settings = json.loads(path.read_text())
         protocol, image_size = str(settings['protocol']), int(settings['image_size'])
         head_layer = int(settings['settings'].get('head_layer', 0))
+        learnt, images = str(settings['of']), str(settings['images'])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError([f'{path} is damaged: {error!r}; run the evaluation again']) from error
     if protocol not in _CLASSIFIERS:
         raise ConfigError(
             [f'{directory}: {protocol} trains no single classifier; choose a training of {" or ".join(_CLASSIFIERS)}']
         )
-    return {'image_size': image_size, 'head_layer': head_layer}
+    found = {'image_size': image_size, 'head_layer': head_layer}
+    return found | {'protocol': protocol, 'learnt': learnt, 'images': images}

@@ -7,8 +7,7 @@ from simclr_jax.config import ConfigError
 
 # Package -> what installs it.
 INSTALLED_BY = {
-    **dict.fromkeys(('safetensors', 'onnx', 'onnxruntime', 'flatbuffers'), "'simclr_jax[export]'"),
-    **dict.fromkeys(('tensorflow',), "'simclr_jax[tensorflow]'"),
+    **dict.fromkeys(('safetensors', 'onnx', 'flatbuffers'), "'simclr_jax[export]'"),
     'torch': 'torch',
 }
 

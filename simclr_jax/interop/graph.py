@@ -89,6 +89,10 @@ def outputs(operations: Operations, network: Exported, images: Any) -> dict[str,
     return _Walk(operations, network).outputs(images)
 
 
+# Our names of outputs -> those of the reference.
+NAMES = {'representation': 'final_avg_pool', 'projection': 'proj_head_output', 'logits': 'logits_sup'}
+
+
 class _Walk:
     def __init__(self, operations: Operations, network: Exported):
         self._do, self._network, self._encoder = operations, network, network.encoder
@@ -102,25 +106,28 @@ class _Walk:
         found['initial_max_pool'] = x
         for stage, blocks in enumerate(ResNet.STAGES[encoder.depth], start=1):
             for block in range(1, blocks + 1):
-                x = self._block(x, f'stage{stage}/block{block}', 2 if stage > 1 and block == 1 else 1, block == 1)
+                is_first = block == 1
+                projects = is_first and (stage > 1 or encoder.projects_first)
+                x = self._block(x, f'stage{stage}/block{block}', 2 if stage > 1 and is_first else 1, projects)
             found[f'block_group{stage}'] = x
         h = self._do.rows(self._do.global_mean(x))
         return found | {'final_avg_pool': h} | self._heads(h)
 
     def _stem(self, x: Any) -> tuple[Any, Any]:
+        border = self._encoder.border
         if self._encoder.stem == 'cifar':
-            first = self._conv(x, 'stem/conv')
+            first = self._conv(x, 'stem/conv', border=border)
             return first, self._do.relu(self._norm(first, 'stem/bn'))
         if self._encoder.sk_ratio > 0:
-            x = self._conv_norm(x, 'stem/conv1', 'stem/bn1', 2)
+            x = self._do.relu(self._norm(self._conv(x, 'stem/conv1', 2, border), 'stem/bn1'))
             x = self._conv_norm(x, 'stem/conv2', 'stem/bn2')
             first, norm = self._conv(x, 'stem/conv3'), 'stem/bn3'
         else:
-            first, norm = self._conv(x, 'stem/conv', 2), 'stem/bn'
+            first, norm = self._conv(x, 'stem/conv', 2, border), 'stem/bn'
         return first, self._do.max_pool(self._do.relu(self._norm(first, norm)), self._encoder.pool)
 
-    def _block(self, x: Any, place: str, strides: int, is_first: bool) -> Any:
-        shortcut = self._shortcut(x, place, strides) if is_first else x
+    def _block(self, x: Any, place: str, strides: int, projects: bool) -> Any:
+        shortcut = self._shortcut(x, place, strides) if projects else x
         if self._encoder.bottleneck:
             x = self._conv_norm(x, f'{place}/conv1', f'{place}/bn1')
             if self._encoder.sk_ratio > 0:
@@ -174,11 +181,11 @@ class _Walk:
     def _conv_norm(self, x: Any, conv: str, norm: str, strides: int = 1) -> Any:
         return self._do.relu(self._norm(self._conv(x, conv, strides), norm))
 
-    def _conv(self, x: Any, place: str, strides: int = 1) -> Any:
+    def _conv(self, x: Any, place: str, strides: int = 1, border: int = 0) -> Any:
         kernel = self._value('params', f'encoder/{place}/kernel')
         bias = self._network.variables.get(('params', 'encoder', *place.split('/'), 'bias'))
         size = kernel.shape[0]
-        return self._do.conv(x, kernel, bias, strides, ((size - 1) // 2, size // 2))
+        return self._do.conv(x, kernel, bias, strides, ((size - 1) // 2 + border, size // 2 + border))
 
     def _norm(self, x: Any, place: str) -> Any:
         return self._do.norm(x, *self._norm_values(f'encoder/{place}'))

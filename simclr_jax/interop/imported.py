@@ -1,11 +1,13 @@
 """A network of another program on its way in: its variables, checked against what that program computes."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict
 
@@ -15,6 +17,8 @@ from simclr_jax.training import optim, workdir
 from simclr_jax.training.checkpoints import Checkpoints
 from simclr_jax.training.state import TrainState
 
+# File in a work directory that tells where its weights are from.
+ORIGIN = 'origin.json'
 # Largest difference of an output from the other program's, as a share of its largest entry.
 TOLERANCE = 1e-4
 # Above this difference the outputs are compared in float64 too: some networks magnify the roundings of float32.
@@ -64,10 +68,10 @@ class Imported:
             CheckError: A difference is larger than TOLERANCE, or the features are constant or zero.
         """
         found = self._differences(np.float32)
-        if not max(found.values()) <= ROUNDING:
+        if not all_within(found, ROUNDING):
             with jax.enable_x64(True):
                 found = self._differences(np.float64)
-        if not max(found.values()) <= TOLERANCE:
+        if not all_within(found, TOLERANCE):
             text = ', '.join(f'{name} {value:.1e}' for name, value in found.items())
             raise CheckError(f'{self.origin}: the converted network computes something else: {text}')
         return found
@@ -80,8 +84,8 @@ class Imported:
         variables = jax.tree.map(lambda values: values.astype(dtype), self.tree())
         images = fixed_images(*SHAPES[made.encoder.stem]).astype(dtype)
         ours, theirs = jax.device_get(apply(variables, images)), self.compute(images)
-        check_features(self.origin, theirs['representation'])
-        return {name: largest_difference(ours[name], expected) for name, expected in theirs.items()}
+        check_outputs(self.origin, theirs)
+        return {name: largest_difference(ours[name], theirs[name]) for name in ours if name in theirs}
 
     def tree(self) -> dict:
         """The variables as the model takes them: {'params': ..., 'batch_stats': ...}."""
@@ -91,7 +95,7 @@ class Imported:
         """Makes a work directory with the network as its only checkpoint.
 
         Args:
-            directory: Existing local directory, empty.
+            directory: Existing local directory, empty. It also gets origin.json.
 
         Raises:
             CheckpointError: The directory cannot be written.
@@ -109,14 +113,22 @@ class Imported:
         checkpoints = Checkpoints(directory)
         checkpoints.save(state)
         checkpoints.close()
+        origin = {'source': self.origin, 'computed_by': self.computed_by}
+        (epath.Path(directory) / ORIGIN).write_text(json.dumps(origin) + '\n')
 
 
-def check_features(origin: str, features: np.ndarray) -> None:
-    """Raises CheckError if the features [2, F] of two different images are constant, zero or not finite."""
-    if not np.isfinite(features).all():
-        raise CheckError(f'{origin}: the features of an image are not finite; use other weights')
-    if not np.ptp(features, axis=0).any():
+def check_outputs(origin: str, outputs: dict[str, np.ndarray]) -> None:
+    """Raises CheckError if an output of two different images is not finite, or if their features are constant."""
+    for name, values in outputs.items():
+        if not np.isfinite(values).all():
+            raise CheckError(f'{origin}: {name} is not finite; use other weights')
+    if not np.ptp(outputs['representation'], axis=0).any():
         raise CheckError(f'{origin}: two different images have the same features; use other weights')
+
+
+def all_within(differences: dict[str, float], limit: float) -> bool:
+    """Whether no difference is above a limit. NaN is."""
+    return all(value <= limit for value in differences.values())
 
 
 def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:
@@ -124,6 +136,12 @@ def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:
     if np.shape(found) != np.shape(expected):
         return np.inf
     return float(np.abs(found - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
+
+
+def origin_of(directory: str) -> str:
+    """Where the weights of a work directory were converted from. '' for those of a training."""
+    path = epath.Path(directory) / ORIGIN
+    return str(json.loads(path.read_text())['source']) if path.exists() else ''
 
 
 def fixed_images(height: int, width: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from etils import epath
 
 from simclr_jax.interop.exported import Exported
 from simclr_jax.interop.extras import needs_extra
-from simclr_jax.interop.graph import outputs
+from simclr_jax.interop.graph import NAMES, outputs
 from simclr_jax.interop.torch_names import to_torch
 from simclr_jax.models.batch_norm import BATCH_NORM_EPSILON
 
@@ -17,8 +17,8 @@ FILE = 'model.onnx'
 OPSET = 17
 # The IR version that belongs to it. Newer ones are refused by older runtimes.
 IR_VERSION = 8
-# Name of an output -> name in the reference's dictionary.
-OUTPUTS = {'representation': 'final_avg_pool', 'projection': 'proj_head_output', 'logits': 'logits_sup'}
+# Bytes of weights inside of the file.
+_MOST_INSIDE = 2**31 - 2**27
 
 
 class _Operations:
@@ -106,6 +106,8 @@ class _Operations:
 def write(network: Exported, directory: epath.Path) -> None:
     """Writes model.onnx: float32 images [N, 3, H, W] in [0, 1] -> representation [N, F], projection and logits.
 
+    Weights above 2 GiB lie beside it in model.onnx.data.
+
     Args:
         network: Network to write.
         directory: Existing directory.
@@ -117,9 +119,9 @@ def write(network: Exported, directory: epath.Path) -> None:
         import onnx
     helper, operations = onnx.helper, _Operations(onnx.helper.make_node)
     computed = outputs(operations, network, 'images')
-    widths = {name: width_of(network, name) for name, theirs in OUTPUTS.items() if theirs in computed}
+    widths = {name: width_of(network, name) for name, theirs in NAMES.items() if theirs in computed}
     for name in widths:
-        operations.rename(computed[OUTPUTS[name]], name)
+        operations.rename(computed[NAMES[name]], name)
     kind = onnx.TensorProto.FLOAT
     graph = helper.make_graph(
         operations.nodes,
@@ -130,8 +132,10 @@ def write(network: Exported, directory: epath.Path) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', OPSET)], producer_name='simclr_jax')
     model.ir_version = IR_VERSION
-    onnx.checker.check_model(model, full_check=True)
-    (directory / FILE).write_bytes(model.SerializeToString())
+    # A file of this format holds at most 2 GiB. The weights of larger networks lie beside it.
+    is_large = sum(array.nbytes for array in operations.constants.values()) > _MOST_INSIDE
+    onnx.save_model(model, str(directory / FILE), save_as_external_data=is_large, location=f'{FILE}.data')
+    onnx.checker.check_model(str(directory / FILE), full_check=not is_large)
 
 
 def width_of(network: Exported, name: str) -> int:
@@ -145,17 +149,17 @@ def width_of(network: Exported, name: str) -> int:
 
 def load(directory: epath.Path) -> tuple[str, Callable[[np.ndarray], dict[str, np.ndarray]]]:
     """Loads model.onnx anew. Returns what runs it, and the function of images [N, H, W, 3]."""
-    content = (directory / FILE).read_bytes()
+    path = str(directory / FILE)
     try:
         import onnxruntime
     except ModuleNotFoundError:
         import onnx
         from onnx.reference import ReferenceEvaluator
 
-        session, runner = ReferenceEvaluator(onnx.load_from_string(content)), "onnx's reference"
+        session, runner = ReferenceEvaluator(onnx.load(path)), "onnx's reference"
         names = [str(name) for name in session.output_names]
     else:
-        session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
+        session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
         runner, names = 'onnxruntime', [output.name for output in session.get_outputs()]
 
     def compute(images: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """New directories that appear as a whole or not at all."""
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -35,19 +36,25 @@ def new_directory(place: epath.Path) -> Iterator[epath.Path]:
     Args:
         place: Directory to make, see `check_new`. One on gs:// is copied file by file.
     """
-    is_remote = '://' in str(place)
-    if not is_remote:
-        place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'{place.name}.', dir=None if is_remote else place.parent) as name:
+    if '://' in str(place):
+        with tempfile.TemporaryDirectory() as name:
+            yield epath.Path(name)
+            _copy(epath.Path(name), place)
+        return
+    place = epath.Path(os.path.realpath(place))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.exists():
+        # It may be the end of a link or the root of a disk, so that it stays.
+        with tempfile.TemporaryDirectory() as name:
+            yield epath.Path(name)
+            for path in sorted(epath.Path(name).iterdir()):
+                shutil.move(path, place / path.name)
+        return
+    with tempfile.TemporaryDirectory(prefix=f'{place.name}.', dir=place.parent) as name:
         made = epath.Path(name) / 'made'
         made.mkdir()
         yield made
-        if is_remote:
-            _copy(made, place)
-        else:
-            if place.exists():
-                place.rmdir()
-            shutil.move(made, place)
+        made.rename(place)
 
 
 def _copy(source: epath.Path, place: epath.Path) -> None:

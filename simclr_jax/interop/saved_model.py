@@ -8,11 +8,8 @@ import tensorflow as tf
 from etils import epath
 
 from simclr_jax.interop.exported import Exported
-from simclr_jax.interop.graph import outputs
+from simclr_jax.interop.graph import NAMES, outputs
 from simclr_jax.models.batch_norm import BATCH_NORM_EPSILON
-
-# Name in the reference's dictionary -> ours.
-NAMES = {'final_avg_pool': 'representation', 'proj_head_output': 'projection', 'logits_sup': 'logits'}
 
 
 class _Operations:
@@ -125,6 +122,6 @@ def load(directory: epath.Path) -> tuple[str, Callable[[np.ndarray], dict[str, n
     def compute(images: np.ndarray) -> dict[str, np.ndarray]:
         with tf.device('CPU'):
             found = module(tf.constant(images), trainable=False)
-        return {ours: found[theirs].numpy() for theirs, ours in NAMES.items() if theirs in found}
+        return {ours: found[theirs].numpy() for ours, theirs in NAMES.items() if theirs in found}
 
     return 'TensorFlow', compute

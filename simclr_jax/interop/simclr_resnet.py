@@ -13,6 +13,7 @@ Copyright: the authors of simclr_jax. Licence: Apache-2.0.
 """
 
 import json
+import os
 import struct
 
 import torch
@@ -151,11 +152,13 @@ class ResNet(nn.Module):
         mean, std: Mean and deviation of each colour that the images are normalised with. Empty: none.
         whole_head: Whether the last layer of the head is the one without ReLU.
         head_layer: Index in [h, output of the head's layer 1, ...] of the features that `fc` classifies.
+        border: Pixels of zeros around the normalised images.
     """
 
-    def __init__(self, shapes, pool='same', mean=(), std=(), whole_head=True, head_layer=0):
+    def __init__(self, shapes, pool='same', mean=(), std=(), whole_head=True, head_layer=0, border=0):
         super().__init__()
-        self.mean, self.std, self.head_layer, self.whole_head = mean, std, head_layer, whole_head
+        self.mean, self.std, self.border = mean, std, border
+        self.head_layer, self.whole_head = head_layer, whole_head
         if 'conv1.weight' in shapes:
             width, colours, size, _ = shapes['conv1.weight']
             is_small = size == 3
@@ -187,6 +190,7 @@ class ResNet(nn.Module):
         if self.mean:
             shape = 1, len(self.mean), 1, 1
             x = (x - x.new_tensor(self.mean).view(shape)) / x.new_tensor(self.std).view(shape)
+        x = functional.pad(x, [self.border] * 4)
         maps = [self.maxpool(functional.relu(self.bn1(self.conv1(x))))]
         for stage in range(1, self.stages + 1):
             maps.append(getattr(self, f'layer{stage}')(maps[-1]))
@@ -228,6 +232,16 @@ def facts(path):
     return json.loads(header['__metadata__']['simclr_jax'])
 
 
+def max_pool_of(path):
+    """The max pooling of an exported ResNet for images larger than 32 pixels.
+
+    Args:
+        path: The file `model.safetensors`, or another one in its directory.
+    """
+    said = facts(os.path.join(os.path.dirname(path), 'model.safetensors'))
+    return SameMaxPool2d() if said['pool'] == 'same' else nn.MaxPool2d(3, 2, 1)
+
+
 def load(path):
     """The network of a safetensors file, in inference mode.
 
@@ -238,7 +252,8 @@ def load(path):
 
     said, weights = facts(path), load_file(path)
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
-    model = ResNet(shapes, said['pool'], said['mean'], said['std'], said['whole_head'], said['head_layer'])
+    names = 'pool', 'mean', 'std', 'whole_head', 'head_layer', 'border'
+    model = ResNet(shapes, **{name: said[name] for name in names})
     model.load_state_dict(weights)
     return model.eval()
 
@@ -263,6 +278,7 @@ def adapt(model, path):
         model.conv1, model.maxpool = conv(3, width, 3), nn.Identity()
     elif said['pool'] == 'same':
         model.maxpool = SameMaxPool2d()
+    model.conv1.padding = tuple(padding + said['border'] for padding in model.conv1.padding)
     first = model.layer1[0]
     if 'layer1.0.downsample.0.weight' in weights and first.downsample is None:
         first.downsample = nn.Sequential(conv(width, width, 1), nn.BatchNorm2d(width))

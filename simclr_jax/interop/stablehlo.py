@@ -10,11 +10,14 @@ from flax import traverse_util
 from jax import export
 from jaxlib.mlir.dialects import stablehlo
 
+from simclr_jax.config import ConfigError
 from simclr_jax.interop.exported import Exported
 from simclr_jax.interop.extras import needs_extra
 
 FILE = 'model.stablehlo'
 PLATFORMS = ('cpu', 'cuda', 'tpu')
+# Bytes of weights, with room for the program.
+_MOST = 2**31 - 2**27
 
 
 def write(network: Exported, directory: epath.Path) -> None:
@@ -27,10 +30,18 @@ def write(network: Exported, directory: epath.Path) -> None:
         directory: Existing directory.
 
     Raises:
-        ConfigError: The package flatbuffers is not installed.
+        ConfigError: The package flatbuffers is not installed, or the network is too large.
     """
     with needs_extra('flatbuffers'):
         import flatbuffers  # noqa: F401
+    weights = sum(array.nbytes for array in network.variables.values())
+    if weights > _MOST:
+        raise ConfigError(
+            [
+                f'--format=stablehlo: the network has {weights / 2**30:.1f} GiB of weights, and such a file holds at '
+                'most 2 GiB with the program; choose --format=safetensors, onnx or saved_model'
+            ]
+        )
     size = network.image_size
     variables = traverse_util.unflatten_dict(network.variables)
     images = jax.ShapeDtypeStruct((*export.symbolic_shape('n'), size, size, 3), np.float32)

@@ -38,11 +38,17 @@ def find_checkpoint(source: str) -> str | None:
         return prefix
     if not tf.io.gfile.isdir(source):
         return None
-    listed = sorted(name for name in tf.io.gfile.listdir(source) if name.endswith('.index'))
+    listed = sorted((name for name in tf.io.gfile.listdir(source) if name.endswith('.index')), key=_step)
     latest = tf.train.latest_checkpoint(source)
     if latest or not listed:
         return latest
     return os.path.join(source, listed[-1].removesuffix('.index'))
+
+
+def _step(name: str) -> tuple[int, str]:
+    """Sorts files of checkpoints by their step."""
+    found = re.search(r'-(\d{1,15})\.index$', name)
+    return int(found[1]) if found else -1, name
 
 
 def read_tf1(prefix: str, weights: str) -> Imported:
@@ -131,7 +137,7 @@ def _names(prefix: str, shapes: Mapping[str, Shape], part: str) -> tuple[ConfigD
         head |= {'head.out_dim': of_heads[kernels[-1]][-1]}
     if len(kernels) > 1:
         head |= {'head.hidden_dim': of_heads[kernels[0]][-1]}
-    num_classes = of_heads.get(f'{PROBE}/kernel', (0,))[-1]
+    num_classes = (of_heads.get(f'{PROBE}/kernel') or (0,))[-1]
     config = with_values(config, {**head, 'probe': num_classes > 0})
     names = head_names(kind, len(kernels), part) | (probe_names() if num_classes else {})
     expected = shapes_of(config, num_classes)

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from simclr_jax.config import ConfigError
 from simclr_jax.config.storage import first_line
+from simclr_jax.interop.graph import NAMES
 from simclr_jax.interop.imported import Imported
 from simclr_jax.interop.tf1 import of_reference
 from simclr_jax.interop.tf1_names import BASE, PROBE, head_prefix, numbered
@@ -26,8 +27,6 @@ _ENCODER = (
     *('conv2d', 'bn', 'se_layer', 'se_reduce', 'se_expand'),
 )
 _LAYER = ('kernel', 'bias', 'gamma', 'beta', 'moving_mean', 'moving_variance')
-# Name in the reference's dictionary -> ours.
-_OUTPUTS = {'final_avg_pool': 'representation', 'proj_head_output': 'projection', 'logits_sup': 'logits'}
 
 
 def is_saved_model(source: str) -> bool:
@@ -54,9 +53,12 @@ def read_tf2(source: str) -> Imported:
     model = getattr(loaded, 'model', None)
     if not hasattr(model, 'resnet_model'):
         raise ConfigError([f'{source}: not of SimCLR, whose SavedModels have the object model.resnet_model'])
-    arrays = dict(_variables(model))
+    try:
+        arrays = dict(_variables(model))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError([f'{source}: its objects are not those of SimCLR: {first_line(error)}']) from error
     found = of_reference(source, {name: array.shape for name, array in arrays.items()}, arrays.__getitem__)
-    return dataclasses.replace(found, compute=_function(loaded), notes=()) if callable(loaded) else found
+    return dataclasses.replace(found, compute=_function(source, loaded)) if callable(loaded) else found
 
 
 def _variables(model: Any) -> Iterator[tuple[str, np.ndarray]]:
@@ -100,12 +102,19 @@ def _values(name: str, layer: Any) -> Iterator[tuple[str, np.ndarray]]:
             yield f'{name}/{variable}', np.asarray(values)
 
 
-def _function(loaded: Any) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+def _function(source: str, loaded: Any) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """The SavedModel's own function of images [N, H, W, 3], computed in float32."""
 
     def compute(images: np.ndarray) -> dict[str, np.ndarray]:
-        with tf.device('CPU'):
-            found = loaded(tf.constant(images, tf.float32), trainable=False)
-        return {ours: found[theirs].numpy() for theirs, ours in _OUTPUTS.items() if theirs in found}
+        try:
+            with tf.device('CPU'):
+                found = loaded(tf.constant(images, tf.float32), trainable=False)
+            outputs = {ours: found[theirs].numpy() for ours, theirs in NAMES.items() if theirs in found}
+        # TensorFlow raises whatever does not fit the saved functions.
+        except Exception as error:
+            raise ConfigError([f'{source}: it cannot be called as those of SimCLR: {first_line(error)}']) from error
+        if 'representation' not in outputs:
+            raise ConfigError([f'{source}: its call does not return {NAMES["representation"]}, as those of SimCLR do'])
+        return outputs
 
     return compute

@@ -69,9 +69,20 @@ def _read_safetensors(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str
         facts = json.loads(header.get('__metadata__', {}).get(FACTS, '{}'))
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
         raise ConfigError([f'{path}: no readable safetensors file: {first_line(error)}']) from error
-    if facts and not (isinstance(facts, dict) and {'image_size', 'mean', 'std', 'pool'} <= facts.keys()):
+    if facts and not _are_facts(facts):
         raise ConfigError([f'{path}: its entry {FACTS} is no description of a network; write the file again'])
     return arrays, facts
+
+
+def _are_facts(facts: Any) -> bool:
+    """Whether these are facts as `torch_out.facts_of` gives them. The configuration checks their values."""
+    kinds: dict[str, type | tuple[type, ...]] = {
+        **dict.fromkeys(('depth', 'image_size', 'border', 'step', 'head_layer'), int),
+        **dict.fromkeys(('mean', 'std'), list),
+        **dict.fromkeys(('sk_ratio', 'se_ratio'), (int, float)),
+        **{'pool': str, 'whole_head': bool},
+    }
+    return isinstance(facts, dict) and all(isinstance(facts.get(name), kind) for name, kind in kinds.items())
 
 
 def _read_pickle(path: epath.Path) -> dict[str, np.ndarray]:
@@ -81,6 +92,11 @@ def _read_pickle(path: epath.Path) -> dict[str, np.ndarray]:
     with path.open('rb') as file:
         try:
             content = torch.load(file, map_location='cpu', weights_only=True)
+            return {
+                '.'.join(keys): _as_array(value)
+                for keys, value in _leaves(content, ())
+                if isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_complex()
+            }
         # The reader raises whatever its parsers meet: errors of pickle, zip, tar and PyTorch itself.
         except Exception as error:
             raise ConfigError(
@@ -89,11 +105,11 @@ def _read_pickle(path: epath.Path) -> dict[str, np.ndarray]:
                     'alone (torch.save(model.state_dict(), ...)), best as .safetensors'
                 ]
             ) from error
-    return {
-        '.'.join(keys): value.to(torch.float32).numpy() if value.is_floating_point() else value.numpy()
-        for keys, value in _leaves(content, ())
-        if isinstance(value, torch.Tensor) and not value.is_complex()
-    }
+
+
+def _as_array(value: Any) -> np.ndarray:
+    value = value.detach()
+    return (value.float() if value.is_floating_point() else value).numpy()
 
 
 def _leaves(content: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:

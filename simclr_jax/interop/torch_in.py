@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax.build import make_encoder
-from simclr_jax.config import ConfigError, with_values
+from simclr_jax.config import ConfigError, check, with_values
 from simclr_jax.interop.architecture import Path, differences, find_encoder, shapes_of, shortened
 from simclr_jax.interop.imported import Imported
 from simclr_jax.interop.torch_files import read_state_dict
@@ -20,7 +20,6 @@ from simclr_jax.interop.torch_names import (
     numbered_layers,
     probe_names,
     torch_shape,
-    with_identity_shortcut,
 )
 from simclr_jax.interop.torch_network import Network
 
@@ -31,7 +30,9 @@ _PROJECTS = re.compile(r'(encoder_[qk]|base_encoder|momentum_encoder)\.$')
 _OF_ENCODER = re.compile(r'(conv1|bn1|layer\d+)\.')
 
 
-def read_torch(source: str, *, weights: str, normalize: tuple | None, pool: str) -> Imported:
+def read_torch(
+    source: str, *, weights: str, normalize: tuple | None, pool: str, stem_padding: int | None = None
+) -> Imported:
     """Reads the state dict of a ResNet.
 
     Args:
@@ -40,6 +41,7 @@ def read_torch(source: str, *, weights: str, normalize: tuple | None, pool: str)
         normalize: (mean, std) that the images of the training were normalised with, see `convert.NORMALIZATIONS`. None:
             what the file says.
         pool: Padding of the max pooling, 'symmetric' or 'same'. '': what the file says, otherwise 'symmetric'.
+        stem_padding: Padding of a first convolution of 3x3, 1 or 2. None: what the file says.
 
     Raises:
         ConfigError: The file cannot be read, holds no ResNet or several, or does not fit. The message lists what does
@@ -50,28 +52,28 @@ def read_torch(source: str, *, weights: str, normalize: tuple | None, pool: str)
     own, others = _of_encoder(arrays, prefix)
     for name in _partial_heads(own, facts):
         others[name] = own.pop(name)
-    mean, std, pool = _inputs(source, facts, normalize, pool)
-    whole = with_identity_shortcut(own)
-    encoder = {name: from_torch(array) for name, array in whole.items() if _OF_ENCODER.match(name)}
-    config = find_encoder({name: array.shape for name, array in encoder.items()}, encoder_names, source, torch_shape)
-    # The stem of small images has no pooling.
-    pool = pool if config.model.stem == 'imagenet' else 'same'
-    config = with_values(config, {'model.pool': pool, 'model.mean': mean, 'model.std': std})
-    if facts:
-        config = with_values(config, {'data.image_size': facts['image_size']})
-    config, num_classes, names = _heads(source, config, whole, is_projection=bool(_PROJECTS.search(prefix)))
+    encoder = {name: from_torch(array) for name, array in own.items() if _OF_ENCODER.match(name)}
+    ratios = {f'model.{name}': facts[name] for name in ('sk_ratio', 'se_ratio') if facts.get(name)}
+    shapes = {name: array.shape for name, array in encoder.items()}
+    config = find_encoder(shapes, encoder_names, source, torch_shape, ratios)
+    inputs = _inputs(source, facts, config, normalize, pool, stem_padding)
+    size = {'data.image_size': facts['image_size']} if facts else {}
+    config = with_values(config, {f'model.{name}': value for name, value in inputs.items()} | size)
+    if problems := check(config):
+        raise ConfigError([f'{source}: it describes a network that cannot be:', *problems])
+    config, num_classes, names = _heads(source, config, own, is_projection=bool(_PROJECTS.search(prefix)))
     names |= encoder_names(make_encoder(config))
-    _check_kinds(source, {name: whole[name] for name in names})
+    _check_kinds(source, {name: own[name] for name in names})
     left_out = {**others, **{name: array for name, array in own.items() if name not in names}}
     kept = {name: array for name, array in own.items() if name in names or name.startswith('head.')}
     return Imported(
         config=config,
         num_classes=num_classes,
-        variables={path: from_torch(whole[name]) for name, path in names.items()},
-        step=int(facts.get('step', 0)),
+        variables={path: from_torch(own[name]) for name, path in names.items()},
+        step=max(facts.get('step', 0), 0),
         origin=source + (f', {prefix.removesuffix(".")}' if prefix else ''),
-        compute=Network(kept, {'pool': pool, 'mean': mean, 'std': std, 'whole_head': True}),
-        computed_by='NumPy',
+        compute=Network(kept, {**inputs, 'whole_head': True}),
+        computed_by="NumPy, with torchvision's strides and paddings",
         notes=tuple(_notes(left_out)),
     )
 
@@ -115,7 +117,7 @@ def _choose(source: str, arrays: Mapping[str, np.ndarray], weights: str) -> str:
 
 def _of_encoder(arrays: Mapping[str, np.ndarray], prefix: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The arrays of the chosen network by torchvision's names, and all others by their own names."""
-    layers = _layers_below(arrays, prefix)
+    layers, beside = _layers_below(arrays, prefix), re.sub(r'[^.]*\.$', '', prefix)
     own, others = {}, {}
     for name, array in arrays.items():
         first, _, rest = name.removeprefix(prefix).partition('.')
@@ -124,8 +126,8 @@ def _of_encoder(arrays: Mapping[str, np.ndarray], prefix: str) -> tuple[dict[str
         if name.startswith(prefix) and first in layers:
             own[f'{layers[first]}.{rest}'.replace('.shortcut.', '.downsample.')] = array
         # The linear classifier of solo-learn lies beside the encoder.
-        elif prefix and name in ('classifier.weight', 'classifier.bias'):
-            own[name.replace('classifier', 'fc')] = array
+        elif prefix and name in (f'{beside}classifier.weight', f'{beside}classifier.bias'):
+            own[f'fc.{name.rpartition(".")[2]}'] = array
         else:
             others[name] = array
     return own, others
@@ -138,10 +140,17 @@ def _partial_heads(own: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> l
     return [name for name in own if name.startswith(starts)]
 
 
-def _inputs(source: str, facts: Mapping[str, Any], normalize: tuple | None, pool: str) -> tuple[tuple, tuple, str]:
-    """(mean, std, pool) of a network."""
-    said = (tuple(facts['mean']), tuple(facts['std'])) if facts else None
-    if said is None and normalize is None:
+def _inputs(
+    source: str,
+    facts: Mapping[str, Any],
+    config: ConfigDict,
+    normalize: tuple | None,
+    pool: str,
+    stem_padding: int | None,
+) -> dict[str, Any]:
+    """The fields mean, std, pool and border of a network's model, which its arrays do not tell."""
+    is_small = config.model.stem == 'cifar'
+    if not facts and normalize is None:
         raise ConfigError(
             [
                 f'{source} does not say how its images were normalised; choose --normalize=imagenet (mean and '
@@ -149,8 +158,21 @@ def _inputs(source: str, facts: Mapping[str, Any], normalize: tuple | None, pool
                 '--normalize=none (values in [0, 1], as in SimCLR), or six numbers: three means and three deviations'
             ]
         )
-    mean, std = normalize if normalize is not None else said or ((), ())
-    return mean, std, pool or facts.get('pool', 'symmetric')
+    if is_small and not facts and stem_padding is None:
+        raise ConfigError(
+            [
+                f'{source} begins with a 3x3 convolution, and does not say its padding; choose --stem-padding=2 for '
+                'networks of solo-learn, or --stem-padding=1 for those of lightly and most other programs'
+            ]
+        )
+    wrong = '--pool' if is_small and pool else '--stem-padding' if not is_small and stem_padding else ''
+    if wrong:
+        what = 'a 3x3 convolution, and has no max pooling' if is_small else 'a 7x7 convolution'
+        raise ConfigError([f'{wrong}: {source} begins with {what}; leave {wrong} out'])
+    mean, std = normalize if normalize is not None else (tuple(facts['mean']), tuple(facts['std']))
+    pool = 'same' if is_small else pool or facts.get('pool', 'symmetric')
+    border = stem_padding - 1 if stem_padding else facts.get('border', 0)
+    return {'mean': mean, 'std': std, 'pool': pool, 'border': border}
 
 
 def _heads(
@@ -159,16 +181,16 @@ def _heads(
     """The configuration with the heads, the classes of the probe, and the names and paths of their variables."""
     width = make_encoder(config).feature_width
     fc = arrays.get('fc.weight')
-    has_probe = not is_projection and fc is not None and 'fc.bias' in arrays and fc.shape[1:] == (width,)
+    has_probe = not is_projection and fc is not None and 'fc.bias' in arrays and np.shape(fc)[1:] == (width,)
     num_classes = len(fc) if has_probe and fc is not None else 0
-    found = (name for name in arrays if re.match(r'head\.dense\d+\.weight$', name))
+    found = (name for name in arrays if re.match(r'head\.dense\d{1,4}\.weight$', name))
     kernels = sorted(found, key=lambda name: (len(name), name))
     fields: dict[str, Any] = {'head.kind': 'none', 'probe': num_classes > 0}
     if kernels:
-        fields |= {'head.layers': len(kernels), 'head.out_dim': len(arrays[kernels[-1]])}
+        fields |= {'head.layers': len(kernels), 'head.out_dim': _rows(arrays[kernels[-1]])}
         fields |= {'head.kind': 'nonlinear' if len(kernels) > 1 else 'linear'}
     if len(kernels) > 1:
-        fields |= {'head.hidden_dim': len(arrays[kernels[0]])}
+        fields |= {'head.hidden_dim': _rows(arrays[kernels[0]])}
     config = with_values(config, fields)
     names = head_names(len(kernels), is_whole=True) | (probe_names() if num_classes else {})
     expected = {name: shapes_of(config, num_classes)[path] for name, path in names.items()}
@@ -182,6 +204,11 @@ def _heads(
     if problems:
         raise ConfigError([f'{source}: its heads are none of those that there are:', *shortened(problems)])
     return config, num_classes, names
+
+
+def _rows(array: np.ndarray) -> int:
+    """Rows of a matrix, at least 1. What is no matrix is found by its shape later."""
+    return max(1, *array.shape[:1]) if array.ndim else 1
 
 
 def _check_kinds(source: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -198,4 +225,4 @@ def _notes(left_out: Mapping[str, np.ndarray]) -> list[str]:
     if not unknown:
         return []
     lines = [f'  {name}: {list(array.shape)}' for name, array in sorted(unknown.items())]
-    return ['Left out, because our networks have no such layers:', *shortened(lines)]
+    return ['Left out:', *shortened(lines)]

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from simclr_jax.interop.architecture import Path, Shape, encoder_layers
-from simclr_jax.models.batch_norm import BATCH_NORM_EPSILON
 from simclr_jax.models.resnet import ResNet
 
 _NORM = {
@@ -86,13 +85,13 @@ def _norm_names(name: str, path: Path) -> dict[str, Path]:
 def to_torch(array: np.ndarray) -> np.ndarray:
     """A variable in PyTorch's layout: kernels HWIO -> OIHW, dense weights [in, out] -> [out, in]."""
     order = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim)
-    return np.ascontiguousarray(array.transpose(order) if order else array)
+    return np.ascontiguousarray(array.transpose(order)) if order else array
 
 
 def from_torch(array: np.ndarray) -> np.ndarray:
     """A variable in our layout: kernels OIHW -> HWIO, dense weights [out, in] -> [in, out]."""
     order = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim)
-    return np.ascontiguousarray(array.transpose(order) if order else array)
+    return np.ascontiguousarray(array.transpose(order)) if order else array
 
 
 def torch_shape(shape: Shape) -> Shape:
@@ -119,30 +118,6 @@ def state_dict(variables: Mapping[Path, np.ndarray], names: Mapping[str, Path]) 
     return found
 
 
-def with_identity_shortcut(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Adds the shortcut that our first block of ResNet-18 and 34 has, and torchvision's and timm's has not.
-
-    Its convolution and norm are the identity.
-
-    Args:
-        arrays: State dict of an encoder in PyTorch's layout.
-
-    Returns:
-        The same with `layer1.0.downsample`, where it was missing.
-    """
-    found = dict(arrays)
-    first = found.get('layer1.0.conv1.weight')
-    is_basic = 'layer1.0.conv2.weight' in found and 'layer1.0.conv3.weight' not in found
-    if first is None or first.ndim != 4 or not is_basic or any('layer1.0.downsample' in name for name in found):
-        return found
-    channels = first.shape[1]
-    place = 'layer1.0.downsample'
-    found[f'{place}.0.weight'] = np.eye(channels, dtype=np.float32)[:, :, None, None]
-    # The variance and the norm's epsilon add up to 1.
-    values = {'weight': 1.0, 'bias': 0.0, 'running_mean': 0.0, 'running_var': 1.0 - BATCH_NORM_EPSILON}
-    return found | {f'{place}.1.{name}': np.full(channels, value, np.float32) for name, value in values.items()}
-
-
 def numbered_layers(names: Mapping[str, object]) -> dict[str, str]:
     """Names of the layers of a ResNet whose children are numbered (`nn.Sequential`), such as lightly's backbones.
 
@@ -152,7 +127,7 @@ def numbered_layers(names: Mapping[str, object]) -> dict[str, str]:
     Returns:
         Number -> 'conv1', 'bn1', 'layer1', ... Empty if these are no numbered layers of a ResNet.
     """
-    stages = sorted({int(found[1]) for name in names if (found := re.match(r'(\d+)\.0\.conv1\.weight$', name))})
+    stages = sorted({int(found[1]) for name in names if (found := re.match(r'(\d{1,4})\.0\.conv1\.weight$', name))})
     if not stages or '0.weight' not in names:
         return {}
     return {'0': 'conv1', '1': 'bn1'} | {str(place): f'layer{number}' for number, place in enumerate(stages, start=1)}

@@ -58,6 +58,8 @@ class Network:
         return outputs
 
     def _stem(self, x: np.ndarray) -> np.ndarray:
+        border = self._facts.get('border', 0)
+        x = np.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
         if 'conv1.0.weight' in self._variables:
             x = self._conv_norm(x, 'conv1.0', 'conv1.1', 2)
             x = self._conv_norm(x, 'conv1.3', 'conv1.4')

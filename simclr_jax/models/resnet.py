@@ -17,6 +17,8 @@ from simclr_jax.models.layers import Conv, conv_bn, relu
 from simclr_jax.ops.precision import at_least_float32
 
 STEMS = ('cifar', 'imagenet')
+# Shortcuts of the first block of stage 1.
+SHORTCUTS = ('projection', 'identity')
 # Paddings of the stem's max pooling, for the rows and the columns: before and after. TensorFlow's SAME depends on the
 # parity of the map.
 POOLS = {'same': 'SAME', 'symmetric': ((1, 1), (1, 1))}
@@ -242,6 +244,7 @@ class Stage(nn.Module):
             first block.
         remat: Whether the backward pass recomputes the activations of each block from the block's input.
         dilations: Dilation of the first block's first 3x3 convolution, and of all others.
+        project: Whether the shortcut of the first block is a convolution.
     """
 
     blocks: int
@@ -254,6 +257,7 @@ class Stage(nn.Module):
     norm: Any = BatchNorm
     remat: bool = False
     dilations: tuple[int, int] = (1, 1)
+    project: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -265,7 +269,7 @@ class Stage(nn.Module):
                 filters=self.filters,
                 strides=self.strides if index == 0 else 1,
                 bottleneck=self.bottleneck,
-                project=index == 0,
+                project=self.project and index == 0,
                 sk_ratio=self.sk_ratio,
                 se_ratio=self.se_ratio,
                 dtype=self.dtype,
@@ -299,6 +303,9 @@ class ResNet(nn.Module):
             The two differ where the map has an even side.
         mean: Mean of each channel that is subtracted from the images. Empty: none, as in SimCLR.
         std: Number that each channel is divided by after that. Empty like `mean`.
+        border: Pixels of zeros around the normalised images. solo-learn's networks for small images have 1.
+        first_shortcut: Shortcut of the first block of stage 1 in depths below 50: a 'projection' as in SimCLR, or the
+            'identity' as in torchvision and timm.
 
     Raises:
         ValueError: An attribute is outside of these values, or the input is not floating-point [N, H, W, C].
@@ -327,6 +334,8 @@ class ResNet(nn.Module):
     pool: str = 'same'
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    border: int = 0
+    first_shortcut: str = 'projection'
 
     def __post_init__(self):
         super().__post_init__()
@@ -336,6 +345,8 @@ class ResNet(nn.Module):
             raise ValueError(f"stem='{self.stem}' is unknown; choose one of {STEMS}")
         if self.pool not in POOLS:
             raise ValueError(f"pool='{self.pool}' is unknown; choose one of {tuple(POOLS)}")
+        if self.first_shortcut not in SHORTCUTS:
+            raise ValueError(f"first_shortcut='{self.first_shortcut}' is unknown; choose one of {SHORTCUTS}")
         if len(self.mean) != len(self.std):
             raise ValueError(f'mean={self.mean}, std={self.std}: set both or neither, each with a number per channel')
         if self.width <= 0:
@@ -355,6 +366,11 @@ class ResNet(nn.Module):
     def bottleneck(self) -> bool:
         """Whether the blocks are bottlenecks."""
         return self.depth >= 50
+
+    @property
+    def projects_first(self) -> bool:
+        """Whether the shortcut of the first block of stage 1 is a convolution."""
+        return self.bottleneck or self.first_shortcut == 'projection'
 
     @property
     def feature_width(self) -> int:
@@ -417,6 +433,8 @@ class ResNet(nn.Module):
         _check_images(x)
         if self.mean:
             x = (x - jnp.asarray(self.mean, x.dtype)) / jnp.asarray(self.std, x.dtype)
+        if self.border:
+            x = jnp.pad(x, ((0, 0), (self.border, self.border), (self.border, self.border), (0, 0)))
         frozen = frozen_parts(train_after_block)
         norm = functools.partial(BatchNorm, momentum=self.batch_norm_momentum)
         kind = 'resnet_d' if self.sk_ratio > 0 and self.stem == 'imagenet' else self.stem
@@ -442,6 +460,7 @@ class ResNet(nn.Module):
                 norm=norm,
                 remat=index + 1 in self.remat,
                 dilations=dilations,
+                project=index > 0 or self.projects_first,
                 name=name,
             )
             x = stage(x, train=train and name not in frozen)

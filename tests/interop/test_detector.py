@@ -67,7 +67,7 @@ def test_ten_drawn_images(recipe, tmp_path):
         np.testing.assert_array_equal(values.numpy(), weights[name])
     examples = [drawn(seed) for seed in range(IMAGES)]
     halves = [tuple(map(list, zip(*examples[start : start + 5], strict=True))) for start in (0, 5)]
-    recipe.train(model, itertools.cycle(halves), steps=150, learning_rate=0.003, warmup=20)
+    recipe.train(model, itertools.cycle(halves), steps=150, learning_rate=0.003, milestones=(110, 140), warmup=20)
     with torch.no_grad():
         found = model([image for image, _ in examples])
     right = 0

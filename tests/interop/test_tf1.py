@@ -16,7 +16,7 @@ from simclr_jax import sharding
 from simclr_jax.build import make_model
 from simclr_jax.cli.main import main
 from simclr_jax.interop.architecture import encoder_layers
-from simclr_jax.interop.tf1 import read_tf1
+from simclr_jax.interop.tf1 import find_checkpoint, read_tf1
 from simclr_jax.interop.tf1_names import encoder_names, head_names, probe_names
 from simclr_jax.interop.tf1_network import Network
 from simclr_jax.models.classifier import Classifier
@@ -240,6 +240,16 @@ def test_a_step_of_fine_tuning_is_that_of_tensorflow(arrays, prefix, tmp_path):
         name = names['params', *path]
         close(values, arrays[name] - 10 * gradients[name].numpy())
         assert gradients[name].numpy().any()
+
+
+def test_prefixes_may_end_as_files_of_pytorch(arrays, tmp_path):
+    """model.ckpt is the default of TensorFlow. Of several checkpoints the one of the latest step is taken."""
+    for name in ('model.ckpt', 'model.ckpt-9', 'model.ckpt-10'):
+        write(tmp_path, arrays)
+        for path in list(tmp_path.glob(f'model.ckpt-{STEP}.*')):
+            path.rename(tmp_path / path.name.replace(f'model.ckpt-{STEP}', name))
+    assert find_checkpoint(str(tmp_path)) == str(tmp_path / 'model.ckpt-10')
+    assert main(['convert', str(tmp_path / 'model.ckpt'), f'--out={tmp_path}/run']) == 0
 
 
 @pytest.mark.parametrize('ending', ['.index', '.data-00000-of-00001', '/..'])

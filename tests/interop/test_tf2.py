@@ -144,6 +144,40 @@ def test_its_own_call_is_what_is_compared(tmp_path, capsys):
     assert not (tmp_path / 'run').exists()
 
 
+class Nameless(Model):
+    """A SavedModel whose call returns something else."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3]), tf.TensorSpec([], tf.bool)])
+    def __call__(self, images, trainable):
+        del trainable
+        return {'features': images}
+
+
+class Other(Model):
+    """A SavedModel whose call takes something else."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 5])])
+    def __call__(self, rows):
+        return {'final_avg_pool': rows}
+
+
+@pytest.mark.parametrize(
+    'kind, message', [(Nameless, 'does not return final_avg_pool'), (Other, 'cannot be called as those of SimCLR')]
+)
+def test_a_call_that_is_not_the_references(tmp_path, capsys, kind, message):
+    source = save(tmp_path / 'small', small_variables(), kind())
+    assert main(['convert', source, f'--out={tmp_path}/run']) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_objects_that_are_not_the_references(tmp_path, capsys):
+    missing = '_projection_head/linear_layers/0/dense/kernel'
+    variables = {name: values for name, values in small_variables().items() if name != missing}
+    source = save(tmp_path / 'small', variables)
+    assert main(['convert', source, f'--out={tmp_path}/run']) == 2
+    assert 'its objects are not those of SimCLR' in capsys.readouterr().err
+
+
 def test_what_is_no_savedmodel_of_simclr(saved, tmp_path, capsys):
     tf.saved_model.save(Model(), str(tmp_path / 'other'))
     damaged = tmp_path / 'damaged'

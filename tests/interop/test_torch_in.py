@@ -39,7 +39,7 @@ READ = {'weights': '', 'normalize': NONE, 'pool': ''}
 
 def save(path, arrays, metadata=None):
     """A safetensors file. Returns its path."""
-    path.write_bytes(safetensors.numpy.save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, metadata))
+    path.write_bytes(safetensors.numpy.save({name: np.array(a, order='C') for name, a in arrays.items()}, metadata))
     return str(path)
 
 
@@ -109,7 +109,7 @@ SOURCES = {
         {name.replace('downsample', 'shortcut'): array for name, array in without_classifier(arrays).items()},
         0,
     ),
-    'solo-learn': lambda arrays: (renamed(arrays, 'state_dict.backbone.', fc='classifier.'), 5),
+    'solo-learn': lambda arrays: (renamed(arrays, 'state_dict.backbone.', fc='state_dict.classifier.'), 5),
     'VISSL': lambda arrays: (
         renamed(without_classifier(arrays), 'classy_state_dict.base_model.model.trunk._feature_blocks.'),
         0,
@@ -160,13 +160,36 @@ def test_an_average_is_chosen(arrays, tmp_path):
         read_torch(save(tmp_path / 'one.safetensors', arrays), **{**READ, 'weights': 'ema'})
 
 
-def test_a_missing_shortcut_is_the_identity(network, arrays, tmp_path):
+def test_a_missing_shortcut_is_the_identity(tmp_path):
     """As in torchvision's and timm's ResNet-18 and 34."""
-    stock = {name: array for name, array in arrays.items() if 'layer1.0.downsample' not in name}
+    network = random_network(TINY | {'model.first_shortcut': 'identity'})
+    stock = torch_state_dict(network, head=False)
+    assert not any('layer1.0.downsample' in name for name in stock)
     found = read_torch(save(tmp_path / 'weights.safetensors', stock), **READ)
+    assert found.config.model.first_shortcut == 'identity'
+    assert found.variables.keys() == {path for path in network.variables if path[1] != 'head'}
     assert max(found.check().values()) < 1e-5
-    images = images_by_rule(2, 64, 64)
-    assert share(outputs_of(as_network(found), images)['logits'], outputs_of(network, images)['logits']) > 1e-3
+
+
+def test_the_padding_of_a_small_stem_is_asked_for(tmp_path, capsys):
+    """solo-learn's first convolution of 3x3 has padding 2."""
+    network = random_network(SMALL)
+    source = save(tmp_path / 'weights.safetensors', torch_state_dict(network, head=False))
+    with pytest.raises(ConfigError, match=r'choose --stem-padding=2 for networks of solo-learn'):
+        read_torch(source, **READ)
+    found = read_torch(source, **READ, stem_padding=2)
+    assert found.config.model.border == 1
+    assert max(found.check().values()) < 1e-5
+    images = images_by_rule(2, 32, 32)
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    ours = outputs_of(as_network(found), images)['logits']
+    assert share(ours, outputs_of(network, padded)['logits']) < 1e-5
+    assert share(ours, outputs_of(network, images)['logits']) > 1e-3
+    for option in ({'pool': 'same'}, {'stem_padding': 2}):
+        other = random_network(SMALL if 'pool' in option else TINY)
+        path = save(tmp_path / 'other.safetensors', torch_state_dict(other, head=False))
+        with pytest.raises(ConfigError, match=r'leave --(pool|stem-padding) out'):
+            read_torch(path, **{**READ, 'stem_padding': 1 if 'pool' in option else None, **option})
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'float64'])
@@ -198,7 +221,7 @@ def test_the_normalisation_is_part_of_the_network(network, arrays, tmp_path, cap
 def test_a_run_that_starts_from_it_normalises_too(tmp_path, capsys):
     arrays = torch_state_dict(random_network(SMALL), head=False)
     source = save(tmp_path / 'weights.safetensors', arrays)
-    assert main(['convert', source, f'--out={tmp_path}/start', '--normalize=imagenet']) == 0
+    assert main(['convert', source, f'--out={tmp_path}/start', '--normalize=imagenet', '--stem-padding=1']) == 0
     train = ['train', *DIGITS_HERE, f'--workdir={tmp_path}/run', f'--config.init_from={tmp_path}/start']
     assert main([*train, '--config.data.feed=resident']) == 2
     told = ' '.join(capsys.readouterr().err.split())
@@ -212,14 +235,18 @@ STOCK = {'model.depth': 18, 'data.image_size': 64, 'head.kind': 'none', 'head.la
 
 @pytest.mark.parametrize(
     'fields, library',
-    [(SMALL, ''), (TINY | {'model.se_ratio': 0.25, 'model.pool': 'symmetric'}, ''), (STOCK, 'torchvision')],
+    [
+        (SMALL | {'model.border': 1}, ''),
+        (TINY | {'model.first_shortcut': 'identity', 'model.se_ratio': 0.5, 'model.pool': 'symmetric'}, ''),
+        (STOCK, 'torchvision'),
+    ],
 )
 def test_a_round_trip_gives_the_same_bits(tmp_path, fields, library):
     network = random_network(fields | {'model.mean': (0.1, 0.2, 0.3), 'model.std': (1.0, 2.0, 3.0)})
     torch_out.write(network, epath.Path(tmp_path), library)
     found = read_torch(str(tmp_path / torch_out.FILE), weights='', normalize=None, pool='')
     assert_same_bits(found.variables, network.variables)
-    for name in ('depth', 'width', 'mean', 'std', 'pool', 'se_ratio'):
+    for name in ('depth', 'width', 'mean', 'std', 'pool', 'se_ratio', 'border', 'first_shortcut'):
         assert found.config.model[name] == network.config.model[name], name
     assert found.config.head.kind == network.config.head.kind
     assert (found.step, found.config.data.image_size) == (network.step, network.image_size)
@@ -232,8 +259,43 @@ WRONG = {
     'an odd head': ({'head.dense1.weight': np.zeros((4, 3), np.float32)}, r'head.dense1.weight: \[4, 3\], \[4, 16\]'),
     'quantised': ({'layer1.0.conv1.weight': np.ones((8, 8, 3, 3), np.int8)}, r'layer1.0.conv1.weight: int8'),
     'no network': ({'layer1.0.conv1.weight': None}, 'it holds no ResNet with the names of torchvision'),
+    'a number where a head is': ({'head.dense1.weight': np.float32(1)}, r'head.dense1.weight: \[\]'),
     'not finite': ({'conv1.weight': np.full((8, 3, 7, 7), np.nan, np.float32)}, 'not finite'),
 }
+
+
+@pytest.mark.parametrize('name', ['fc.weight', 'fc.bias'])
+def test_one_number_that_is_not_finite_is_found(arrays, tmp_path, capsys, name):
+    broken = {**arrays, name: arrays[name].copy()}
+    broken[name].flat[0] = np.nan
+    source = save(tmp_path / 'weights.safetensors', broken)
+    assert main(['convert', source, f'--out={tmp_path}/run', '--normalize=none']) == 1
+    assert 'logits is not finite' in capsys.readouterr().out
+    assert not (tmp_path / 'run').exists()
+
+
+FACTS = {
+    'mean': None,
+    'std': [0.0, 0.0, 0.0],
+    'image_size': -5,
+    'step': 'x',
+    'pool': 'odd',
+    'border': 0.5,
+    'sk_ratio': [],
+}
+
+
+@pytest.mark.parametrize('name', FACTS)
+def test_facts_that_cannot_be(network, tmp_path, capsys, name):
+    torch_out.write(network, epath.Path(tmp_path))
+    path = tmp_path / torch_out.FILE
+    arrays, facts = torch_out.read_state_dict(str(path))
+    wrong = {**facts, 'mean': [0.0] * 3, 'std': [1.0] * 3, name: FACTS[name]}
+    save(path, arrays, {'simclr_jax': json.dumps(wrong)})
+    assert main(['convert', str(path), f'--out={tmp_path}/run']) == 2
+    told = capsys.readouterr().err
+    assert 'no description of a network' in told or f'model.{name}' in told or f'data.{name}' in told
+    assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize('name', WRONG)

@@ -1,7 +1,9 @@
 """torchvision, timm and PyTorch compute what our networks compute, from the files that we export."""
 
+import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 
 pytest.importorskip('torch', reason='PyTorch is not installed, and never required')
 pytest.importorskip('safetensors', reason="needs pip install 'simclr_jax[export]'")
@@ -9,6 +11,7 @@ pytest.importorskip('safetensors', reason="needs pip install 'simclr_jax[export]
 import torch
 from etils import epath
 
+from simclr_jax.build import make_model
 from simclr_jax.cli.main import main
 from simclr_jax.interop import simclr_resnet, torch_out
 from simclr_jax.interop.torch_in import read_torch
@@ -55,6 +58,14 @@ def test_stock_models_with_the_exact_max_pool(tmp_path, library, depth):
     assert share(compute(images)['representation'], outputs_of(network, images)['representation']) < 1e-5
 
 
+def as_trained(network, images):
+    """Logits in training mode."""
+    model = make_model(network.config, network.num_classes)
+    variables = traverse_util.unflatten_dict(network.variables)
+    apply = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=['batch_stats'])[0]['logits'])
+    return jax.device_get(apply(variables, images))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('depth', [18, 50])
 def test_a_stock_model_becomes_ours_and_comes_back(tmp_path, depth):
@@ -65,18 +76,25 @@ def test_a_stock_model_becomes_ours_and_comes_back(tmp_path, depth):
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
             torch.nn.init.normal_(module.running_mean, std=0.1)
+    before = {name: values.clone() for name, values in model.state_dict().items()}
     torch.save({'state_dict': model.state_dict(), 'epoch': 3}, tmp_path / 'model.pth')
     found = read_torch(str(tmp_path / 'model.pth'), weights='', normalize=((), ()), pool='')
     network = random_network({}, config=found.config, variables=found.variables, image_size=224)
     for side in (224, 64, 97):
         images = images_by_rule(2, side, side)
         assert share(outputs_of(network, images)['logits'], logits_of(model, images)) < 1e-5
+    ours = as_trained(network, images)
+    with torch.no_grad():
+        model.train()
+        theirs = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+        model.eval()
+    assert share(ours, theirs) < 1e-3  # batch statistics of two images magnify roundings
     torch_out.write(network, epath.Path(tmp_path), 'torchvision')
     again = read_torch(str(tmp_path / torch_out.FILE), weights='', normalize=None, pool='')
     assert_same_bits(again.variables, found.variables)
-    theirs = {name: values.numpy() for name, values in model.state_dict().items()}
+    state = {name: values.numpy() for name, values in before.items()}
     written = torch_out.read_state_dict(str(tmp_path / torch_out.FILE))[0]
-    for name, values in theirs.items():
+    for name, values in state.items():
         np.testing.assert_array_equal(written[name], values)
 
 
