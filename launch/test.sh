@@ -26,7 +26,7 @@ PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/pyright --project pyproject.toml >"$t
 pyright=$!
 
 status=0
-.venv/bin/python -m pytest --numprocesses=2 --dist=loadfile -m 'not slow and not smoke' "$@" || status=$?
+.venv/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder -m 'not slow and not smoke' "$@" || status=$?
 if ! wait "$pyright"; then
   cat "$types"
   exit 1

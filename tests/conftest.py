@@ -42,6 +42,15 @@ from support.oracles import load_oracle
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
 
+# Folders whose files take longest. They come first, so that all workers end at about the same time.
+LONGEST = ('whole', 'training', 'evaluation', 'interop', 'tasks', 'models')
+
+
+def pytest_collection_modifyitems(items):
+    """Orders the tests by their folders."""
+    items.sort(key=lambda item: item.path.parent.name not in LONGEST)
+
+
 @pytest.fixture(scope='session')
 def oracle():
     """oracle('nt_xent') -> Oracle, see support/oracles.py."""
