@@ -78,6 +78,10 @@ def results(data, tmp_path_factory):
                          f'--config.segmentation.masks={data}/shapes/masks/{{split}}',
                          '--config.segmentation.image_size=16', '--config.segmentation.channels=4'],
         'finetune': ['evaluate', digits, '--protocols=finetune', '--config.finetune.epochs=1'],
+        'export': ['export', digits, '--format=safetensors', f'--out={runs}/out'],
+        'convert': ['convert', f'{runs}/out/model.safetensors', f'--out={runs}/converted'],
+        'saved_model': ['export', digits, '--format=saved_model', f'--out={runs}/x'],
+        'checkpoint': ['convert', str(runs), f'--out={runs}/x'],
     }  # fmt: skip
     script = REPOSITORY / 'tests' / 'support' / 'stand_ins' / 'no_tensorflow.py'
     one_device = os.environ['XLA_FLAGS'].replace('device_count=8', 'device_count=1')
@@ -110,6 +114,11 @@ def test_folders_with_masks_are_segmented(results):
     assert 'segmentation' in {score['protocol'] for score in result['scores']}
 
 
+def test_weights_go_out_and_in(results):
+    assert_ended(results['export'])
+    assert_ended(results['convert'])
+
+
 def test_events_are_written(results):
     events = event_accumulator.EventAccumulator(str(results['runs'] / 'digits' / 'tensorboard'), {'tensors': 0})
     events.Reload()
@@ -137,6 +146,8 @@ def test_folders_and_jpegs_in_arrays_are_trained_on_and_name_what_is_damaged(res
         ('dataset', 'data.source=tfds (data.name=cifar10)'),
         ('host', 'data.feed=host'),
         ('finetune', 'the augmentation by the host'),
+        ('saved_model', '--format=saved_model'),
+        ('checkpoint', "simclr convert of TensorFlow's files"),
     ],
 )
 def test_what_needs_tensorflow_says_so(results, name, subject):
