@@ -10,6 +10,7 @@ from simclr_jax.config import with_values
 from simclr_jax.config.paths import printable
 from simclr_jax.data.feed import open_feed
 from simclr_jax.data.sources import load_examples
+from simclr_jax.data.spec import DataError
 from simclr_jax.evaluation.results import ENCODERS, SHARES, Results, Score, headings
 from simclr_jax.report import figures
 from simclr_jax.training import workdir
@@ -56,13 +57,17 @@ def draw(directory: str, results: Results) -> epath.Path:
 
 
 def _draw_views(axes, directory: str) -> None:
-    """Two views of images of the training split, one above the other."""
+    """Two views of images of the training split, one above the other. Converted encoders have no such images."""
     config = workdir.read_config(directory)
-    feed, views = _first_views(config)
+    axes.axis('off')
+    try:
+        feed, views = _first_views(config)
+    except DataError:
+        axes.set_title('the images of the pretraining are not on this machine')
+        return
     rows = [np.concatenate(views[:, number], axis=1) for number in range(views.shape[1])]
     axes.imshow(np.concatenate(rows[:2], axis=0), interpolation='nearest')
     axes.set_title(f'two views of each image, as the encoder sees them (feed: {feed})')
-    axes.axis('off')
 
 
 def _first_views(config: ConfigDict) -> tuple[str, np.ndarray]:

@@ -117,9 +117,8 @@ def test_released_files_have_two_sets_of_weights(oracle, tmp_path, weights):
         close(ours[ours_name], reference[f'tf1/{weights}/{theirs}'])
     model = make_model(found.config, found.num_classes)
     _, maps = jax.jit(lambda v, x: model.apply(v, x, method='encode', intermediates=True))(found.tree(), images)
-    for part, theirs in zip(
-        maps.values(), ('initial_max_pool', *(f'block_group{n}' for n in range(1, 5))), strict=True
-    ):
+    named = {'initial_max_pool': maps['stem']} | {f'block_group{n}': maps[f'stage{n}'] for n in range(1, 5)}
+    for theirs, part in named.items():
         close(part.mean((1, 2)), reference[f'tf1/{weights}/{theirs}_hwmean'])
         close(part.mean(3), reference[f'tf1/{weights}/{theirs}_cmean'])
     assert max(found.check().values()) < 1e-5
