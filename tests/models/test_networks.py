@@ -252,7 +252,7 @@ def test_initial_kernels():
     assert not params['bias'].any()
 
 
-@pytest.mark.parametrize('size, dilation', [(5, 2), (7, 4), (3, 4)])
+@pytest.mark.parametrize('size, dilation', [(5, 2), (3, 4)])
 def test_dilated_mean_pool_counts_only_pixels_that_exist(size, dilation):
     x = np.random.default_rng(0).standard_normal((1, size, size + 1, 2)).astype(np.float32)
     windows = [[x[0, i : i + dilation + 1 : dilation, j : j + dilation + 1 : dilation] for j in range(size + 1)]
