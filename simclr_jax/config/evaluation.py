@@ -28,6 +28,8 @@ LAYERS = ('h', 'feature1', 'feature2', 'feature3', 'feature4', 'feature5')
 _OPTIMIZERS = ('lars', 'momentum', 'adam')
 _SCALINGS = ('linear', 'sqrt', 'none')
 _BYTE = ('an integer from 0 to 255', lambda value: 0 <= value <= 255)
+# Masks have 8 bits, and one of their numbers means that a pixel has no class.
+_MOST_CLASSES = 255
 _NUMBERS_ABOVE_0 = ('finite numbers > 0', lambda value: all(0 < member < math.inf for member in value))
 _NUMBERS_FROM_0 = ('finite numbers >= 0', lambda value: all(0 <= member < math.inf for member in value))
 
@@ -86,18 +88,33 @@ FIELDS = (
         'folder:PATH or an .npz file.',
         is_path=True,
     ),
-    Field('labels', ('all',), "Label budgets: all, a number per class ('10') or a share of the labels ('1%')."),
+    Field(
+        'labels',
+        ('all',),
+        "Label budgets: all, a number per class ('10') or a share of the labels ('1%'). segmentation: a share of the "
+        'training images.',
+    ),
     Field('baselines', (), f'Features to compare with: {", ".join(BASELINES)}.', of=str),
     Field('seed', 0, 'Seed of the subsets, folds, new classifiers, order of the images and augmentation.', SEED),
     Field('draws', 10, 'Random subsets that results on frozen features are averaged over, for few labels.', COUNT),
-    Field('image_size', 0, 'Height and width of an image in pixels. 0: size of the pretraining.', NATURAL),
+    Field(
+        'image_size',
+        0,
+        'Height and width of an image in pixels. 0: size of the pretraining. Not for segmentation.',
+        NATURAL,
+    ),
     Field(
         'crop_share',
         0.875,
-        'Side of the central crop / shorter side of the image. Up to 32 pixels: no crop.',
+        'Side of the central crop / shorter side of the image. Up to 32 pixels: no crop. Not for segmentation.',
         ('a number in (0, 1]', lambda value: 0 < value <= 1),
     ),
-    Field('batch_size', 0, 'Images per batch of the encoder. 0: batch size of the pretraining.', NATURAL),
+    Field(
+        'batch_size',
+        0,
+        'Images per batch of the encoder. 0: batch size of the pretraining. Not for segmentation.',
+        NATURAL,
+    ),
     Field(
         'validation_share',
         0.2,
@@ -161,8 +178,15 @@ FIELDS = (
         'Epochs after which the learning rate is divided by 10.',
         _NUMBERS_ABOVE_0,
     ),
-    # By training on images with masks. The published recipes decay the learning rate by a polynomial.
-    *_training(SEGMENTATION, steps=20_000, batch_size=16, learning_rate=0.01, scaling='none', weight_decay=5e-4),
+    # By training on images with masks. The published recipes count steps, whatever the number of images, and decay the
+    # learning rate by a polynomial.
+    Field('segmentation.steps', 20_000, 'Optimizer updates.', COUNT),
+    Field('segmentation.epochs', 0.0, 'Passes over the training images. 0: segmentation.steps counts.', AMOUNT),
+    *(
+        field
+        for field in _training(SEGMENTATION, batch_size=16, learning_rate=0.01, scaling='none', weight_decay=5e-4)
+        if field.name not in ('segmentation.epochs', 'segmentation.steps')
+    ),
     Field(
         'segmentation.images',
         '',
@@ -173,7 +197,8 @@ FIELDS = (
     Field(
         'segmentation.masks',
         '',
-        'Folder of the masks: PNGs of 8 bits, grey or with a palette, with the number of a class in each pixel.',
+        'Folder of the masks: PNGs of 8 bits, grey or with a palette, with the number of a class in each pixel. Every '
+        'mask and image must be readable, whatever data.max_unreadable of the pretraining.',
         is_path=True,
     ),
     Field(
@@ -250,12 +275,33 @@ def _check_together(config: ConfigDict) -> list[str]:
         )
     if bool(config.finetune.grid_learning_rates) != bool(config.finetune.grid_weight_decays):
         problems.append('finetune.grid_learning_rates, finetune.grid_weight_decays: set both or neither')
-    if config.protocols == (SEGMENTATION,) and config.datasets != ('',):
+    if SEGMENTATION in config.protocols:
+        problems += _check_segmentation(config.segmentation)
+    if config.protocols == (SEGMENTATION,):
+        problems += _check_segmentation_alone(config)
+    return problems
+
+
+def _check_segmentation_alone(config: ConfigDict) -> list[str]:
+    """Messages about settings of other protocols, where `segmentation` is the only one and would ignore them."""
+    cures = {
+        'datasets': 'it has its own data, segmentation.images or segmentation.tfds; leave datasets out',
+        'image_size': 'set segmentation.image_size and segmentation.test_size',
+        'crop_share': 'it sees whole test images; leave crop_share out',
+        'batch_size': 'set segmentation.batch_size',
+    }
+    default = base_evaluation()
+    problems = [
+        f'{field}={config[field]!r}: does not apply to segmentation; {cure}'
+        for field, cure in cures.items()
+        if config[field] != default[field]
+    ]
+    if any(str(text).strip().isdecimal() for text in config.labels):
         problems.append(
-            f'datasets={config.datasets!r}: segmentation has its own data, segmentation.images or segmentation.tfds; '
-            'leave datasets out'
+            f'labels={config.labels!r}: masks have no number of labels per class; give segmentation shares of the '
+            "training images, such as '10%'"
         )
-    return problems + (_check_segmentation(config.segmentation) if SEGMENTATION in config.protocols else [])
+    return problems
 
 
 def _check_segmentation(settings: ConfigDict) -> list[str]:
@@ -268,10 +314,21 @@ def _check_segmentation(settings: ConfigDict) -> list[str]:
             '--config.segmentation.images=DIR/images/{split} --config.segmentation.masks=DIR/masks/{split}, or only '
             'tfds'
         )
+    elif settings.tfds and settings.lists:
+        problems.append(
+            f'segmentation.lists={settings.lists!r}: lists name files of segmentation.images, and '
+            f'segmentation.tfds={settings.tfds!r} has none; choose a part of a split by segmentation.train_split, such '
+            "as 'train[:80%]', or give folders"
+        )
     elif settings.images and '{split}' not in settings.images + settings.lists:
         problems.append(
             f'segmentation.images={settings.images!r}: both splits would have the same images; write {{split}} where '
             'the name of the split stands, or name their images by segmentation.lists'
+        )
+    if settings.epochs and settings.steps != base_evaluation().segmentation.steps:
+        problems.append(
+            f'segmentation.epochs={settings.epochs}, segmentation.steps={settings.steps}: set one of them; epochs '
+            'alone go before the default of steps'
         )
     if settings.train_split == settings.test_split:
         problems.append(
@@ -281,6 +338,11 @@ def _check_segmentation(settings: ConfigDict) -> list[str]:
     if settings.classes and settings.names and settings.classes != len(settings.names):
         problems.append(
             f'segmentation.classes={settings.classes}: segmentation.names has {len(settings.names)}; set one of them'
+        )
+    if len(settings.names) > _MOST_CLASSES:
+        problems.append(
+            f'segmentation.names has {len(settings.names)} names: must be at most {_MOST_CLASSES}, because masks have '
+            '8 bits and one number is left for pixels without a class; join classes'
         )
     return problems
 

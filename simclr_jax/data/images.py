@@ -190,11 +190,12 @@ def decode_mask(file: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
     """
     if not file.startswith(_PNG):
         raise ImageError('not a PNG')
-    kind = tuple(file[_PNG_KIND])
-    if kind != (8, _PNG_GREY) and kind[1:] != (_PNG_PALETTE,):
-        raise ImageError(f'{_PNG_COLORS.get(kind[-1], "unknown")} of {kind[0]} bits, but not one number a pixel')
     with _image_errors():
+        # A PNG that is opened has its whole header.
         picture = _open(file, max_pixels)
+        kind = tuple(file[_PNG_KIND])
+        if kind != (8, _PNG_GREY) and kind[1:] != (_PNG_PALETTE,):
+            raise ImageError(f'{_PNG_COLORS.get(kind[-1], "unknown")} of {kind[0]} bits, but not one number a pixel')
         picture.load()
         return np.asarray(picture)
 

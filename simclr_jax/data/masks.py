@@ -1,10 +1,12 @@
 """Images with masks that name the class of each pixel: two folders, or a data set of TFDS. No TensorFlow at import.
 
 An image and its mask have the same path below their folders, up to the extension. Masks are PNGs of 8 bits, grey or
-with a palette, whose pixels are numbers of classes.
+with a palette, whose pixels are numbers of classes. Every image and mask must be readable. `data.max_unreadable`, which
+allows a share of unreadable images elsewhere, does not apply here.
 """
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Mapping
 
@@ -16,6 +18,7 @@ from simclr_jax.config.storage import check_reachable, first_line, storage_error
 from simclr_jax.data.images import ImageError, decode, decode_mask, size_of
 from simclr_jax.data.listing import list_images
 from simclr_jax.data.reader import in_order, read_file
+from simclr_jax.data.select import select
 from simclr_jax.data.spec import DataError, Encoded, Examples, Files, needs_tensorflow
 from simclr_jax.metrics.segmentation import IGNORED
 
@@ -38,7 +41,16 @@ class Coding:
     ignored: int = IGNORED
 
     def classes(self, mask: np.ndarray) -> np.ndarray:
-        """Classes from 0 up, or IGNORED, of the numbers of a mask, uint8 [...] both."""
+        """Classes from 0 up, or IGNORED, of the numbers of a mask, uint8 [...] both.
+
+        Raises:
+            ImageError: A number would be class 255, which is IGNORED.
+        """
+        if self.first == 0 and self.ignored != IGNORED and (mask == IGNORED).any():
+            raise ImageError(
+                f'the number {IGNORED} would be class {IGNORED}, and there are at most {IGNORED} classes, 0 to '
+                f'{IGNORED - 1}; set segmentation.ignore={IGNORED}, or give these pixels another number'
+            )
         numbers = np.arange(256)
         known = (numbers >= self.first) & (numbers != self.ignored)
         return np.where(known, numbers - self.first, IGNORED).astype(np.uint8)[mask]
@@ -52,11 +64,14 @@ class Masked:
         images: The images. Its `class_names` are the classes of the masks.
         masks: Their masks, in the same order.
         coding: What the numbers in the masks mean.
+        digest: Text that changes with the files of the images, the classes of their pixels and the class names. ''
+            before `with_classes` has read them.
     """
 
     images: Examples
     masks: Files | Encoded
     coding: Coding
+    digest: str = ''
 
     @property
     def num_classes(self) -> int:
@@ -85,8 +100,27 @@ class Masked:
         Raises:
             ImageError: The mask is not readable.
         """
+        return self.coding.classes(self.numbers(index))
+
+    def numbers(self, index: int) -> np.ndarray:
+        """Reads the mask of an image as it is in its file, uint8 [H, W]. Raises ImageError, see `classes`."""
         most = self.images.max_pixels
-        return self.coding.classes(decode_mask(read_file(self.masks, index, most), most))
+        return decode_mask(read_file(self.masks, index, most), most)
+
+    def part(self, share: float, seed: int) -> 'Masked':
+        """A random share of the images, at least one. Parts of one seed are nested. They keep the digest of the whole.
+
+        Args:
+            share: Share of the images, in (0, 1).
+            seed: Seed of the draw, non-negative.
+        """
+        size = self.images.size
+        chosen = np.sort(np.random.default_rng(seed).permutation(size)[: max(1, round(share * size))])
+        if isinstance(self.masks, Files):
+            masks = Files([self.masks.paths[int(index)] for index in chosen])
+        else:
+            masks = Encoded([self.masks.files[int(index)] for index in chosen])
+        return dataclasses.replace(self, images=select(self.images, chosen), masks=masks)
 
 
 def open_folders(images: str, masks: str, lists: str, split: str, coding: Coding) -> Masked:
@@ -105,11 +139,13 @@ def open_folders(images: str, masks: str, lists: str, split: str, coding: Coding
     """
     places = {'images': images, 'masks': masks}
     folders = {field: user_path(path.replace(SPLIT, split)) for field, path in places.items()}
-    found = {field: _by_stem(f'segmentation.{field}', folder) for field, folder in folders.items()}
+    listed = {field: _by_stem(f'segmentation.{field}', folder) for field, folder in folders.items()}
+    found = {field: files for field, (files, _) in listed.items()}
     stems = _listed(user_path(lists.replace(SPLIT, split)), found['images']) if lists else sorted(found['images'])
     _check_pairs(stems, found['masks'], folders)
     name = printable(folders['images']) + (f' ({split})' if SPLIT not in images else '')
     examples = _unlabelled(name, Files([found['images'][stem] for stem in stems]), len(stems))
+    examples = dataclasses.replace(examples, notes=tuple(note for _, notes in listed.values() for note in notes))
     return Masked(examples, Files([found['masks'][stem] for stem in stems]), coding)
 
 
@@ -132,26 +168,28 @@ def _unlabelled(name: str, content: Files | Encoded, size: int) -> Examples:
     return Examples(name, size, content, np.full(size, -1, np.int32), ())
 
 
-def _by_stem(field: str, folder: str) -> dict[str, str]:
-    """Paths of the images in a folder, by their paths below it without the extension."""
+def _by_stem(field: str, folder: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Paths of the images in a folder by their paths below it without the extension, and notes on what is left out."""
     path = epath.Path(folder)
     check_reachable(path)
     if not path.is_dir():
         raise DataError(f'{field}={printable(folder)}: there is no such directory; give the one with the files')
     try:
-        paths = list_images(folder).paths
+        listing = list_images(folder)
     except (OSError, *storage_errors()) as error:
         why = getattr(error, 'strerror', None) or first_line(error)
         raise DataError(f'{field}={printable(folder)} cannot be listed: {why}; choose another') from error
-    if not paths:
-        raise DataError(f'{field}={printable(folder)} holds no image files; give the directory with the files')
+    notes = (f'{printable(folder)}: left out {listing.left_out}.',) if listing.left_out else ()
+    if not listing.paths:
+        message = f'{field}={printable(folder)} holds no image files; give the directory with the files'
+        raise DataError('\n'.join([message, *notes]))
     found: dict[str, str] = {}
-    for file in paths:
+    for file in listing.paths:
         stem = os.path.splitext(file[len(folder) :].lstrip(os.sep))[0]
         if stem in found:
             raise DataError(f'{printable(found[stem])} and {printable(file)} differ in the extension alone; remove one')
         found[stem] = file
-    return found
+    return found, notes
 
 
 def _listed(path: str, images: Mapping[str, str]) -> list[str]:
@@ -201,12 +239,14 @@ def with_classes(masked: Masked, class_names: tuple[str, ...] = ()) -> Masked:
 
     Raises:
         DataError: A mask or the header of an image is not readable, or their sizes differ. Or a mask holds a class
-            without a name. Or the masks hold no class at all, or only one where none are named.
+            without a name, or one beyond the 255th. Or the masks hold no class at all, or only one where none are
+            named.
     """
-    present, problems = np.zeros(256, bool), []
-    for found, problem in in_order(lambda index: _examined(masked, index), range(masked.images.size)):
+    present, problems, digest = np.zeros(256, bool), [], hashlib.blake2b(digest_size=16)
+    for found, content, problem in in_order(lambda index: _examined(masked, index), range(masked.images.size)):
         present |= found
         problems += problem
+        digest.update(content)
     if problems:
         raise DataError(
             '\n'.join([*problems[:_NAMED], f'{len(problems)} of {masked.images.size} pairs cannot be used'])
@@ -229,30 +269,36 @@ def with_classes(masked: Masked, class_names: tuple[str, ...] = ()) -> Masked:
             f'{len(class_names)} classes from {masked.coding.first} up; set segmentation.classes, or '
             'segmentation.ignore if these pixels have no class'
         )
-    return dataclasses.replace(masked, images=dataclasses.replace(masked.images, class_names=class_names))
+    digest.update(repr(class_names).encode(errors='surrogateescape'))
+    images = dataclasses.replace(masked.images, class_names=class_names)
+    return dataclasses.replace(masked, images=images, digest=digest.hexdigest())
 
 
-def _examined(masked: Masked, index: int) -> tuple[np.ndarray, list[str]]:
-    """The classes in a mask, bool [256], and what is wrong with it or its image."""
+def _examined(masked: Masked, index: int) -> tuple[np.ndarray, bytes, list[str]]:
+    """The classes in a mask, bool [256], a digest of it and its image, and what is wrong with them."""
     content, most = masked.images.content, masked.images.max_pixels
     assert isinstance(content, Files | Encoded)
-    present, file = np.zeros(256, bool), _mask_id(masked, index)
+    nothing = np.zeros(256, bool), b''
+    file, image_id = _mask_id(masked, index), printable(masked.images.id_of(index))
     try:
-        classes = masked.classes(index)
+        numbers = masked.numbers(index)
     except ImageError as error:
-        return present, [f'{file}: {error}; a mask is a PNG of 8 bits with the number of a class in each pixel']
-    present[np.unique(classes)] = True
+        return *nothing, [f'{file}: {error}; a mask is a PNG of 8 bits with the number of a class in each pixel']
     try:
-        size = size_of(read_file(content, index, most), most)
+        classes = masked.coding.classes(numbers)
     except ImageError as error:
-        return present, [f'{printable(masked.images.id_of(index))}: {error}; repair or remove it and its mask']
+        return *nothing, [f'{file}: {error}']
+    try:
+        image = read_file(content, index, most)
+        size = size_of(image, most)
+    except ImageError as error:
+        return *nothing, [f'{image_id}: {error}; repair or remove it and its mask']
     if size != classes.shape:
-        image = printable(masked.images.id_of(index))
-        return present, [
-            f'{file} has {classes.shape[0]} x {classes.shape[1]} pixels, {image} has {size[0]} x {size[1]}; make the '
-            'mask as large as its image'
-        ]
-    return present, []
+        shapes = f'{file} has {classes.shape[0]} x {classes.shape[1]} pixels, {image_id} has {size[0]} x {size[1]}'
+        return *nothing, [f'{shapes}; make the mask as large as its image']
+    digest = hashlib.blake2b(image, digest_size=16)
+    digest.update(classes.tobytes())
+    return np.bincount(classes.ravel(), minlength=256) > 0, digest.digest(), []
 
 
 def _mask_id(masked: Masked, index: int) -> str:

@@ -163,7 +163,7 @@ def _check_brought(member: TransferSet, tfds_name: str, data_dir: str) -> None:
         from simclr_jax.data.tfds import open_builder
 
     try:
-        open_builder(tfds_name, data_dir)
+        open_builder(tfds_name, data_dir, 'datasets')
     except DataError as error:
         raise DataError(
             f'{member.name} cannot be prepared by TensorFlow Datasets: provide a folder of that name with '
@@ -177,7 +177,7 @@ def _resolve_tfds(text: str, data_dir: str) -> DatasetSpec:
         from simclr_jax.data.tfds import open_builder
 
     try:
-        splits = open_builder(text, data_dir).info.splits
+        splits = open_builder(text, data_dir, 'datasets').info.splits
     except DataError as error:
         names = [member.name for member in TRANSFER_SUITE]
         nearest = difflib.get_close_matches(text, names, 1) or names

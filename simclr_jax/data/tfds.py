@@ -17,6 +17,8 @@ from simclr_jax.data.streams import stored_rows
 
 # Environment variable. '1' allows data sets of communities, whose code comes from the network.
 COMMUNITIES_ALLOWED = 'SIMCLR_TFDS_COMMUNITY'
+# Field of the name in a pretraining.
+_NAME = 'data.name'
 # Examples that are parsed by one call.
 _BLOCK = 1024
 
@@ -40,7 +42,7 @@ def load_tfds(name: str, split: str, data_dir: str, *, memory_limit: int, shuffl
     """
     builder = open_builder(name, data_dir)
     info = _split_of(builder, name, split, 'data.split or data.eval_split')
-    size, features = info.num_examples, _features_of(builder, 'data.name', name, ('image',))
+    size, features = info.num_examples, _features_of(builder, _NAME, name, ('image',))
     labels_of = _find_labels(features)
     full_name = f'{name}/{split}'
     is_records = all('.tfrecord' in str(instruction.filename) for instruction in info.file_instructions)
@@ -81,10 +83,11 @@ def load_masks(name: str, split: str, data_dir: str, *, memory_limit: int) -> tu
     Raises:
         DataError: The name or split is unknown, or the data set is not prepared, has no masks or is larger.
     """
-    builder: Any = open_builder(name, data_dir)
+    field = 'segmentation.tfds'
+    builder = open_builder(name, data_dir, field)
     info = _split_of(builder, name, split, 'segmentation.train_split or segmentation.test_split')
     needed = ('image', 'segmentation_mask')
-    _features_of(builder, 'segmentation.tfds', name, needed)
+    _features_of(builder, field, name, needed)
     stored = _stored_bytes(builder, info.num_examples)
     if stored > memory_limit:
         raise DataError(
@@ -92,12 +95,7 @@ def load_masks(name: str, split: str, data_dir: str, *, memory_limit: int) -> tu
             'or give folders: segmentation.images and segmentation.masks'
         )
     decoders: Any = dict.fromkeys(needed, tfds.decode.SkipDecoding())
-    dataset = builder.as_dataset(
-        split=split,
-        decoders=tfds.decode.PartialDecoding(dict.fromkeys(needed, True), decoders=decoders),
-        read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False, skip_prefetch=True),
-        shuffle_files=False,
-    )
+    dataset = _examples(builder, split, tfds.decode.PartialDecoding(dict.fromkeys(needed, True), decoders=decoders))
     examples: Any = list(dataset.as_numpy_iterator())
     images, masks = (Encoded([example[feature] for example in examples]) for feature in needed)
     return f'{name}/{split}', images, masks
@@ -168,35 +166,43 @@ def _find_labels(features) -> _Labels:
     return _Labels(several, tuple(element.names)) if isinstance(element, tfds.features.ClassLabel) else _Labels((), ())
 
 
-def open_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+def open_builder(name: str, data_dir: str, field: str = _NAME) -> tfds.core.DatasetBuilder:
     """Opens a prepared data set.
 
     Args:
         name: Name in TFDS.
         data_dir: Directory of prepared data sets, see `load_tfds`.
+        field: Field of the name, for messages.
 
     Raises:
         DataError: The data set is unknown, not prepared, or of a community whose code TFDS would fetch.
     """
-    _refuse_communities(name)
+    _refuse_communities(name, field)
     check_reachable(data_dir)
     try:
         builder = tfds.builder(name, data_dir=user_path(data_dir) or None)
     except (tfds.core.DatasetNotFoundError, ValueError, TypeError, AssertionError, ImportError) as error:
         first_line = str(error).strip().splitlines()[0]
-        raise DataError(
-            f'data.name={name}: TensorFlow Datasets cannot load it: {first_line}{_nearest(name)}'
-        ) from error
+        raise DataError(f'{field}={name}: TensorFlow Datasets cannot load it: {first_line}{_nearest(name)}') from error
     if not builder.info.splits:
         raise DataError(
-            f'data.name={name} is not prepared in {builder.data_path.parent}; set TFDS_DATA_DIR '
-            '(or data.path) to the directory where it is, or prepare it: '
+            f'{field}={name} is not prepared in {builder.data_path.parent}; {_place(data_dir, field)}, or prepare it: '
             f'python -m tensorflow_datasets.scripts.cli.main build {name}'
+            + (f' --data_dir={user_path(data_dir)}' if data_dir else '')
         )
     return builder
 
 
-def _refuse_communities(name: str) -> None:
+def _place(data_dir: str, field: str) -> str:
+    """What the user can do about the place of a data set. An evaluation takes the directory of its pretraining."""
+    if field == _NAME:
+        return 'set TFDS_DATA_DIR (or data.path) to the directory where it is'
+    if data_dir:
+        return 'put it there, into data.path of the pretraining'
+    return 'set TFDS_DATA_DIR to the directory where it is'
+
+
+def _refuse_communities(name: str, field: str) -> None:
     """Raises DataError for a name like 'kubric:movi_a', unless the environment allows it.
 
     TFDS looks such names up in the network and runs what it finds there. A config.json from elsewhere must not decide
@@ -206,7 +212,7 @@ def _refuse_communities(name: str) -> None:
     is_version = re.fullmatch(r'[\d*]+([.][\d*]+)*', rest.partition('/')[0])
     if colon and not is_version and os.environ.get(COMMUNITIES_ALLOWED) != '1':
         raise DataError(
-            f'data.name={name}: TensorFlow Datasets would fetch data sets of {namespace} from the network; prepare a '
+            f'{field}={name}: TensorFlow Datasets would fetch data sets of {namespace} from the network; prepare a '
             f'data set of its own, or allow it with the environment variable {COMMUNITIES_ALLOWED}=1'
         )
 
@@ -236,10 +242,16 @@ def _blocks_of_records(content: Streamed) -> tf.data.Dataset:
 
 def _blocks(builder, split: str, labels_of: _Labels) -> tf.data.Dataset:
     """Batches (encoded images [B], labels [B], or multi-label [B, K]) of any format, parsed one by one."""
+    dataset = _examples(builder, split, _needed(labels_of))
+    return dataset.ragged_batch(_BLOCK).map(lambda examples: (examples['image'], labels_of(examples)))
+
+
+def _examples(builder, split: str, decoders: tfds.decode.PartialDecoding) -> tf.data.Dataset:
+    """The examples of a split of any format in stored order, with the features that `decoders` names."""
     try:
-        dataset = builder.as_dataset(
+        return builder.as_dataset(
             split=split,
-            decoders=_needed(labels_of),
+            decoders=decoders,
             read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False, skip_prefetch=True),
             shuffle_files=False,
         )
@@ -248,7 +260,6 @@ def _blocks(builder, split: str, labels_of: _Labels) -> tf.data.Dataset:
             f'{builder.info.full_name} is stored as {builder.info.file_format.value}, which TensorFlow Datasets does '
             'not read into tf.data; prepare it with --file_format=tfrecord'
         ) from error
-    return dataset.ragged_batch(_BLOCK).map(lambda examples: (examples['image'], labels_of(examples)))
 
 
 def _needed(labels_of: _Labels) -> tfds.decode.PartialDecoding:

@@ -1,12 +1,16 @@
 """The data sets that segmentations are measured on, and what is shown of their predictions."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax.data.masks import Coding, Masked, open_folders, open_tfds, with_classes
+from simclr_jax.config.label_budget import Labels
+from simclr_jax.config.paths import is_remote
+from simclr_jax.data.masks import SPLIT, Coding, Masked, open_folders, open_tfds, with_classes
+from simclr_jax.metrics.segmentation import IGNORED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +38,17 @@ class MaskedDataset:
     @property
     def notes(self) -> list[str]:
         """Lines for the user about the data set."""
-        return [f'{self.name}: {self.train.num_classes} classes, {", ".join(self.train.images.class_names)}.']
+        classes = f'{self.name}: the classes are {", ".join(self.train.images.class_names)}.'
+        return list(dict.fromkeys((*self.train.images.notes, *self.test.images.notes, classes)))
+
+    def learnt_with(self, labels: Labels, seed: int) -> Masked:
+        """The images to learn from within a label budget: all of them, or a random share.
+
+        Args:
+            labels: Label budget without a number per class.
+            seed: Seed of the draw.
+        """
+        return self.train if labels.fraction is None else self.train.part(labels.fraction, seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,4 +96,36 @@ def open_masked(config: ConfigDict, home: ConfigDict) -> MaskedDataset:
     numbers = range(settings.first_class, settings.first_class + settings.classes)
     train = with_classes(train, tuple(settings.names) or tuple(map(str, numbers)))
     test = with_classes(test, train.images.class_names)
-    return MaskedDataset(settings.tfds or settings.images, train, test)
+    return MaskedDataset(name_of(settings, train.num_classes), train, test)
+
+
+def name_of(settings: ConfigDict, num_classes: int) -> str:
+    """Name in the results: the test images, and in brackets what else makes the scores those of another data set.
+
+    Masks are named unless they lie in a folder `masks` beside that of the images.
+
+    Args:
+        settings: Group `segmentation` of the configuration.
+        num_classes: Number of classes.
+    """
+    details = [] if settings.train_split == 'train' else [f'from {settings.train_split}']
+    if settings.tfds:
+        place = f'{settings.tfds}/{settings.test_split}'
+    else:
+        paths = {field: _normal(settings[field]) for field in ('images', 'masks', 'lists')}
+        folder, split = paths['images'].removesuffix(f'/{SPLIT}'), paths['images'].endswith(f'/{SPLIT}')
+        beside = os.path.dirname(folder)
+        if paths['masks'] == os.path.join(beside, 'masks', *([SPLIT] if split else [])):
+            del paths['masks']
+        place, *others = (path.replace(SPLIT, settings.test_split) for path in paths.values() if path)
+        root = os.path.join(beside.replace(SPLIT, settings.test_split), '')
+        details += [path.removeprefix(root) for path in others]
+    details.append(f'{num_classes} classes' + (f' from {settings.first_class}' if settings.first_class else ''))
+    if settings.ignore != IGNORED:
+        details.append(f'{settings.ignore} ignored')
+    return f'{place} ({", ".join(details)})'
+
+
+def _normal(path: str) -> str:
+    """The same text for paths that differ in slashes alone."""
+    return path.rstrip('/') if is_remote(path) or not path else os.path.normpath(path)

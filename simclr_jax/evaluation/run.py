@@ -154,6 +154,11 @@ def _budgets(
         return []
     if not protocol.by_budget:
         return [Labels()]
+    if not protocol.per_class:
+        for labels in asked:
+            if labels.per_class:
+                say(f'{protocol.name}: takes shares of the images, no number per class; {labels} left out.')
+        return [labels for labels in asked if not labels.per_class]
     too_few = [labels for labels in asked if labels.per_class and labels.per_class < protocol.least_per_class]
     for labels in too_few:
         say(f'{protocol.name}: needs at least {protocol.least_per_class} labels per class; {labels} left out.')

@@ -164,10 +164,18 @@ class SqueezeExcitation(nn.Module):
 def _mean_pool_2x2(x: jax.Array, strides: int, dilation: int = 1) -> jax.Array:
     """Averages over windows of 2x2 pixels at a distance of `dilation`, which may reach that far beyond the image.
 
-    At stride 1 that border does not count: repeating the last row and column has the same effect. At stride 2 the
+    At stride 1 that border does not count: the mean is over the pixels of the window that exist. At stride 2 the
     windows reach it only where the size is odd, and there it counts as zeros.
     """
-    x = jnp.pad(x, ((0, 0), (0, dilation), (0, dilation), (0, 0)), mode='edge' if strides == 1 else 'constant')
+    if strides == 1:
+        for axis in (1, 2):
+            # A pixel whose partner does not exist is counted twice, which leaves the mean.
+            distance = min(dilation, x.shape[axis])
+            inner = jax.lax.slice_in_dim(x, distance, None, axis=axis)
+            last = jax.lax.slice_in_dim(x, x.shape[axis] - distance, None, axis=axis)
+            x = x + jnp.concatenate([inner, last], axis)
+        return x / 4
+    x = jnp.pad(x, ((0, 0), (0, dilation), (0, dilation), (0, 0)))
     x = x[:, :-dilation:strides] + x[:, dilation::strides]
     x = x[:, :, :-dilation:strides] + x[:, :, dilation::strides]
     return x / 4

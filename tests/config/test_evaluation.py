@@ -90,6 +90,37 @@ def test_wrong_values_name_rule_and_cure(field, text, message):
         load_evaluation('', [(field, text)])
 
 
+@pytest.mark.parametrize(
+    'field, text, message',
+    [
+        ('labels', 'all,10', r"labels=\('all', '10'\): masks have no number of labels per class; .* such as '10%'"),
+        ('datasets', 'cifar10', 'does not apply to segmentation; it has its own data'),
+        ('image_size', '64', 'image_size=64: does not apply to segmentation; set segmentation.image_size'),
+        ('crop_share', '1', 'crop_share=1.0: does not apply to segmentation'),
+        ('batch_size', '8', 'batch_size=8: does not apply to segmentation; set segmentation.batch_size'),
+        ('segmentation.lists', 'lists/{split}.txt', "segmentation.tfds='pets' has none; choose a part of a split"),
+        ('segmentation.names', ','.join(map(str, range(256))), 'has 256 names: must be at most 255'),
+    ],
+)
+def test_settings_that_segmentation_would_ignore_are_refused(field, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_evaluation('', [('protocols', 'segmentation'), ('segmentation.tfds', 'pets'), (field, text)])
+
+
+def test_segmentation_counts_steps_or_epochs():
+    own = [('protocols', 'segmentation'), ('segmentation.tfds', 'pets'), ('segmentation.epochs', '3')]
+    assert load_evaluation('', own).segmentation.epochs == 3
+    with pytest.raises(ConfigError, match=r'segmentation.epochs=3.0, segmentation.steps=10: set one of them'):
+        load_evaluation('', [*own, ('segmentation.steps', '10')])
+
+
+def test_segmentation_takes_shares_and_leaves_other_settings_to_other_protocols():
+    own = [('protocols', 'segmentation'), ('segmentation.tfds', 'pets')]
+    assert load_evaluation('', [*own, ('labels', '1%,all')]).labels == ('1%', 'all')
+    beside = [*own, ('protocols', 'knn,segmentation'), ('labels', '10'), ('image_size', '64')]
+    assert load_evaluation('', beside).image_size == 64
+
+
 def test_a_configuration_of_a_pretraining_is_none_of_an_evaluation():
     with pytest.raises(ConfigError, match='there is no such field'):
         load_evaluation(f'{REPOSITORY}/configs/digits.py')

@@ -1,5 +1,6 @@
 """The one decoder of image files: pixels of every format and mode, limits, and what is no image."""
 
+import contextlib
 import os
 import warnings
 
@@ -78,6 +79,18 @@ def test_files_that_cannot_be_opened_are_no_images(tmp_path):
             images.read_bytes(str(path))
     (tmp_path / 'whole.png').write_bytes(image_files.READABLE['png'])
     np.testing.assert_array_equal(images.decode(images.read_bytes(str(tmp_path / 'whole.png'))), image_files.COLOR)
+
+
+@pytest.mark.parametrize('name', sorted(image_files.FORMATS))
+def test_a_file_that_breaks_off_in_its_header_is_no_readable_image(name):
+    for length in range(64):
+        file = image_files.FORMATS[name][:length]
+        for read in (images.decode, images.decode_mask, lambda part: images.decode_within(part, 4)):
+            with pytest.raises(images.ImageError):
+                read(file)
+        with contextlib.suppress(images.ImageError):
+            # The size alone may be there.
+            images.size_of(file)
 
 
 @pytest.mark.parametrize('make', [Decoded, three_channels])

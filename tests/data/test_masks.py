@@ -1,5 +1,7 @@
 """Images with masks: pairs by name, numbers of classes, what is refused, and views of both together."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -75,6 +77,12 @@ class TestDecoding:
         with pytest.raises(ImageError, match='not a readable image'):
             decode_mask(image_files.encode(PALETTE)[:60])
 
+    def test_a_mask_that_breaks_off_anywhere(self):
+        file = image_files.encode(PALETTE)
+        for length in range(file.index(b'IDAT')):
+            with pytest.raises(ImageError, match=r'not a (readable image|PNG)'):
+                decode_mask(file[:length])
+
     @pytest.mark.parametrize('name', sorted(image_files.FORMATS))
     def test_size_from_the_header(self, name):
         assert size_of(image_files.FORMATS[name]) == image_files.COLOR.shape[:2]
@@ -99,6 +107,39 @@ class TestPairs:
         masked = opened(folders, 'val', lists='lists/{split}.txt', images='images/train', masks='masks/train')
         assert [masked.images.id_of(index)[-5:] for index in range(2)] == ['3.jpg', '1.jpg']
         assert masked.images.name.endswith('images/train (val)')
+
+    def test_a_share_is_drawn_by_the_seed_and_lies_in_larger_ones(self, folders):
+        masked = with_classes(opened(folders))
+        small, large = masked.part(0.4, seed=0), masked.part(0.8, seed=0)
+        assert (small.images.size, large.images.size) == (2, 4)
+        assert set(small.images.ids()) < set(large.images.ids())
+        assert small.num_classes == masked.num_classes
+        assert len({tuple(masked.part(0.4, seed).images.ids()) for seed in range(9)}) > 1
+        for image, mask in zip(large.images.ids(), large.masks.paths, strict=True):
+            assert image.split('/')[-1][0] == mask.split('/')[-1][0]
+        assert masked.part(0.01, seed=0).images.size == 1
+
+    @pytest.mark.parametrize('kind', ['images', 'masks'])
+    def test_the_digest_changes_with_pixels_but_not_with_times(self, folders, kind):
+        first = with_classes(opened(folders)).digest
+        path = folders / kind / 'train' / 'sub' / '0.png'
+        pixels = np.array(Image.open(path))
+        write(path, pixels)
+        os.utime(path, (0, 0))
+        assert with_classes(opened(folders)).digest == first
+        pixels[0, 0] = 1 if (pixels[0, 0] == 2).all() else 2
+        write(path, pixels)
+        assert with_classes(opened(folders)).digest != first
+
+    def test_the_digest_changes_with_the_names_of_classes(self, folders):
+        assert with_classes(opened(folders), ('a', 'b', 'c')).digest != with_classes(opened(folders)).digest
+
+    def test_what_is_left_out_is_noted(self, folders):
+        (folders / 'images/train/sub/9.png').symlink_to(folders / 'nowhere.png')
+        (folders / 'masks/train/sub/.0.png').write_bytes(b'')
+        images, masks = opened(folders).images.notes
+        assert images == f'{folders}/images/train: left out 1 broken links (9.png).'
+        assert masks == f'{folders}/masks/train: left out 1 hidden files (.0.png).'
 
     def test_ignored_numbers(self):
         numbers = np.array([0, 1, 2, 200, 255], np.uint8)
@@ -155,6 +196,12 @@ class TestMistakes:
         write(folders / 'masks/train/sub/0.png', pixels)
         with pytest.raises(DataError, match=f'(?s){message}.*1 of 5 pairs cannot be used'):
             with_classes(opened(folders))
+
+    def test_class_255_where_another_number_is_ignored(self, folders):
+        with pytest.raises(
+            DataError, match=r'(?s)0.png: the number 255 would be class 255, .* at most 255 classes.*5 of'
+        ):
+            with_classes(opened(folders, coding=Coding(0, 0)))
 
     def test_an_unreadable_image(self, folders):
         (folders / 'images/train/sub/0.png').write_text('no image')

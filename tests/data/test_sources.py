@@ -316,6 +316,27 @@ def test_tfds_in_another_directory_is_not_prepared(tmp_path):
         load_tfds('cifar10', 'train', data_dir=tmp_path)
 
 
+def test_tfds_with_masks_names_the_fields_of_an_evaluation(tmp_path, monkeypatch):
+    pytest.importorskip('tensorflow_datasets', reason='the source tfds needs TensorFlow Datasets')
+    from simclr_jax.data.tfds import load_masks
+
+    def message(name, data_dir=''):
+        with pytest.raises(DataError) as caught:
+            load_masks(name, 'train', data_dir, memory_limit=2**20)
+        assert 'data.name' not in str(caught.value)
+        return str(caught.value)
+
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+    assert message('oxford_iiit_pe').startswith('segmentation.tfds=oxford_iiit_pe: TensorFlow Datasets cannot load it')
+    assert message('huggingface:x').startswith('segmentation.tfds=huggingface:x: TensorFlow Datasets would fetch')
+    unprepared = message('oxford_iiit_pet')
+    assert unprepared.startswith('segmentation.tfds=oxford_iiit_pet is not prepared in ')
+    assert '; set TFDS_DATA_DIR to the directory where it is, or prepare it: ' in unprepared
+    # The directory of the pretraining goes before the environment.
+    place = str(tmp_path / 'prepared')
+    assert message('oxford_iiit_pet', place).endswith(f' build oxford_iiit_pet --data_dir={place}')
+
+
 @pytest.mark.parametrize('name', ['huggingface:mnist', 'kubric:movi_a/128x128:1.0.0', 'any-one:x'])
 def test_tfds_fetches_nothing_of_communities_unless_allowed(name, monkeypatch):
     tfds = pytest.importorskip('tensorflow_datasets', reason='the source tfds needs TensorFlow Datasets')

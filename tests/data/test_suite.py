@@ -128,7 +128,7 @@ def test_any_set_of_tfds_by_its_name(tfds):
 def test_unknown_and_unprepared_names_the_nearest_and_the_cure(tfds, tmp_path):
     with pytest.raises(DataError, match=r"data set 'fod101': .*not found.* experiments have food101; .*folder:PATH"):
         resolve_dataset('fod101', str(tmp_path))
-    with pytest.raises(DataError, match=r"data set 'mnist': data.name=mnist is not prepared in .* build mnist"):
+    with pytest.raises(DataError, match=r"data set 'mnist': datasets=mnist is not prepared in .* build mnist"):
         resolve_dataset('mnist', str(tmp_path))
     with pytest.raises(DataError, match=r"data set '/no/such/folder': .*folder:PATH"):
         resolve_dataset('/no/such/folder', str(tmp_path))

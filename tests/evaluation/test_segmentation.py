@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,11 @@ from PIL import Image
 from simclr_jax import sharding
 from simclr_jax.build import make_model
 from simclr_jax.cli.main import main
-from simclr_jax.config import load_evaluation
+from simclr_jax.config import base_evaluation, load_evaluation
+from simclr_jax.config.label_budget import Labels
 from simclr_jax.data.spec import DataError
-from simclr_jax.evaluation import run
+from simclr_jax.evaluation import masked_datasets, run
+from simclr_jax.evaluation.protocols import PROTOCOLS
 from simclr_jax.evaluation.protocols import segmentation as protocol
 from simclr_jax.metrics.segmentation import IGNORED
 from simclr_jax.models.segmenter import Segmenter
@@ -173,6 +176,63 @@ def test_it_resumes_and_any_number_of_devices_gives_the_same_score(measured, fol
     assert scores_of(directory)['simclr', 'frozen']['value'] == pytest.approx(before['value'], abs=1e-3)
 
 
+@pytest.fixture
+def without_training(measured, folders, tmp_path, monkeypatch):
+    """Evaluates copies of the drawings. Gives images, steps and directory of each training, which is left out."""
+    directory = tmp_path / 'run'
+    shutil.copytree(measured[0], directory, ignore=shutil.ignore_patterns('trained'))
+    shutil.copytree(folders, tmp_path / 'drawn')
+
+    def evaluate(**fields):
+        seen = []
+
+        def train(name, measurement, settings, programs, place, **_):
+            steps = protocol.trainings._total_steps(settings, programs.learnt.size, programs.batch_size)
+            seen.append((programs.learnt.size, steps, place))
+            return {}
+
+        monkeypatch.setattr(protocol.trainings, 'train', train)
+        monkeypatch.setattr(
+            protocol, '_predict', lambda on, _: np.zeros((on.dataset.test.images.size, SIDE, SIDE), np.uint8)
+        )
+        run.evaluate(load_evaluation('', (fields_of(tmp_path / 'drawn') | fields).items()), str(directory))
+        return seen
+
+    return evaluate
+
+
+def test_a_share_of_the_images_has_its_own_training_and_row(without_training, tmp_path):
+    (share, _, first), (everything, _, second) = without_training(labels='25%,all')
+    assert (share, everything, len({first, second})) == (5, 20, 2)
+    scores = json.loads((tmp_path / 'run' / 'result.json').read_text())['scores']
+    assert {'25%', 'all'} <= {score['labels'] for score in scores if score['protocol'] == 'segmentation'}
+
+
+def test_a_number_per_class_is_left_out_beside_other_protocols():
+    said, asked = [], [Labels(per_class=2), Labels(fraction=0.25)]
+    (own,) = (known for known in PROTOCOLS if known.name == 'segmentation')
+    assert run._budgets(own, types.SimpleNamespace(name='simclr'), None, asked, said.append) == asked[1:]
+    assert said == ['segmentation: takes shares of the images, no number per class; 2 left out.']
+
+
+def test_epochs_go_before_the_steps_of_the_recipe(without_training):
+    counts = [{'segmentation.steps': '20000'}, {'segmentation.steps': '20000', 'segmentation.epochs': '3'}]
+    ((_, steps, first),), ((_, of_epochs, second),) = (without_training(**fields) for fields in counts)
+    # 20 images in batches of 8.
+    assert (steps, of_epochs, first != second) == (20_000, 8, True)
+
+
+def test_changed_masks_to_learn_from_have_another_training(without_training, tmp_path):
+    def places(split):
+        for mask in sorted((tmp_path / 'drawn' / 'masks' / split).iterdir())[:1]:
+            Image.fromarray(np.full_like(np.asarray(Image.open(mask)), 5)).save(mask)
+        return [place for *_, place in without_training(**{'segmentation.names': '', 'segmentation.classes': '6'})]
+
+    ((*_, first),) = without_training(**{'segmentation.names': '', 'segmentation.classes': '6'})
+    assert places('test') == [first]
+    assert places('train') != [first]
+
+
 @pytest.mark.slow
 def test_an_interrupted_training_ends_with_the_bits_of_an_undisturbed_one(measured, folders, tmp_path, monkeypatch):
     directory = tmp_path / 'run'
@@ -205,6 +265,28 @@ def test_the_command_writes_table_and_pictures_beside_other_protocols(measured, 
     capsys.readouterr()
     assert main(['evaluate', '--compare', str(directory), str(directory)]) == 0
     assert ', segmentation frozen, all labels' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'fields, name',
+    [
+        ({'images': '/d/images/{split}', 'masks': '/d/masks/{split}'}, '/d/images/test (4 classes)'),
+        ({'images': '/d//images/{split}/', 'masks': '/d/masks/{split}'}, '/d/images/test (4 classes)'),
+        ({'images': '/d/{split}/images', 'masks': '/d/{split}/masks'}, '/d/test/images (4 classes)'),
+        ({'images': 'gs://d/jpg/{split}/', 'masks': 'gs://d/masks/{split}'}, 'gs://d/jpg/test (4 classes)'),
+        ({'images': '/d/images/{split}', 'masks': '/d/old/{split}'}, '/d/images/test (old/test, 4 classes)'),
+        ({'images': 'images/{split}', 'masks': '/d/masks/{split}'}, 'images/test (/d/masks/test, 4 classes)'),
+        (
+            {'images': '/d/jpg', 'masks': '/d/aug', 'lists': '/d/sets/{split}.txt', 'train_split': 'trainaug'},
+            '/d/jpg (from trainaug, aug, sets/test.txt, 4 classes)',
+        ),
+        ({'tfds': 'pets', 'first_class': 1, 'ignore': 3}, 'pets/test (4 classes from 1, 3 ignored)'),
+    ],
+)
+def test_names_in_the_results_tell_measurements_apart(fields, name):
+    settings = base_evaluation().segmentation
+    settings.update(fields)
+    assert masked_datasets.name_of(settings, 4) == name
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,15 @@ def test_initial_kernels():
     assert not params['bias'].any()
 
 
+@pytest.mark.parametrize('size, dilation', [(5, 2), (3, 4)])
+def test_dilated_mean_pool_counts_only_pixels_that_exist(size, dilation):
+    x = np.random.default_rng(0).standard_normal((1, size, size + 1, 2)).astype(np.float32)
+    windows = [[x[0, i : i + dilation + 1 : dilation, j : j + dilation + 1 : dilation] for j in range(size + 1)]
+               for i in range(size)]  # fmt: skip
+    means = np.asarray([[window.mean((0, 1)) for window in row] for row in windows])
+    np.testing.assert_allclose(_mean_pool_2x2(jnp.asarray(x), 1, dilation)[0], means, atol=1e-6)
+
+
 @pytest.mark.parametrize('size', [4, 5])
 def test_mean_pool_beyond_the_border(size):
     x = np.random.default_rng(0).standard_normal((1, size, size, 2)).astype(np.float32)

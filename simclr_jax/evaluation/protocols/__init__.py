@@ -20,6 +20,7 @@ class Protocol:
         name: Name in `config.protocols` and in the results. Settings are in the configuration's group of that name.
         evaluate: Function of a `Measurement` that gives the scores.
         by_budget: Whether it is measured for each of `config.labels`. Otherwise it is measured once.
+        per_class: Whether a budget may be a number of labels per class.
         needs_labels: Whether the images need labels.
         several_labels: Whether an image may have several labels.
         on_pixels: Whether it also measures raw pixels.
@@ -32,6 +33,7 @@ class Protocol:
     name: str
     evaluate: Callable[..., list[Score]]
     by_budget: bool = True
+    per_class: bool = True
     needs_labels: bool = True
     several_labels: bool = True
     on_pixels: bool = False
@@ -51,7 +53,7 @@ PROTOCOLS = (
     Protocol(
         'segmentation',
         with_masks.segmentation,
-        by_budget=False,
+        per_class=False,
         needs_labels=False,
         needs_training=True,
         open_own=open_masked,

@@ -146,7 +146,8 @@ def _trained_logits(
 ) -> Features:
     """Logits [N, D, K] of the labelled `queries` after training with these settings."""
     image_size = trainer.measurement.extractor.image_size
-    directory = trainings.claim(trainer.protocol, trainer.measurement, settings, programs, name, image_size)
+    content = trainings.digest_of_labels(programs.learnt)
+    directory = trainings.claim(trainer.protocol, trainer.measurement, settings, programs, name, image_size, content)
     variables = _train(trainer, settings, programs, directory)
     predict = functools.partial(programs.predict, variables)
     logits = trainer.measurement.extractor.encode(queries, predict).labelled()

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from simclr_jax import distributed
 from simclr_jax.build import make_model
 from simclr_jax.data.mask_views import evaluation_batches, train_batches, unfitted
+from simclr_jax.data.masks import Masked
 from simclr_jax.data.reader import in_order
 from simclr_jax.data.spec import Share
 from simclr_jax.evaluation.features import extract
@@ -41,14 +42,15 @@ def segmentation(measurement: MeasurementOn[MaskedDataset]) -> list[Score]:
     momentum is Nesterov's, and there is neither an auxiliary head, nor dropout, nor colour distortion.
 
     Args:
-        measurement: Encoder to start from, and images with masks.
+        measurement: Encoder to start from, images with masks, and the share of the training images to learn from.
 
     Raises:
         ValueError: An image or mask is not readable any more, or the encoder cannot have that output stride.
     """
-    settings, dataset = measurement.config.segmentation, measurement.dataset
-    programs = _compile(measurement)
-    variables = _train(measurement, programs)
+    settings, dataset = _settings(measurement.config), measurement.dataset
+    learnt = dataset.learnt_with(measurement.labels, measurement.config.seed)
+    programs = _compile(measurement, learnt)
+    variables = _train(measurement, learnt, programs)
     predicted = _predict(measurement, functools.partial(programs.predict, variables))
     confusions = distributed.from_first(lambda: _count(dataset, predicted), (ValueError,))
     value = mean_iou(confusions)
@@ -66,9 +68,17 @@ def segmentation(measurement: MeasurementOn[MaskedDataset]) -> list[Score]:
     return [Score(*row, value=value, low=low, high=high)]
 
 
-def _compile(measurement: MeasurementOn[MaskedDataset]) -> Programs:
+def _settings(config: ConfigDict) -> ConfigDict:
+    """The protocol's group of the configuration. Where it counts epochs, steps are 0, as in the other groups."""
+    settings = ConfigDict(config.segmentation.to_dict())
+    if settings.epochs:
+        settings.steps = 0
+    return settings
+
+
+def _compile(measurement: MeasurementOn[MaskedDataset], learnt: Masked) -> Programs:
     """The programs of the training. Their predictions are classes, uint8 [N, S, S]."""
-    extractor, settings, learnt = measurement.extractor, measurement.config.segmentation, measurement.dataset.train
+    extractor, settings = measurement.extractor, _settings(measurement.config)
     model = make_model(extractor.config, 0)
     segmenter = Segmenter(
         encoder=model.encoder.clone(output_stride=settings.output_stride),
@@ -80,12 +90,17 @@ def _compile(measurement: MeasurementOn[MaskedDataset]) -> Programs:
     return trainings.compile_programs(task, task.predict, settings, learnt.images, extractor)
 
 
-def _train(measurement: MeasurementOn[MaskedDataset], programs: Programs) -> dict[str, Any]:
+def _train(measurement: MeasurementOn[MaskedDataset], learnt: Masked, programs: Programs) -> dict[str, Any]:
     """The model's variables after training."""
-    extractor, settings, learnt = measurement.extractor, measurement.config.segmentation, measurement.dataset.train
-    name = f'{extractor.name} {measurement.dataset.name}'
+    extractor, settings = measurement.extractor, _settings(measurement.config)
     directory = trainings.claim(
-        NAME, measurement, _of_the_training(settings), programs, name, image_size=settings.image_size
+        NAME,
+        measurement,
+        _of_the_training(settings),
+        programs,
+        name=f'{extractor.name} {learnt.images.name} {measurement.labels}',
+        image_size=settings.image_size,
+        content=learnt.digest,
     )
     return trainings.train(
         NAME,

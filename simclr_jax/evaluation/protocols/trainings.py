@@ -141,7 +141,13 @@ def _total_steps(settings: ConfigDict, num_examples: int, batch_size: int) -> in
 
 
 def claim(
-    protocol: str, measurement: MeasurementOn[Any], settings: ConfigDict, programs: Programs, name: str, image_size: int
+    protocol: str,
+    measurement: MeasurementOn[Any],
+    settings: ConfigDict,
+    programs: Programs,
+    name: str,
+    image_size: int,
+    content: str,
 ) -> epath.Path:
     """Makes the directory of a training. Another encoder, data set or setting has another directory.
 
@@ -152,12 +158,14 @@ def claim(
         programs: Programs of the training.
         name: What is trained on what, for the name of the directory.
         image_size: Side of the views, pixels.
+        content: Text that changes with what is learnt, see `digest_of_labels`.
     """
     identity = {
         'protocol': protocol,
         'of': name,
         'encoder': measurement.extractor.identity,
         'images': f'{programs.learnt.name} ({programs.learnt.size})',
+        'content': content,
         'image_size': image_size,
         'batch_size': programs.batch_size,
         'seed': measurement.config.seed,
@@ -173,6 +181,16 @@ def claim(
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(directory / 'settings.json', text)
     return directory
+
+
+def digest_of_labels(learnt: Examples) -> str:
+    """Text that changes with the ids of the images, their labels and the names of the classes."""
+    digest = hashlib.blake2b(repr(learnt.class_names).encode(errors='surrogateescape'), digest_size=16)
+    for name in learnt.ids():
+        digest.update(f'{name}\0'.encode(errors='surrogateescape'))
+    if learnt.labels is not None:
+        digest.update(learnt.labels.tobytes())
+    return digest.hexdigest()
 
 
 def train(
