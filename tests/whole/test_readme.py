@@ -20,6 +20,7 @@ def test_python_in_ten_lines(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sharding, 'make_mesh', mesh_of(2))
     overrides = [tuple(option.removeprefix('--config.').split('=', 1)) for option in DIGITS_HERE[1:]]
+    overrides.append(('knn.every_epochs', '0'))
     smaller = pretraining.replace("'configs/digits.py'", f"'configs/digits.py', {overrides}").replace('60', '12')
     short = [('linear.lambdas', '3'), ('bootstrap_draws', '100')]
     smaller = smaller.replace('load_evaluation()', f"load_evaluation('', {short})")
