@@ -213,7 +213,8 @@ def test_another_process_writes_the_same_bytes(directory, tmp_path):
         'test.pack(test.source(), epath.Path(sys.argv[1]), "train", test.HOW)'
     )
     command = [sys.executable, '-c', script, str(tmp_path / 'again'), str(REPOSITORY / 'tests'), str(REPOSITORY)]
-    subprocess.run(command, check=True, capture_output=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     assert contents(tmp_path / 'again') == contents(directory)
 
 
