@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from flax import traverse_util
 
 from simclr_jax.config import ConfigError
 from simclr_jax.data.spec import needs_tensorflow
@@ -121,12 +120,12 @@ def compare(network: Exported, runner: str, compute: Compute, shape: tuple[int, 
         CheckError: A difference is too large, or the features are constant or zero.
     """
     images = fixed_images(*(shape or SHAPES[network.encoder.stem]))
-    ours, theirs = _ours(network, images), compute(images)
+    ours, theirs = network.outputs(images), compute(images)
     check_outputs(network.directory, theirs)
     differences, rounding = _differences(theirs, ours), 0.0
     if not all_within(differences, ROUNDING):
         with jax.enable_x64(True):
-            exact = _ours(network, images.astype(np.float64))
+            exact = network.outputs(images.astype(np.float64))
         differences, rounding = _differences(theirs, exact), max(_differences(ours, exact).values())
     limit = max(TOLERANCE, min(_ROUNDINGS * rounding, _MOST))
     if not all_within(differences, limit):
@@ -137,9 +136,3 @@ def compare(network: Exported, runner: str, compute: Compute, shape: tuple[int, 
 
 def _differences(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, float]:
     return {name: largest_difference(values, expected[name]) for name, values in found.items()}
-
-
-def _ours(network: Exported, images: np.ndarray) -> dict[str, np.ndarray]:
-    variables = {path: array.astype(images.dtype) for path, array in network.variables.items()}
-    found = jax.jit(network.apply)(traverse_util.unflatten_dict(variables), images)
-    return jax.device_get(found)

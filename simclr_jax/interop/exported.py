@@ -118,6 +118,11 @@ class Exported:
         found: Any = classifier.apply(variables, images, method=compute)
         return found
 
+    def outputs(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """What `apply` gives for images [N, H, W, 3], in their precision, float32 or float64."""
+        variables = {path: array.astype(images.dtype) for path, array in self.variables.items()}
+        return jax.device_get(jax.jit(self.apply)(traverse_util.unflatten_dict(variables), images))
+
 
 def open_exported(directory: str, say: Callable[[str], None] = print) -> Exported:
     """Reads the newest checkpoint of a run, or of a training that an evaluation has kept.

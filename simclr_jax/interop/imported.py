@@ -11,8 +11,8 @@ from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from simclr_jax.build import make_model
 from simclr_jax.interop.architecture import Path
+from simclr_jax.interop.exported import Exported
 from simclr_jax.training import optim, workdir
 from simclr_jax.training.checkpoints import Checkpoints
 from simclr_jax.training.state import TrainState
@@ -77,13 +77,9 @@ class Imported:
         return found
 
     def _differences(self, dtype: type) -> dict[str, float]:
-        made = make_model(self.config, self.num_classes)
-        encoder, head = (part.clone(dtype=dtype) for part in (made.encoder, made.head))
-        model = made.clone(encoder=encoder, head=head, dtype=dtype)
-        apply = jax.jit(lambda variables, images: model.apply(variables, images, train=False))
-        variables = jax.tree.map(lambda values: values.astype(dtype), self.tree())
-        images = fixed_images(*SHAPES[made.encoder.stem]).astype(dtype)
-        ours, theirs = jax.device_get(apply(variables, images)), self.compute(images)
+        network = Exported(self.config, self.variables, self.step, self.origin, self.config.data.image_size)
+        images = fixed_images(*SHAPES[network.encoder.stem]).astype(dtype)
+        ours, theirs = network.outputs(images), self.compute(images)
         check_outputs(self.origin, theirs)
         return {name: largest_difference(ours[name], theirs[name]) for name in ours if name in theirs}
 

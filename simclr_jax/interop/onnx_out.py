@@ -36,7 +36,7 @@ class _Operations:
 
     def conv(self, x, kernel, bias, strides, padding):
         size, (before, after) = kernel.shape[0], padding
-        constants = [kernel_ for kernel_ in (to_torch(kernel), bias) if kernel_ is not None]
+        constants = [to_torch(kernel)] if bias is None else [to_torch(kernel), bias]
         return self._node(
             'Conv',
             [x, *map(self._constant, constants)],

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from simclr_jax.losses.supervised import accuracy, sigmoid_cross_entropy, softmax_cross_entropy
 from simclr_jax.models.classifier import Classifier, pretrained_into
-from simclr_jax.models.resnet import frozen_parts
+from simclr_jax.models.resnet import is_in_frozen_part
 from simclr_jax.tasks.views import by_image, images_of, labels_of
 from simclr_jax.training.state import TrainState
 from simclr_jax.training.task import Task
@@ -57,7 +57,7 @@ class Finetune:
 
     def is_frozen(self, path: tuple[str, ...]) -> bool:
         """Whether the parameter at a path ('encoder', 'stage1', ...) must not move, see `optim.freeze`."""
-        return path[0] == 'encoder' and path[1] in frozen_parts(self.train_after_block)
+        return is_in_frozen_part(path, self.train_after_block)
 
     def outputs(
         self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], key: jax.Array

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from simclr_jax.losses.supervised import accuracy, softmax_cross_entropy
 from simclr_jax.metrics.segmentation import IGNORED
-from simclr_jax.models.resnet import frozen_parts
+from simclr_jax.models.resnet import is_in_frozen_part
 from simclr_jax.models.segmenter import Segmenter, upsampled
 from simclr_jax.tasks.views import images_of
 
@@ -38,7 +38,7 @@ class Segment:
 
     def is_frozen(self, path: tuple[str, ...]) -> bool:
         """Whether the parameter at a path ('encoder', 'stage1', ...) must not move, see `optim.freeze`."""
-        return path[0] == 'encoder' and path[1] in frozen_parts(self.train_after_block)
+        return is_in_frozen_part(path, self.train_after_block)
 
     def outputs(
         self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], key: jax.Array

@@ -9,7 +9,6 @@ import pytest
 from sklearn import datasets
 
 from simclr_jax.data import arrays, folder
-from simclr_jax.data.masks import Coding, open_tfds, with_classes
 from simclr_jax.data.sources import align_classes
 from simclr_jax.data.spec import DataError, Decoded, Encoded, Examples, Streamed
 from support.paths import SHARED
@@ -316,27 +315,6 @@ def test_tfds_in_another_directory_is_not_prepared(tmp_path):
         load_tfds('cifar10', 'train', data_dir=tmp_path)
 
 
-def test_tfds_with_masks_names_the_fields_of_an_evaluation(tmp_path, monkeypatch):
-    pytest.importorskip('tensorflow_datasets', reason='the source tfds needs TensorFlow Datasets')
-    from simclr_jax.data.tfds import load_masks
-
-    def message(name, data_dir=''):
-        with pytest.raises(DataError) as caught:
-            load_masks(name, 'train', data_dir, memory_limit=2**20)
-        assert 'data.name' not in str(caught.value)
-        return str(caught.value)
-
-    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
-    assert message('oxford_iiit_pe').startswith('segmentation.tfds=oxford_iiit_pe: TensorFlow Datasets cannot load it')
-    assert message('huggingface:x').startswith('segmentation.tfds=huggingface:x: TensorFlow Datasets would fetch')
-    unprepared = message('oxford_iiit_pet')
-    assert unprepared.startswith('segmentation.tfds=oxford_iiit_pet is not prepared in ')
-    assert '; set TFDS_DATA_DIR to the directory where it is, or prepare it: ' in unprepared
-    # The directory of the pretraining goes before the environment.
-    place = str(tmp_path / 'prepared')
-    assert message('oxford_iiit_pet', place).endswith(f' build oxford_iiit_pet --data_dir={place}')
-
-
 @pytest.mark.parametrize('name', ['huggingface:mnist', 'kubric:movi_a/128x128:1.0.0', 'any-one:x'])
 def test_tfds_fetches_nothing_of_communities_unless_allowed(name, monkeypatch):
     tfds = pytest.importorskip('tensorflow_datasets', reason='the source tfds needs TensorFlow Datasets')
@@ -388,37 +366,3 @@ def test_tfds_in_each_format(tmp_path):
         load('parquet', memory_limit=0)
     with pytest.raises(DataError, match=r'is stored as array_record, which .* with --file_format=tfrecord'):
         load('array_record')
-
-
-def test_tfds_with_masks(tmp_path):
-    """Images and masks are read in one order. The numbers of the classes begin with 1, as in oxford_iiit_pet."""
-    tfds = pytest.importorskip('tensorflow_datasets', reason='the source tfds needs TensorFlow Datasets')
-    generator = np.random.default_rng(0)
-    masks = [generator.integers(1, 4, (5, 6 + number, 1), dtype=np.uint8) for number in range(3)]
-
-    class Shapes(tfds.core.GeneratorBasedBuilder):
-        VERSION = '1.0.0'
-
-        def _info(self):
-            masks = tfds.features.Image(shape=(None, None, 1))
-            features = {'image': tfds.features.Image(), 'segmentation_mask': masks}
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-        def _split_generators(self, manager):
-            return {'train': self._generate_examples()}
-
-        def _generate_examples(self):
-            for number, mask in enumerate(masks):
-                yield number, {'image': np.repeat(10 * mask, 3, axis=-1), 'segmentation_mask': mask}
-
-    Shapes(data_dir=tmp_path).download_and_prepare()
-    masked = with_classes(open_tfds('shapes', 'train', str(tmp_path), 2**20, Coding(1)))
-    assert (masked.images.name, masked.num_classes) == ('shapes/train', 3)
-    pairs = [masked.pair(index) for index in range(3)]
-    for image, classes in pairs:
-        np.testing.assert_array_equal(image[..., 0], 10 * (classes + 1))
-    assert sorted(classes.shape for _, classes in pairs) == [(5, 6), (5, 7), (5, 8)]
-    with pytest.raises(DataError, match=r'raise data\.memory_limit_gb'):
-        open_tfds('shapes', 'train', str(tmp_path), 0, Coding(1))
-    with pytest.raises(DataError, match=r"segmentation\.test_split='test': shapes has train"):
-        open_tfds('shapes', 'test', str(tmp_path), 2**20, Coding(1))

@@ -28,7 +28,7 @@ from simclr_jax.interop.imported import CheckError, fixed_images
 from simclr_jax.models.classifier import Classifier
 from simclr_jax.training.checkpoints import Checkpoints
 from simclr_jax.training.state import TrainState
-from support.weights import SMALL, TINY, outputs_of, random_network, share, write_run
+from support.weights import SMALL, TINY, random_network, share, write_run
 
 MODULES = {'safetensors': torch_out, 'onnx': onnx_out, 'stablehlo': stablehlo}
 INPUTS = {'model.mean': (0.4, 0.5, 0.6), 'model.std': (0.2, 0.3, 0.4), 'model.pool': 'symmetric'}
@@ -47,7 +47,7 @@ def assert_computes_the_same(network, compute, sides, counts=(1, 7)):
     """A loaded file on batches of several sizes, with odd and even maps."""
     for side in sides:
         images = np.concatenate([fixed_images(side, side), fixed_images(side, side)[::-1] / 2] * 2)
-        expected = outputs_of(network, images)
+        expected = network.outputs(images)
         for count in counts:
             found = compute(images[:count])
             assert found.keys() == expected.keys()
@@ -108,7 +108,7 @@ def assert_runs_without_jax(network, out, lines, place):
     code = WITHOUT_JAX.format(lines=lines, place=place)
     done = subprocess.run([sys.executable, '-c', code], cwd=out, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    expected = outputs_of(network, images)
+    expected = network.outputs(images)
     theirs = {'representation': 'final_avg_pool', 'projection': 'proj_head_output', 'logits': 'logits_sup'}
     for count in (1, 7):
         with np.load(place / f'{count}.npz') as found:
@@ -159,7 +159,7 @@ def test_onnx_without_its_runtime(run, tmp_path, monkeypatch):
 
 def test_a_network_without_heads(tmp_path):
     network = random_network(SMALL | {'head.kind': 'none'}, classes=0)
-    assert list(outputs_of(network, fixed_images(32, 32))) == ['representation']
+    assert list(network.outputs(fixed_images(32, 32))) == ['representation']
     for kind in ('safetensors', 'onnx'):
         assert_computes_the_same(network, written(network, kind, tmp_path), (32,), counts=(2,))
 

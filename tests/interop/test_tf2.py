@@ -10,7 +10,7 @@ import tensorflow as tf
 from simclr_jax.cli.main import main
 from simclr_jax.interop.tf2 import read_tf2
 from support.reference_names import reference_value
-from support.weights import SMALL, images_by_rule, outputs_of, random_network, share
+from support.weights import SMALL, images_by_rule, random_network, share
 
 
 class Model(tf.__internal__.tracking.AutoTrackable):
@@ -83,7 +83,7 @@ def saved(tmp_path_factory):
 
 
 def outputs_are_close(found, images, expected):
-    ours = outputs_of(random_network({}, config=found.config, variables=found.variables), images)
+    ours = random_network({}, config=found.config, variables=found.variables).outputs(images)
     for name, values in expected.items():
         assert share(ours[name], values) < 1e-5, name
 
@@ -93,7 +93,7 @@ def test_outputs_are_the_references(oracle, tmp_path):
     found = read_tf2(write(tmp_path / 'r18', reference.info['variables']))
     names = {'representation': 'h0', 'projection': 'h3', 'logits': 'logits_sup'}
     images = reference['images']
-    ours = outputs_of(random_network({}, config=found.config, variables=found.variables), images)
+    ours = random_network({}, config=found.config, variables=found.variables).outputs(images)
     for name, theirs in names.items():
         assert share(reference.pick(f'eval/{theirs}', ours[name]), reference[f'eval/{theirs}']) < 1e-5
 
@@ -112,7 +112,7 @@ def test_other_networks_are_walked_in_their_order(oracle, tmp_path, name):
     found = read_tf2(write(tmp_path / name, reference.info['variables']))
     config = reference.info['config']
     assert (found.config.model.sk_ratio, found.config.model.se_ratio) == (config['sk_ratio'], config['se_ratio'])
-    ours = outputs_of(random_network({}, config=found.config, variables=found.variables), reference['images'])
+    ours = random_network({}, config=found.config, variables=found.variables).outputs(reference['images'])
     noise = reference.info['float32_noise']['eval/h0']['max_abs_diff_over_max_abs']
     values = reference.pick('eval/h0', ours['representation'])
     assert share(values, reference['eval/h0']) < max(1e-5, 3 * noise)

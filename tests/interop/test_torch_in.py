@@ -26,7 +26,6 @@ from support.weights import (
     SMALL,
     TINY,
     images_by_rule,
-    outputs_of,
     random_network,
     share,
     torch_state_dict,
@@ -69,7 +68,7 @@ def test_outputs_are_those_of_torchvision(oracle, tmp_path, name, cases):
         found = read_torch(source, weights='', normalize=NONE, pool=pool)
         assert found.num_classes == 10
         for size, case in sides.items():
-            ours = outputs_of(as_network(found), images_by_rule(3, *map(int, size.split('x'))))
+            ours = as_network(found).outputs(images_by_rule(3, *map(int, size.split('x'))))
             assert share(ours['representation'], reference[f'eval/{size}/{case}/h']) < 1e-5
             assert share(ours['logits'], reference[f'eval/{size}/{case}/logits']) < 1e-5
     if cases is CASES:
@@ -182,9 +181,9 @@ def test_the_padding_of_a_small_stem_is_asked_for(tmp_path, capsys):
     assert max(found.check().values()) < 1e-5
     images = images_by_rule(2, 32, 32)
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    ours = outputs_of(as_network(found), images)['logits']
-    assert share(ours, outputs_of(network, padded)['logits']) < 1e-5
-    assert share(ours, outputs_of(network, images)['logits']) > 1e-3
+    ours = as_network(found).outputs(images)['logits']
+    assert share(ours, network.outputs(padded)['logits']) < 1e-5
+    assert share(ours, network.outputs(images)['logits']) > 1e-3
     for option in ({'pool': 'same'}, {'stem_padding': 2}):
         other = random_network(SMALL if 'pool' in option else TINY)
         path = save(tmp_path / 'other.safetensors', torch_state_dict(other, head=False))

@@ -16,7 +16,7 @@ from simclr_jax.cli.main import main
 from simclr_jax.interop import simclr_resnet, torch_out
 from simclr_jax.interop.torch_in import read_torch
 from support.runs import assert_same_bits
-from support.weights import images_by_rule, outputs_of, random_network, share, write_run
+from support.weights import images_by_rule, random_network, share, write_run
 
 
 def stock(library, depth):
@@ -47,7 +47,7 @@ def test_stock_models_with_the_exact_max_pool(tmp_path, library, depth):
     exact = model.maxpool
     for side in (224, 64, 97):
         images = images_by_rule(2, side, side)
-        expected = outputs_of(network, images)['logits']
+        expected = network.outputs(images)['logits']
         assert share(logits_of(model, images), expected) < 1e-5
         model.maxpool = torch.nn.MaxPool2d(3, 2, 1)
         shifted = share(logits_of(model, images), expected)
@@ -55,7 +55,7 @@ def test_stock_models_with_the_exact_max_pool(tmp_path, library, depth):
         model.maxpool = exact
     runner, compute = torch_out.load(epath.Path(tmp_path), library)
     assert runner == library
-    assert share(compute(images)['representation'], outputs_of(network, images)['representation']) < 1e-5
+    assert share(compute(images)['representation'], network.outputs(images)['representation']) < 1e-5
 
 
 def as_trained(network, images):
@@ -82,7 +82,7 @@ def test_a_stock_model_becomes_ours_and_comes_back(tmp_path, depth):
     network = random_network({}, config=found.config, variables=found.variables, image_size=224)
     for side in (224, 64, 97):
         images = images_by_rule(2, side, side)
-        assert share(outputs_of(network, images)['logits'], logits_of(model, images)) < 1e-5
+        assert share(network.outputs(images)['logits'], logits_of(model, images)) < 1e-5
     ours = as_trained(network, images)
     with torch.no_grad():
         model.train()

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax.models.resnet import ResNet, Stage, _mean_pool_2x2
+from simclr_jax.models.blocks import Stage, _mean_pool_2x2
+from simclr_jax.models.resnet import ResNet
 from support.finetuning import flat
 
 

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from simclr_jax.models.blocks import ResidualBlock, _mean_pool_2x2
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.layers import Conv, dense
-from simclr_jax.models.resnet import ResidualBlock, ResNet, _mean_pool_2x2
+from simclr_jax.models.resnet import ResNet
 from simclr_jax.models.simclr import SimCLR
 
 

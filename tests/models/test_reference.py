@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from simclr_jax.models.blocks import Stage
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.layers import Conv
-from simclr_jax.models.resnet import ResNet, Stage, Stem
+from simclr_jax.models.resnet import ResNet, Stem
 from simclr_jax.models.simclr import SimCLR
 from support.reference_names import parameter_paths, reference_variables
 from support.reference_networks import COMPILER_OPTIONS, convolution_as_product

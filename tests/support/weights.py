@@ -50,11 +50,6 @@ def write_run(network, directory):
     return str(directory)
 
 
-def outputs_of(network, images):
-    """What our network computes of images."""
-    return jax.device_get(jax.jit(network.apply)(traverse_util.unflatten_dict(network.variables), images))
-
-
 def torch_state_dict(network, *, head=True):
     """The network's state dict, as `simclr export` writes it."""
     names = encoder_names(network.encoder) | (probe_names() if network.num_classes else {})
