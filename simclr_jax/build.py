@@ -226,13 +226,14 @@ def make_program(config: ConfigDict, num_classes: int, schedule: Schedule, mesh:
     check_batch(config, mesh.size)
     task = make_task(config, num_classes, mesh, feed.make_views)
     tx = make_optimizer(config, schedule)
-    shardings = state_shardings(task, tx, mesh, config.sharding)
+    state = abstract_state(task, tx)
+    shardings = state_shardings(state, mesh, config.sharding)
     microbatches = config.batch_size // (config.microbatch or config.batch_size)
     return Program(
         task=task,
         feed=feed,
         shardings=shardings,
-        state=sharding.placed(abstract_state(task, tx), shardings),
+        state=sharding.placed(state, shardings),
         init=functools.partial(init_state, task, tx, mesh=mesh, shardings=shardings),
         step=make_train_step(task, tx, mesh, shardings=shardings, microbatches=microbatches),
     )

@@ -18,7 +18,7 @@ from simclr_jax.models.classifier import Classifier, pretrained_into
 from simclr_jax.models.resnet import is_in_frozen_part
 from simclr_jax.tasks.views import by_image, images_of, labels_of
 from simclr_jax.training.state import TrainState
-from simclr_jax.training.task import Task
+from simclr_jax.training.task import Metrics, Parts, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,27 +60,28 @@ class Finetune:
         return is_in_frozen_part(path, self.train_after_block)
 
     def outputs(
-        self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], key: jax.Array
+        self, variables: Mapping[str, Any], batch: dict[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, Any]:
-        """Logits [B, V, K] of a batch of views in training mode, and the new batch_stats.
+        """Logits [B, V, K] of a batch of views in training mode, and the new {'batch_stats': ...}.
 
         Args:
-            params: Parameters of the model.
-            batch_stats: Moving statistics of the model.
+            variables: Variables of the model, {'params': ..., 'batch_stats': ...}.
             batch: Batch, see data/spec.py.
             key: Not used, because the views are random already.
         """
         del key
         logits, updated = self.model.apply(
-            {'params': params, 'batch_stats': batch_stats},
+            dict(variables),
             images_of(batch, self.mesh),
             train=True,
             train_after_block=self.train_after_block,
             mutable=['batch_stats'],
         )
-        return by_image(logits, batch), updated['batch_stats']
+        return by_image(logits, batch), updated
 
-    def loss(self, outputs: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, outputs: jax.Array, batch: dict[str, jax.Array], frozen: Parts | None = None
+    ) -> tuple[jax.Array, Metrics]:
         """The supervised loss of the global batch.
 
         Args:
@@ -88,10 +89,12 @@ class Finetune:
             batch: Batch, see data/spec.py. Rows of mask 0 count neither in the loss nor in the metrics. With 'label'
                 int [B] (-1: none) the loss is the softmax cross-entropy. With int [B, K] in {1, 0, -1: ignored} it is
                 the mean over images of the sigmoid cross-entropies, summed over classes.
+            frozen: Not used, because this task has no frozen parts.
 
         Returns:
             loss [], and metrics.
         """
+        del frozen
         labels, weights = labels_of(batch, batch['views'].shape[1])
         if labels.ndim == 3:
             loss = sigmoid_cross_entropy(outputs, labels, weights)

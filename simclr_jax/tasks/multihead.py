@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from simclr_jax.losses.supervised import accuracy, softmax_cross_entropy
 from simclr_jax.models.classifier import FeatureMapClassifiers
 from simclr_jax.tasks.views import by_image, images_of, labels_of
+from simclr_jax.training.task import Metrics, Parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,38 +43,39 @@ class MultiHead:
         return path[0] == 'encoder'
 
     def outputs(
-        self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], key: jax.Array
+        self, variables: Mapping[str, Any], batch: dict[str, jax.Array], key: jax.Array
     ) -> tuple[dict[str, jax.Array], Any]:
-        """Logits {'feature1': [B, V, K], ...} of a batch of views in training mode, and the new batch_stats.
+        """Logits {'feature1': [B, V, K], ...} of a batch of views in training mode, and the new {'batch_stats': ...}.
 
         Args:
-            params: Parameters of the model.
-            batch_stats: Moving statistics of the model.
+            variables: Variables of the model, {'params': ..., 'batch_stats': ...}.
             batch: Batch, see data/spec.py.
             key: Not used, because the views are random already.
         """
         del key
         logits, updated = self.model.apply(
-            {'params': params, 'batch_stats': batch_stats},
+            dict(variables),
             images_of(batch, self.mesh),
             train=True,
             mutable=['batch_stats'],
         )
-        return {name: by_image(values, batch) for name, values in logits.items()}, updated['batch_stats']
+        return {name: by_image(values, batch) for name, values in logits.items()}, updated
 
     def loss(
-        self, outputs: dict[str, jax.Array], batch: dict[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        self, outputs: dict[str, jax.Array], batch: dict[str, jax.Array], frozen: Parts | None = None
+    ) -> tuple[jax.Array, Metrics]:
         """The sum of the classifiers' softmax cross-entropies over the global batch.
 
         Args:
             outputs: Logits [B, V, K] of each classifier.
             batch: Batch, see data/spec.py. Rows of mask 0 count neither in the loss nor in the metrics.
+            frozen: Not used, because this task has no frozen parts.
 
         Returns:
             loss [], and metrics. These are the loss and the accuracies of the classifiers, 'feature1_accuracy' to
             'feature5_accuracy'.
         """
+        del frozen
         labels, weights = labels_of(batch, batch['views'].shape[1])
         first, *others = (softmax_cross_entropy(logits, labels, weights) for logits in outputs.values())
         loss = sum(others, start=first)

@@ -13,6 +13,7 @@ from simclr_jax.metrics.segmentation import IGNORED
 from simclr_jax.models.resnet import is_in_frozen_part
 from simclr_jax.models.segmenter import Segmenter, upsampled
 from simclr_jax.tasks.views import images_of
+from simclr_jax.training.task import Metrics, Parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,36 +42,39 @@ class Segment:
         return is_in_frozen_part(path, self.train_after_block)
 
     def outputs(
-        self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], key: jax.Array
+        self, variables: Mapping[str, Any], batch: dict[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, Any]:
-        """Logits [B, H', W', K] of a batch at the resolution of the encoder's last map, and the new batch_stats.
+        """Logits [B, H', W', K] at the resolution of the encoder's last map, and the new {'batch_stats': ...}.
 
         Args:
-            params: Parameters of the model.
-            batch_stats: Moving statistics of the model.
+            variables: Variables of the model, {'params': ..., 'batch_stats': ...}.
             batch: Training batch, see data/mask_views.py.
             key: Not used, because the views are random already.
         """
         batch = {**batch, 'views': float_views(batch, key)}
         logits, updated = self.model.apply(
-            {'params': params, 'batch_stats': batch_stats},
+            dict(variables),
             images_of(batch, self.mesh),
             train=True,
             train_after_block=self.train_after_block,
             mutable=['batch_stats'],
         )
-        return logits, updated['batch_stats']
+        return logits, updated
 
-    def loss(self, outputs: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, outputs: jax.Array, batch: dict[str, jax.Array], frozen: Parts | None = None
+    ) -> tuple[jax.Array, Metrics]:
         """The mean cross-entropy of all pixels of the global batch that are not ignored.
 
         Args:
             outputs: Logits [B, H', W', K].
             batch: Training batch, see data/mask_views.py. Rows of mask 0 do not count.
+            frozen: Not used, because this task has no frozen parts.
 
         Returns:
             loss [], and metrics.
         """
+        del frozen
         logits = upsampled(outputs, self.image_size)
         classes = batch['classes'].astype(jnp.int32)
         labels = jnp.where(classes == IGNORED, -1, classes)

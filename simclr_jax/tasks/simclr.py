@@ -14,6 +14,7 @@ from simclr_jax.metrics import representation
 from simclr_jax.models.simclr import SimCLR
 from simclr_jax.sharding import DATA_AXIS
 from simclr_jax.tasks.views import by_image, images_of, labels_of
+from simclr_jax.training.task import Metrics, Parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,40 +45,43 @@ class Pretrain:
         return self.model.init(key, images, train=True)
 
     def outputs(
-        self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], key: jax.Array
+        self, variables: Mapping[str, Any], batch: dict[str, jax.Array], key: jax.Array
     ) -> tuple[dict[str, jax.Array], Any]:
         """Runs the model in training mode on a batch or a part of it.
 
         Args:
-            params: Parameters of the model.
-            batch_stats: Moving statistics of the model.
+            variables: Variables of the model, {'params': ..., 'batch_stats': ...}.
             batch: Batch, see data/spec.py. Its rows are divided among the devices.
             key: Key of the augmentation. The random numbers of an image also follow from its index, and therefore do
                 not depend on the part of the batch that contains it.
 
         Returns:
-            {'projection': z [B, V, D]}, with a probe also 'logits': [B, V, K], and the new batch_stats.
+            {'projection': z [B, V, D]}, with a probe also 'logits': [B, V, K], and the new {'batch_stats': ...}.
         """
         batch = {**batch, 'views': self.make_views(batch, key)}
         outputs, updated = self.model.apply(
-            {'params': params, 'batch_stats': batch_stats},
+            dict(variables),
             images_of(batch, self.mesh),
             train=True,
             mutable=['batch_stats'],
         )
         names = ('projection', 'logits') if self.model.num_classes else ('projection',)
-        return {name: by_image(outputs[name], batch) for name in names}, updated['batch_stats']
+        return {name: by_image(outputs[name], batch) for name in names}, updated
 
-    def loss(self, outputs: dict[str, jax.Array], batch: dict[str, jax.Array]) -> tuple[jax.Array, dict]:
+    def loss(
+        self, outputs: dict[str, jax.Array], batch: dict[str, jax.Array], frozen: Parts | None = None
+    ) -> tuple[jax.Array, Metrics]:
         """The sum of the scaled contrastive loss and the probe's cross-entropy, over the global batch.
 
         Args:
             outputs: Outputs of all images of the batch, see `outputs`.
             batch: Batch, see data/spec.py.
+            frozen: Not used, because this task has no frozen parts.
 
         Returns:
             loss [], and metrics.
         """
+        del frozen
         loss, metrics = self._contrast(outputs['projection'])
         total = self.loss_scale * loss
         if 'logits' in outputs:

@@ -9,43 +9,60 @@ import optax
 from jax.sharding import Mesh
 
 from simclr_jax.sharding import by_rows, divided, gather, join_rows, replicated, split_rows
-from simclr_jax.training.state import TrainState
-from simclr_jax.training.task import Batch, Metrics, Step, Task
+from simclr_jax.training.state import Frozen, TrainState
+from simclr_jax.training.task import Batch, Memory, Metrics, Parts, Step, Task
+
+# Stream of the random numbers of a memory, beside those of the parameters.
+MEMORY_STREAM = 1
 
 
-def state_shardings(
-    task: Task, tx: optax.GradientTransformation, mesh: Mesh, sharding: str = 'replicated'
-) -> TrainState:
+def state_shardings(shapes: TrainState, mesh: Mesh, sharding: str = 'replicated') -> TrainState:
     """The sharding of each array of a state, as a TrainState of shardings.
 
     Args:
-        task: Task that is learnt.
-        tx: Optimiser.
+        shapes: Shapes of the state, see `abstract_state`.
         mesh: Devices that train.
         sharding: 'replicated' keeps the whole state on every device. 'fsdp' (fully sharded data parallelism) divides
-            parameters and the optimiser's moments among the devices. Moving statistics and counters stay on each.
+            parameters, the optimiser's moments and frozen parts among the devices. Moving statistics and counters stay
+            on each.
     """
-    shapes = abstract_state(task, tx)
     everywhere = jax.tree.map(lambda _: replicated(mesh), shapes)
     if sharding == 'replicated':
         return everywhere
     by_parameter = jax.tree.map(lambda leaf: divided(mesh, leaf.shape), shapes)
-    return everywhere.replace(params=by_parameter.params, opt_state=by_parameter.opt_state)
+    return by_parameter.replace(step=everywhere.step, batch_stats=everywhere.batch_stats)
 
 
-def abstract_state(task: Task, tx: optax.GradientTransformation) -> TrainState:
-    """Shapes and dtypes of a state, computed without device memory."""
-    return jax.eval_shape(_init(task, tx), jax.random.key(0))
+def abstract_state(
+    task: Task, tx: optax.GradientTransformation, memory: Memory | None = None, constant: Parts | None = None
+) -> TrainState:
+    """Shapes and dtypes of a state, computed without device memory.
+
+    Args:
+        task: Task that is learnt.
+        tx: Optimiser.
+        memory: Makes the frozen parts that the step updates. None: there are none.
+        constant: Shapes of the constant frozen parts, by name. None: there are none.
+    """
+    state = jax.eval_shape(_init(task, tx, memory), jax.random.key(0))
+    return with_constant(state, constant or {})
 
 
-def _init(task: Task, tx: optax.GradientTransformation) -> Callable[[jax.Array], TrainState]:
+def with_constant(state: TrainState, parts: Parts) -> TrainState:
+    """The state with these constant frozen parts, by name, in the place of its own."""
+    return state.replace(frozen=state.frozen.replace(constant=dict(parts)))
+
+
+def _init(task: Task, tx: optax.GradientTransformation, memory: Memory | None) -> Callable[[jax.Array], TrainState]:
     def init(key):
         variables = task.init(key)
+        updated = {} if memory is None else memory.init(jax.random.fold_in(key, MEMORY_STREAM), variables)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=variables['params'],
             batch_stats=variables.get('batch_stats', {}),
             opt_state=tx.init(variables['params']),
+            frozen=Frozen(updated=dict(updated)),
         )
 
     return init
@@ -57,6 +74,7 @@ def init_state(
     key: jax.Array,
     mesh: Mesh,
     shardings: TrainState | None = None,
+    memory: Memory | None = None,
 ) -> TrainState:
     """Makes a fresh state at step 0. Its bits do not depend on the devices or the layout.
 
@@ -69,9 +87,15 @@ def init_state(
         key: Key of the initial values.
         mesh: Devices that train.
         shardings: Sharding of each array, see `state_shardings`. None means the whole state on every device.
+        memory: Makes the frozen parts that the step updates. None: there are none.
+
+    Returns:
+        The state. It has no constant frozen parts, see `with_constant`.
     """
-    state = jax.jit(_init(task, tx), out_shardings=replicated(mesh))(key)
-    return state if shardings is None else jax.jit(lambda whole: whole, out_shardings=shardings)(state)
+    state = jax.jit(_init(task, tx, memory), out_shardings=replicated(mesh))(key)
+    if shardings is None:
+        return state
+    return jax.jit(lambda whole: whole, out_shardings=with_constant(shardings, {}))(state)
 
 
 def make_train_step(
@@ -81,6 +105,7 @@ def make_train_step(
     *,
     shardings: TrainState | None = None,
     microbatches: int = 1,
+    memory: Memory | None = None,
 ) -> Step:
     """Builds `step(state, batch, key) -> (state, metrics)`, a pure function on global arrays.
 
@@ -96,6 +121,7 @@ def make_train_step(
         microbatches: Number of parts of the batch that pass through the network one after another, see
             `_gradients_by_microbatches`. It divides the images of every device. The loss is that of the whole batch
             at any number.
+        memory: Updates the state's frozen parts. None: the step leaves them as they are.
 
     Returns:
         The jitted step. Its metrics are the task's and 'gradient_norm', the norm of the gradients before the
@@ -104,24 +130,36 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch, key: jax.Array):
         step_key = jax.random.fold_in(key, state.step)
+        frozen = state.frozen
+        if memory is not None:
+            frozen = frozen.replace(updated=memory.before(state.params, frozen.updated))
 
         def outputs(params, batch):
+            parts = frozen.parts
             if shardings is not None:
                 params = gather(params, shardings.params)
-            return task.outputs(params, state.batch_stats, batch, step_key)
+                parts = gather(parts, shardings.frozen.parts)
+            variables = {'params': params, 'batch_stats': state.batch_stats, **parts}
+            return task.outputs(variables, batch, step_key)
+
+        def loss(found, batch):
+            return task.loss(found, batch, frozen.parts)
 
         if microbatches == 1:
-            gradients, batch_stats, metrics = _gradients(task, outputs, state.params, batch)
+            gradients, found, moved, metrics = _gradients(outputs, loss, state.params, batch)
         else:
-            gradients, batch_stats, metrics = _gradients_by_microbatches(
-                task, outputs, state.params, batch, mesh, microbatches
+            gradients, found, moved, metrics = _gradients_by_microbatches(
+                outputs, loss, state.params, batch, mesh, microbatches
             )
+        if memory is not None:
+            frozen = frozen.replace(updated=memory.after(frozen.updated, found, moved))
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)
         new_state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
+            batch_stats=moved['batch_stats'],
             opt_state=opt_state,
+            frozen=frozen,
         )
         return new_state, {**metrics, 'gradient_norm': optax.tree.norm(gradients)}
 
@@ -135,21 +173,31 @@ def make_train_step(
     )
 
 
-def _gradients(task: Task, outputs, params, batch: Batch) -> tuple[Any, Any, Metrics]:
-    """Gradients of the parameters, new batch_stats and metrics. `outputs` is Task.outputs of (params, batch)."""
+def _gradients(outputs, loss, params, batch: Batch) -> tuple[Any, Any, Any, Metrics]:
+    """Differentiates the loss of a batch with respect to the parameters.
 
-    def loss(params):
-        found, batch_stats = outputs(params, batch)
-        value, metrics = task.loss(found, batch)
-        return value, (batch_stats, metrics)
+    Args:
+        outputs: Function of (params, batch), see `Task.outputs`.
+        loss: Function of (outputs, batch), see `Task.loss`.
+        params: Parameters.
+        batch: Batch.
 
-    (_, (batch_stats, metrics)), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-    return gradients, batch_stats, metrics
+    Returns:
+        Gradients, outputs of all images, the collections that moved, and metrics.
+    """
+
+    def loss_of(params):
+        found, moved = outputs(params, batch)
+        value, metrics = loss(found, batch)
+        return value, (found, moved, metrics)
+
+    (_, (found, moved, metrics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+    return gradients, found, moved, metrics
 
 
 def _gradients_by_microbatches(
-    task: Task, outputs, params, batch: Batch, mesh: Mesh, microbatches: int
-) -> tuple[Any, Any, Metrics]:
+    outputs, loss, params, batch: Batch, mesh: Mesh, microbatches: int
+) -> tuple[Any, Any, Any, Metrics]:
     """Computes what `_gradients` does, but keeps the activations of only one microbatch (GradCache, arXiv 2101.06983).
 
     1. The network computes the outputs of all images, one microbatch at a time, without gradients.
@@ -164,10 +212,10 @@ def _gradients_by_microbatches(
     """
     parts = split_rows(batch, microbatches, mesh)
     _, (found, moved) = jax.lax.scan(lambda _, part: (None, outputs(params, part)), None, parts)
-    batch_stats = jax.tree.map(lambda statistics: statistics.mean(0), moved)
+    moved = jax.tree.map(lambda statistics: statistics.mean(0), moved)
 
     found = join_rows(found, mesh)
-    (_, metrics), sensitivities = jax.value_and_grad(task.loss, has_aux=True)(found, batch)
+    (_, metrics), sensitivities = jax.value_and_grad(loss, has_aux=True)(found, batch)
 
     def accumulate(total, part):
         rows, sensitivity = part
@@ -176,4 +224,4 @@ def _gradients_by_microbatches(
 
     backwards = (parts, split_rows(sensitivities, microbatches, mesh))
     gradients, _ = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, params), backwards)
-    return gradients, batch_stats, metrics
+    return gradients, found, moved, metrics

@@ -282,8 +282,7 @@ def test_the_step_makes_the_views_by_image(config, examples):
     make_views = feed_of('resident', config, examples).make_views
     ready, made = (make_task(config, 10, mesh, *more) for more in ((), (make_views,)))
     variables = ready.init(jax.random.key(0))
-    arguments = variables['params'], variables['batch_stats']
     key = jax.random.fold_in(jax.random.key(5), 0)
-    expected, _ = jax.jit(ready.outputs)(*arguments, {**batch, 'views': views}, key)
-    found, _ = jax.jit(made.outputs)(*arguments, batch, key)
+    expected, _ = jax.jit(ready.outputs)(variables, {**batch, 'views': views}, key)
+    found, _ = jax.jit(made.outputs)(variables, batch, key)
     np.testing.assert_allclose(found['projection'], expected['projection'], atol=1e-4)

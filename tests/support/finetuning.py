@@ -46,4 +46,4 @@ def start_from(pretrained, task, tx, key, mesh):
 
 def loss_of(task, params, batch_stats, batch):
     """Loss and metrics of the step."""
-    return task.loss(task.outputs(params, batch_stats, batch, jax.random.key(0))[0], batch)
+    return task.loss(task.outputs({'params': params, 'batch_stats': batch_stats}, batch, jax.random.key(0))[0], batch)

@@ -26,10 +26,11 @@ NUM_DEVICES, MICROBATCHES = 2, 4
 class FixedStatistics(Pretrain):
     """The pretraining with batch norms in inference mode: every image for itself, until the loss."""
 
-    def outputs(self, params, batch_stats, batch, key):
-        variables = {'params': params, 'batch_stats': batch_stats}
+    def outputs(self, variables, batch, key):
         outputs = self.model.apply(variables, images_of(batch, self.mesh), train=False)
-        return {name: by_image(outputs[name], batch) for name in ('projection', 'logits')}, batch_stats
+        return {name: by_image(outputs[name], batch) for name in ('projection', 'logits')}, {
+            'batch_stats': variables['batch_stats']
+        }
 
 
 class Start:

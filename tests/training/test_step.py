@@ -19,7 +19,7 @@ from simclr_jax.build import make_task
 from simclr_jax.training import optim
 from simclr_jax.training.checkpoints import Checkpoints
 from simclr_jax.training.schedule import warmup_cosine
-from simclr_jax.training.step import init_state, make_train_step, state_shardings
+from simclr_jax.training.step import abstract_state, init_state, make_train_step, state_shardings
 from support.steps import (
     CLASSES,
     IMAGES,
@@ -47,7 +47,7 @@ class Run:
         self.task = make_task(config, CLASSES, self.mesh)
         self.tx = optim.make_optimizer('lars', warmup_cosine(0.5, 10, 0), weight_decay=1e-4)
         self.key = jax.random.key(0)
-        self.shardings = state_shardings(self.task, self.tx, self.mesh, layout)
+        self.shardings = state_shardings(abstract_state(self.task, self.tx), self.mesh, layout)
         self.start = start
         if start is None:
             drawn = jax.device_get(self.draw())
