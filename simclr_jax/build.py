@@ -15,12 +15,16 @@ from simclr_jax import sharding
 from simclr_jax.augment.views import MakeViews, given_views
 from simclr_jax.config import ConfigError, flatten
 from simclr_jax.data.feed import Feed
-from simclr_jax.losses.contrastive import margin_triplet, nt_logistic, nt_xent
+from simclr_jax.losses.contrastive import info_nce, margin_triplet, nt_logistic, nt_xent
+from simclr_jax.models.classifier import Classifier
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.resnet import ResNet
 from simclr_jax.models.simclr import SimCLR
 from simclr_jax.sharding import DATA_AXIS
-from simclr_jax.tasks.simclr import Pretrain
+from simclr_jax.tasks.disco import Disco
+from simclr_jax.tasks.distill import Distill
+from simclr_jax.tasks.memory import TEACHER, MomentumMemory
+from simclr_jax.tasks.simclr import Contrast, Pretrain
 from simclr_jax.training import optim
 from simclr_jax.training.schedule import (
     Schedule,
@@ -34,19 +38,87 @@ from simclr_jax.training.state import TrainState
 from simclr_jax.training.step import abstract_state, init_state, make_train_step, state_shardings
 from simclr_jax.training.task import Step
 
+PretrainingTask = Pretrain | Disco | Distill
+
 # With stem 'auto', images up to this size (pixels) get the stem without stride.
 CIFAR_STEM_UP_TO = 32
 # The step of a state is an int32.
 MOST_STEPS = 2**31 - 1
 
-# Loss by config.loss.name: a function of the group config.loss that gives a function z [B, V, D] -> (loss [], metrics).
-LOSSES: dict[str, Callable[[ConfigDict], Callable]] = {
-    'nt_xent': lambda loss: functools.partial(
-        nt_xent, temperature=loss.temperature, block_size=loss.block_size or None
-    ),
-    'nt_logistic': lambda loss: functools.partial(nt_logistic, temperature=loss.temperature, semi_hard=loss.semi_hard),
-    'margin_triplet': lambda loss: functools.partial(margin_triplet, margin=loss.margin, semi_hard=loss.semi_hard),
+
+def _nt_xent(loss: ConfigDict) -> Contrast:
+    return lambda z, keys, queue: nt_xent(
+        z,
+        temperature=loss.temperature,
+        normalize=loss.normalize,
+        axis_name=DATA_AXIS,
+        block_size=loss.block_size or None,
+        queue=queue,
+    )
+
+
+def _nt_logistic(loss: ConfigDict) -> Contrast:
+    settings = {'temperature': loss.temperature, 'semi_hard': loss.semi_hard, 'normalize': loss.normalize}
+    return lambda z, keys, queue: nt_logistic(z, **settings, axis_name=DATA_AXIS)
+
+
+def _margin_triplet(loss: ConfigDict) -> Contrast:
+    settings = {'margin': loss.margin, 'semi_hard': loss.semi_hard, 'normalize': loss.normalize}
+    return lambda z, keys, queue: margin_triplet(z, **settings, axis_name=DATA_AXIS)
+
+
+def _info_nce(loss: ConfigDict) -> Contrast:
+    def contrast(z, keys, queue):
+        assert keys is not None, 'InfoNCE needs a momentum encoder'
+        # The student of DisCo sees the keys' view too, for the sake of the teacher alone.
+        queries = z if z.shape[1] == 1 else z[:, :-1]
+        return info_nce(queries, keys, queue, temperature=loss.temperature, in_batch=loss.in_batch, axis_name=DATA_AXIS)
+
+    return contrast
+
+
+# Loss by config.loss.name, a function of the group config.loss.
+LOSSES: dict[str, Callable[[ConfigDict], Contrast]] = {
+    'nt_xent': _nt_xent,
+    'nt_logistic': _nt_logistic,
+    'margin_triplet': _margin_triplet,
+    'info_nce': _info_nce,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A trained network that a student learns from, without its arrays.
+
+    Attributes:
+        config: Configuration of its pretraining.
+        num_classes: Classes of its classifier, 0 without one.
+        head_layer: Index in [h, output of the head's layer 1, ...] of the features that are classified.
+    """
+
+    config: ConfigDict
+    num_classes: int
+    head_layer: int = 0
+
+    def classifier(self) -> Classifier:
+        """Encoder, layers of the head and classifier, for distillation."""
+        model = make_model(self.config, 0)
+        return Classifier(model.encoder, model.head, self.num_classes, self.head_layer, dtype=model.dtype)
+
+    def projector(self) -> SimCLR:
+        """Encoder and projection head, for DisCo."""
+        return make_model(self.config, 0)
+
+    def model(self, task: str) -> Classifier | SimCLR:
+        """The part of the network that a task needs."""
+        return self.classifier() if task == 'distill' else self.projector()
+
+    def shapes(self, task: str) -> dict[str, Any]:
+        """Shapes of the variables that a task needs, {'params': ..., 'batch_stats': ...}."""
+        size = self.config.data.image_size
+        images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+        init = functools.partial(self.model(task).init, train=False)
+        return jax.eval_shape(init, jax.random.key(0), images)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,23 +127,27 @@ class Program:
 
     Attributes:
         task: Task that is learnt.
+        mesh: Devices that train.
         feed: Way of the images into the step.
         shardings: Sharding of each array of the state, see `step.state_shardings`.
         state: Shape, dtype and sharding of each array of the state.
-        init: Function of a key that gives the state at step 0.
+        init: Function of a key that gives the state at step 0, without constant frozen parts.
         step: Training step, see `step.make_train_step`.
+        memory: Momentum encoder and queue. None: there are none.
     """
 
-    task: Pretrain
+    task: PretrainingTask
+    mesh: Mesh
     feed: Feed
     shardings: TrainState
     state: TrainState
     init: Callable[[jax.Array], TrainState]
     step: Step
+    memory: MomentumMemory | None = None
 
     def abstract_arguments(self) -> tuple[TrainState, dict[str, jax.ShapeDtypeStruct], jax.Array]:
         """Shapes and shardings of the step's arguments, to compile it without data or device memory."""
-        mesh = self.task.mesh
+        mesh = self.mesh
         key = jax.eval_shape(jax.random.key, 0)
         return (
             self.state,
@@ -106,6 +182,7 @@ def make_model(config: ConfigDict, num_classes: int) -> SimCLR:
     dtype = jnp.dtype(config.model.dtype)
     head = ProjectionHead(
         kind=config.head.kind,
+        batch_norm=config.head.batch_norm,
         layers=config.head.layers,
         out_dim=config.head.out_dim,
         hidden_dim=config.head.hidden_dim or None,
@@ -114,26 +191,46 @@ def make_model(config: ConfigDict, num_classes: int) -> SimCLR:
     return SimCLR(encoder=make_encoder(config), head=head, num_classes=num_classes if config.probe else 0, dtype=dtype)
 
 
-def make_loss(config: ConfigDict) -> Callable[[jax.Array], tuple[jax.Array, dict[str, jax.Array]]]:
+def make_loss(config: ConfigDict) -> Contrast:
     """The contrastive loss that a configuration describes.
 
     Returns:
-        A function of projections z [B, V, D] that gives (loss [], metrics). It is called inside a shard_map over
-        DATA_AXIS, whose other members' projections it gathers.
+        A function of projections, keys and queue. It is called inside a shard_map over DATA_AXIS, whose other members'
+        projections it gathers.
     """
-    contrast = LOSSES[config.loss.name](config.loss)
-    return functools.partial(contrast, normalize=config.loss.normalize, axis_name=DATA_AXIS)
+    return LOSSES[config.loss.name](config.loss)
 
 
-def make_task(config: ConfigDict, num_classes: int, mesh: Mesh, make_views: MakeViews = given_views) -> Pretrain:
-    """The pretraining task that a configuration describes.
+def make_memory(config: ConfigDict, mesh: Mesh) -> MomentumMemory | None:
+    """The momentum encoder and the queue that a configuration describes. None: it needs none."""
+    if config.task == 'distill' or not (config.loss.queue_size or config.loss.name == 'info_nce'):
+        return None
+    model = make_model(config, 0)
+    width = model.encoder.feature_width if config.head.kind == 'none' else config.head.out_dim
+    return MomentumMemory(config.loss.momentum, config.loss.queue_size, width, mesh)
+
+
+def make_task(
+    config: ConfigDict,
+    num_classes: int,
+    mesh: Mesh,
+    make_views: MakeViews = given_views,
+    teacher: Teacher | None = None,
+) -> PretrainingTask:
+    """The task that a configuration describes.
 
     Args:
         config: Checked configuration of a pretraining.
-        num_classes: Classes of the probe. 0 leaves the probe out.
+        num_classes: Classes of the training images. 0 leaves the probe out.
         mesh: Devices that train.
         make_views: The devices' part of the augmentation, see `data.feed.Feed`.
+        teacher: Network that a student learns from. The task 'simclr' has none.
     """
+    return TASKS[config.task](config, num_classes, mesh, make_views, teacher)
+
+
+def _pretrain(config: ConfigDict, num_classes: int, mesh: Mesh, make_views: MakeViews, _: Teacher | None) -> Pretrain:
+    is_query = config.loss.name == 'info_nce'
     return Pretrain(
         model=make_model(config, num_classes),
         contrast=make_loss(config),
@@ -142,7 +239,44 @@ def make_task(config: ConfigDict, num_classes: int, mesh: Mesh, make_views: Make
         mesh=mesh,
         block_size=config.loss.block_size or None,
         make_views=make_views,
+        makes_keys=make_memory(config, mesh) is not None,
+        encoded_views=len(config.augment.views) - 1 if is_query else None,
     )
+
+
+def _disco(config: ConfigDict, num_classes: int, mesh: Mesh, make_views: MakeViews, teacher: Teacher | None) -> Disco:
+    assert teacher is not None, 'DisCo needs a teacher'
+    student = _pretrain(config, num_classes, mesh, given_views, None)
+    return Disco(
+        student=dataclasses.replace(student, encoded_views=None),
+        teacher=teacher.projector(),
+        weight=config.disco.weight,
+        make_views=make_views,
+    )
+
+
+def _distill(
+    config: ConfigDict, num_classes: int, mesh: Mesh, make_views: MakeViews, teacher: Teacher | None
+) -> Distill:
+    assert teacher is not None, 'distillation needs a teacher'
+    model = make_model(config, 0)
+    settings = config.distill
+    return Distill(
+        student=Classifier(model.encoder, model.head, teacher.num_classes, dtype=model.dtype),
+        teacher=teacher.classifier(),
+        alpha=settings.alpha,
+        temperature=settings.temperature,
+        tau_squared=settings.tau_squared,
+        divisor=settings.divisor,
+        image_size=config.data.image_size,
+        mesh=mesh,
+        make_views=make_views,
+        measures_accuracy=num_classes == teacher.num_classes,
+    )
+
+
+# Task by config.task.
+TASKS: dict[str, Callable[..., PretrainingTask]] = {'simclr': _pretrain, 'distill': _distill, 'disco': _disco}
 
 
 def make_optimizer(config: ConfigDict, schedule: Schedule) -> optax.GradientTransformation:
@@ -210,30 +344,35 @@ def check_batch(config: ConfigDict, num_devices: int) -> None:
         raise ConfigError(problems)
 
 
-def make_program(config: ConfigDict, num_classes: int, schedule: Schedule, mesh: Mesh, feed: Feed) -> Program:
+def make_program(
+    config: ConfigDict, num_classes: int, schedule: Schedule, mesh: Mesh, feed: Feed, teacher: Teacher | None = None
+) -> Program:
     """The program that a configuration describes.
 
     Args:
         config: Checked configuration of a pretraining.
-        num_classes: Classes of the probe. 0 leaves the probe out.
+        num_classes: Classes of the training images. 0 leaves the probe out.
         schedule: Schedule of the run, see `make_schedule`.
         mesh: Devices that train. Only their number and kind matter: they may be those of a topology.
         feed: Way of the images into the step, see `data.feed`.
+        teacher: Network that a student learns from. The task 'simclr' has none.
 
     Raises:
         ConfigError: Batch or microbatch does not divide by the number of devices.
     """
     check_batch(config, mesh.size)
-    task = make_task(config, num_classes, mesh, feed.make_views)
-    tx = make_optimizer(config, schedule)
-    state = abstract_state(task, tx)
+    task = make_task(config, num_classes, mesh, feed.make_views, teacher)
+    tx, memory = make_optimizer(config, schedule), make_memory(config, mesh)
+    state = abstract_state(task, tx, memory, {TEACHER: teacher.shapes(config.task)} if teacher else None)
     shardings = state_shardings(state, mesh, config.sharding)
     microbatches = config.batch_size // (config.microbatch or config.batch_size)
     return Program(
         task=task,
+        mesh=mesh,
         feed=feed,
         shardings=shardings,
         state=sharding.placed(state, shardings),
-        init=functools.partial(init_state, task, tx, mesh=mesh, shardings=shardings),
-        step=make_train_step(task, tx, mesh, shardings=shardings, microbatches=microbatches),
+        init=functools.partial(init_state, task, tx, mesh=mesh, shardings=shardings, memory=memory),
+        step=make_train_step(task, tx, mesh, shardings=shardings, microbatches=microbatches, memory=memory),
+        memory=memory,
     )

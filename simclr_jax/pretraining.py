@@ -2,25 +2,26 @@
 
 import functools
 import math
-from collections.abc import Callable
+from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import distributed, sharding
-from simclr_jax.build import Program, make_program, make_schedule
+from simclr_jax.build import Program, Teacher, make_program, make_schedule
 from simclr_jax.config import ConfigError, check
+from simclr_jax.config.label_budget import parse_labels
 from simclr_jax.config.paths import directory_path
 from simclr_jax.data.feed import open_feed
+from simclr_jax.data.labelled import with_label_budget
 from simclr_jax.data.sources import align_classes, load_examples, without_multi_labels
-from simclr_jax.data.spec import SKIPPED, DataError, Examples
-from simclr_jax.evaluation.features import features_of
+from simclr_jax.data.spec import DataError, Examples
+from simclr_jax.evaluation.online import online_evaluation
 from simclr_jax.planning.flops import step_flops
-from simclr_jax.probes.knn import knn_accuracy
-from simclr_jax.tasks.simclr import Pretrain
+from simclr_jax.tasks.memory import TEACHER
+from simclr_jax.trained import Trained, load_teacher, open_teacher
 from simclr_jax.training import workdir
 from simclr_jax.training.checkpoints import CheckpointError, Checkpoints
 from simclr_jax.training.loop import Training
@@ -28,6 +29,7 @@ from simclr_jax.training.profile import Profile
 from simclr_jax.training.run import Say, start_or_resume
 from simclr_jax.training.schedule import Schedule
 from simclr_jax.training.state import TrainState
+from simclr_jax.training.step import with_constant
 
 # Mistakes of the user. A process that meets one of them stops all processes of the job.
 MISTAKES = (ConfigError, DataError, CheckpointError)
@@ -65,21 +67,25 @@ def pretrain(
     def prepare():
         name = config.data.name if config.data.source == 'tfds' else config.data.path
         distributed.say(f'Reading {name or config.data.source}.')
-        examples, eval_examples = _open_data(config)
+        opened = open_teacher(config)
+        examples, eval_examples = _open_data(config, opened)
         feed = open_feed(config, examples, mesh)
         schedule = make_schedule(config, examples.size)
-        program = make_program(config, examples.num_classes, schedule, mesh, feed)
+        program = make_program(
+            config, examples.num_classes, schedule, mesh, feed, None if opened is None else opened[1]
+        )
         if distributed.is_first():
             workdir.check_claim(directory, config, allow_change=allow_change)
         # A run that resumes does not read it again.
         if config.init_from and not (epath.Path(directory) / 'checkpoints').exists():
             _check_inputs(config)
-        return eval_examples, schedule, program
+        return opened, eval_examples, schedule, program
 
-    eval_examples, schedule, program = distributed.together(prepare, MISTAKES)
+    opened, eval_examples, schedule, program = distributed.together(prepare, MISTAKES)
     examples = program.feed.examples
     assert examples is not None, 'only a planned feed has none'
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    constant = _constant_parts(config, program, opened, mesh)
 
     training = Training(
         step=program.step,
@@ -87,7 +93,7 @@ def pretrain(
         schedule=schedule,
         mesh=mesh,
         key=step_key,
-        evaluate=_online_knn(config, program.task, examples, eval_examples, mesh),
+        evaluate=online_evaluation(config, program.task, examples, eval_examples, mesh),
         make_views=program.feed.make_views,
         step_flops=step_flops(config, examples.num_classes, mesh),
         profile=Profile(profile_steps, str(epath.Path(directory) / 'profile')),
@@ -101,11 +107,14 @@ def pretrain(
         # The directory is written only now, after data, devices and the shapes of its checkpoints have been checked.
         claim=functools.partial(workdir.claim, directory, config, allow_change=allow_change),
         checkpoints_kept=config.checkpoint_keep,
+        constant=constant,
     )
 
 
-def _open_data(config: ConfigDict) -> tuple[Examples, Examples | None]:
+def _open_data(config: ConfigDict, opened: tuple[Trained, Teacher] | None) -> tuple[Examples, Examples | None]:
     examples = without_multi_labels(load_examples(config.data, config.data.split))
+    if config.task == 'distill' and opened is not None:
+        examples = _with_allowed_labels(config, examples, opened[1])
     if config.batch_size > examples.size:
         raise ConfigError(
             [f'batch_size={config.batch_size}: {examples.name} has only {examples.size} images; choose at most that']
@@ -116,11 +125,42 @@ def _open_data(config: ConfigDict) -> tuple[Examples, Examples | None]:
     return examples, align_classes(eval_examples, examples)
 
 
+def _with_allowed_labels(config: ConfigDict, examples: Examples, teacher: Teacher) -> Examples:
+    """The images of a distillation, with the labels that it may read."""
+    settings = config.distill
+    if settings.alpha < 1 and examples.num_classes != teacher.num_classes:
+        raise ConfigError(
+            [
+                f'distill.alpha={settings.alpha}: the teacher has {teacher.num_classes} classes, {examples.name} has '
+                f'{examples.num_classes}; set distill.alpha=1, which reads no labels, or take the data of the teacher'
+            ]
+        )
+    only_labelled = settings.images == 'labelled'
+    if settings.alpha == 1 and not only_labelled:
+        return examples
+    labels = parse_labels(settings.labels)
+    return with_label_budget(examples, config.data, labels, only_labelled=only_labelled, seed=config.seed)
+
+
+def _constant_parts(
+    config: ConfigDict, program: Program, opened: tuple[Trained, Teacher] | None, mesh: Mesh
+) -> dict[str, Any]:
+    """The constant frozen parts of the state: the variables of a teacher."""
+    if opened is None:
+        return {}
+    variables = load_teacher(*opened, config.task, mesh, distributed.say)
+    return jax.device_put({TEACHER: variables}, program.shardings.frozen.constant)
+
+
 def _first_state(config: ConfigDict, program: Program, key: jax.Array, say: Say) -> TrainState:
     """The state at step 0: encoder and heads of `init_from` where it is set, fresh parameters for the rest."""
     state = program.init(key)
     if config.init_from:
-        state = jax.device_put(_initialised_from(config, state, program.task.mesh, say), program.shardings)
+        state = _initialised_from(config, state, program.mesh, say)
+        if program.memory is not None:
+            copy = program.memory.copy_of({'params': state.params, 'batch_stats': state.batch_stats})
+            state = state.replace(frozen=state.frozen.replace(updated={**state.frozen.updated, **copy}))
+        state = jax.device_put(state, with_constant(program.shardings, {}))
     return state
 
 
@@ -164,40 +204,6 @@ def _check_inputs(config: ConfigDict) -> None:
     ]
     if problems:
         raise ConfigError(problems)
-
-
-def _online_knn(
-    config: ConfigDict, task: Pretrain, examples: Examples, eval_examples: Examples | None, mesh: Mesh
-) -> Callable[[TrainState], dict[str, float]] | None:
-    """The online evaluation: kNN of the test images among training images. None without labels or a test split."""
-    if eval_examples is None or not examples.num_classes or not eval_examples.num_classes:
-        return None
-    encode = jax.jit(task.encode)
-    settings = {'image_size': config.data.image_size, 'batch_size': config.batch_size, 'mesh': mesh}
-    skipped: set[str] = set()
-
-    def evaluate(state: TrainState) -> dict[str, float]:
-        encode_state = functools.partial(encode, {'params': state.params, 'batch_stats': state.batch_stats})
-        bank = features_of(encode_state, examples, limit=config.knn.bank_images, **settings).labelled()
-        queries = features_of(encode_state, eval_examples, **settings)
-        # The training itself names those of the bank.
-        missing = map(eval_examples.id_of, np.setdiff1d(np.arange(eval_examples.size), queries.index).tolist())
-        for name in sorted(set(missing) - skipped):
-            distributed.say(SKIPPED.format(name))
-            skipped.add(name)
-        queries = queries.labelled()
-        accuracies = knn_accuracy(
-            bank.values,
-            bank.labels,
-            queries.values,
-            queries.labels,
-            k=sorted({min(k, len(bank.labels)) for k in config.knn.k}),
-            temperature=config.knn.temperature,
-            num_classes=examples.num_classes,
-        )
-        return {f'knn_top1_k{k}': accuracy for k, accuracy in accuracies.items()}
-
-    return evaluate
 
 
 def _introduce(

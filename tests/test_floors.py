@@ -19,6 +19,7 @@ FLOORS = (
     ('training',),
     ('tasks',),
     ('build',),
+    ('trained',),
     ('evaluation', 'planning'),
     ('pretraining', 'report'),
     ('interop',),
@@ -78,7 +79,7 @@ def test_first_level_names_have_no_circle():
 
 def test_the_root_has_few_modules():
     roots = {path.stem for path in PACKAGE.glob('*.py')}
-    modules = {'build', 'cache', 'chips', 'distributed', 'exits', 'liveness', 'pretraining', 'sharding'}
+    modules = {'build', 'cache', 'chips', 'distributed', 'exits', 'liveness', 'pretraining', 'sharding', 'trained'}
     assert roots == {'__init__', '__main__', *modules}
 
 

@@ -17,6 +17,8 @@ Protocols that train on augmented images:
   multihead   linear classifiers on all stages of the encoder
 Training on images with masks (--config.segmentation.images= and .masks=, or .tfds=):
   segmentation  fully convolutional head, and encoder
+The classifier that the run itself has trained (a distilled student, or the probe):
+  classifier  its accuracy
 Without labels:
   measures    alignment, uniformity, effective rank, agreement of neighbours
 

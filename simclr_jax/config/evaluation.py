@@ -20,7 +20,7 @@ from simclr_jax.config.schema import Schema
 FROZEN = ('knn', 'linear', 'svm', 'low_shot')
 TRAINED = ('linear_sgd', 'finetune', 'multihead')
 SEGMENTATION = 'segmentation'
-PROTOCOLS = (*FROZEN, *TRAINED, SEGMENTATION, 'measures')
+PROTOCOLS = (*FROZEN, *TRAINED, SEGMENTATION, 'classifier', 'measures')
 BASELINES = ('pixels', 'untrained')
 LAYERS = ('h', 'feature1', 'feature2', 'feature3', 'feature4', 'feature5')
 

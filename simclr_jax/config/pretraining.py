@@ -26,6 +26,7 @@ from simclr_jax.config.fields import (
 from simclr_jax.config.overrides import flatten
 from simclr_jax.config.paths import ConfigError
 from simclr_jax.config.schema import Schema, to_json
+from simclr_jax.config.students import MEMORY_FIELDS, TASK, TEACHER_FIELDS, check_students
 
 __all__ = ['ConfigError', 'base_config', 'check', 'differences', 'flatten', 'from_json', 'load_config', 'to_json']
 
@@ -40,6 +41,7 @@ _SEVERAL_IMAGES = ('an integer >= 2, because the loss compares different images'
 _SIDE = ('an integer >= 4', lambda value: value >= 4)
 
 FIELDS = (
+    TASK,
     Field('seed', 0, 'Seed of the initial parameters, the order of the images and the augmentation.', SEED),
     Field('batch_size', 4096, 'Images per global batch. Each image makes len(augment.views) views.', _SEVERAL_IMAGES),
     Field('train_epochs', 800.0, 'Passes over the training split.', POSITIVE),
@@ -207,10 +209,17 @@ FIELDS = (
     Field('head.layers', 3, 'nonlinear: number of layers, 2 in SimCLR and 3 in SimCLRv2.', COUNT),
     Field('head.out_dim', 128, 'Width of the projection.', COUNT),
     Field('head.hidden_dim', 0, 'nonlinear: width of the middle layers. 0: width of the representation.', NATURAL),
+    Field(
+        'head.batch_norm',
+        True,
+        'Whether each layer of the head has a batch norm. Without, it has a bias, as in MoCo and DisCo.',
+    ),
     Field('probe', True, 'Whether labelled images also train a linear classifier on stop_gradient(h).'),
     # Loss and optimizer.
-    Field('loss.name', 'nt_xent', 'Contrastive loss.', choices=('nt_xent', 'nt_logistic', 'margin_triplet')),
-    Field('loss.temperature', 0.1, 'nt_xent, nt_logistic: temperature.', POSITIVE),
+    Field(
+        'loss.name', 'nt_xent', 'Contrastive loss.', choices=('nt_xent', 'nt_logistic', 'margin_triplet', 'info_nce')
+    ),
+    Field('loss.temperature', 0.1, 'nt_xent, nt_logistic, info_nce: temperature.', POSITIVE),
     Field('loss.margin', 0.4, 'margin_triplet: margin.', AMOUNT),
     Field('loss.normalize', True, 'Whether the loss compares l2-normalised projections (cosine) or the raw ones.'),
     Field('loss.semi_hard', False, 'nt_logistic, margin_triplet: whether only semi-hard negatives count.'),
@@ -220,7 +229,14 @@ FIELDS = (
         "nt_xent: views per block of logits in a device's memory, for example 512. 0: one block.",
         NATURAL,
     ),
-    Field('loss_scale', 2.0, "Factor on the paper's mean. The reference code trains with 2.", POSITIVE),
+    *MEMORY_FIELDS,
+    Field(
+        'loss_scale',
+        2.0,
+        "Factor on the paper's mean. The reference code trains with 2. disco: 0 leaves it out.",
+        AMOUNT,
+    ),
+    *TEACHER_FIELDS,
     Field(
         'optimizer.name',
         'lars',
@@ -278,6 +294,8 @@ FREE_FIELDS = (
     'data.threads',
     'data.parallel_calls',
     'data.prefetch',
+    # The checksum in the checkpoints says whether it is the same teacher.
+    'teacher.path',
 )
 
 
@@ -285,11 +303,7 @@ def _check_together(config: ConfigDict) -> list[str]:
     # Each field's own rule has checked the size and the parameters of the operations.
     found = policy.check(policy.SMALL_IMAGE_SIZE, config.augment.shared, config.augment.views, {})
     problems = [f'augment.{problem}' for problem in found]
-    if len(config.augment.views) < 2:
-        problems.append(
-            f'augment.views={config.augment.views}: the loss compares at least two views, '
-            "for example ('crop flip', 'crop flip')"
-        )
+    problems += check_students(config)
     if config.microbatch and config.batch_size % config.microbatch:
         small = [size for size in range(1, math.isqrt(abs(config.batch_size)) + 1) if config.batch_size % size == 0]
         divisors = {*small, *(config.batch_size // size for size in small)} - {config.batch_size}

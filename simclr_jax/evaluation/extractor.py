@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import distributed, sharding
 from simclr_jax.augment.policy import CENTER_CROP_PROPORTION
-from simclr_jax.build import make_task
+from simclr_jax.build import make_model
 from simclr_jax.config.paths import directory_path
 from simclr_jax.data.reader import check_unreadable
 from simclr_jax.data.spec import DataError, Examples
@@ -138,17 +139,21 @@ class FeatureExtractor:
         return functools.partial(self.programs[layer], self.variables)
 
     def _program(self, layer: str) -> Callable[[Any, jax.Array], jax.Array]:
-        task = make_task(self.config, 0, self.mesh)
+        model = make_model(self.config, 0)
+
+        def representation(variables, images):
+            h: Any = model.apply(variables, images, method='encode')
+            return h.astype(jnp.float32)
 
         def pooled_map(variables, images):
-            encoded: Any = task.model.apply(variables, images, method='encode', intermediates=True, unpooled_stem=True)
+            encoded: Any = model.apply(variables, images, method='encode', intermediates=True, unpooled_stem=True)
             maps = encoded[1]
             part = PARTS[int(layer.removeprefix('feature')) - 1]
             if part not in maps:
                 raise DataError(f'{layer}: this encoder has only feature1 to feature{len(maps)}; choose one of them')
             return pool_to(maps[part]).reshape(len(images), -1)
 
-        return jax.jit(task.encode if layer == 'h' else pooled_map)
+        return jax.jit(representation if layer == 'h' else pooled_map)
 
 
 def _file_name(examples: Examples) -> str:
@@ -220,7 +225,9 @@ def make_baseline(encoder: FeatureExtractor, name: str) -> FeatureExtractor:
     # This is the key with which pretraining.pretrain made the first parameters.
     key = jax.random.split(jax.random.key(encoder.config.seed))[0]
     place = sharding.replicated(encoder.mesh)
-    variables = jax.jit(make_task(encoder.config, 0, encoder.mesh).init, out_shardings=place)(key)
+    size = encoder.config.data.image_size
+    init = functools.partial(make_model(encoder.config, 0).init, train=True)
+    variables = jax.jit(init, out_shardings=place)(key, jnp.zeros((2, size, size, 3), jnp.float32))
     identity = f'{name}-{checksum(variables):08x}'
     cache = None if encoder.cache is None else encoder.cache.parent / identity
     return dataclasses.replace(encoder, name=name, variables=variables, identity=identity, cache=cache)

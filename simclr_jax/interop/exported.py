@@ -1,7 +1,6 @@
 """A trained network on its way out: what a work directory holds, and what it computes."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -20,11 +19,8 @@ from simclr_jax.interop.architecture import Path
 from simclr_jax.models.classifier import Classifier
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.resnet import ResNet
-from simclr_jax.training import workdir
+from simclr_jax.trained import read_trained
 from simclr_jax.training.checkpoints import Checkpoints
-
-# Protocols whose trainings end in a network with one classifier.
-_CLASSIFIERS = ('finetune', 'linear_sgd')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,38 +131,14 @@ def open_exported(directory: str, say: Callable[[str], None] = print) -> Exporte
         ConfigError, CheckpointError: The directory holds neither, or its training has no single classifier.
     """
     directory = directory_path(directory)
-    settings = _settings(epath.Path(directory))
-    config = workdir.read_config(str(epath.Path(directory).parent.parent) if settings else directory)
+    trained = read_trained(directory)
     checkpoints = Checkpoints(directory, say=say, reads_only=True)
     variables, step = checkpoints.restore_model(sharding.make_mesh(jax.local_devices()[:1]))
     checkpoints.close()
     flat: Any = traverse_util.flatten_dict(jax.device_get(variables))
-    common = {'variables': flat, 'step': step, 'directory': directory}
-    if not settings:
-        return Exported(config=config, image_size=config.data.image_size, **common)
-    network = Exported(config=config, **settings, **common)
+    network = Exported(variables=flat, step=step, **vars(trained))
     if network.head_layer > network.head_layers:
         raise ConfigError(
             [f'{directory}/settings.json is damaged: the checkpoint has no layer {network.head_layer} of the head']
         )
     return network
-
-
-def _settings(directory: epath.Path) -> dict[str, Any]:
-    """Facts about the training in a directory, by their names in `Exported`. Empty for the directory of a run."""
-    path = directory / 'settings.json'
-    if not path.exists():
-        return {}
-    try:
-        settings = json.loads(path.read_text())
-        protocol, image_size = str(settings['protocol']), int(settings['image_size'])
-        head_layer = int(settings['settings'].get('head_layer', 0))
-        learnt, images = str(settings['of']), str(settings['images'])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError([f'{path} is damaged: {error!r}; run the evaluation again']) from error
-    if protocol not in _CLASSIFIERS:
-        raise ConfigError(
-            [f'{directory}: {protocol} trains no single classifier; choose a training of {" or ".join(_CLASSIFIERS)}']
-        )
-    found = {'image_size': image_size, 'head_layer': head_layer}
-    return found | {'protocol': protocol, 'learnt': learnt, 'images': images}

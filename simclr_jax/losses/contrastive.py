@@ -10,14 +10,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
+from simclr_jax.ops.precision import precise_matmul
 from simclr_jax.ops.similarities import (
     Similarities,
     are_negatives,
     comparable,
     compare,
     contrast_metrics,
+    gather_rows,
     global_mean,
+    global_row_indices,
+    in_blocks,
+    l2_normalize,
+    metrics_of_choice,
     negatives_in_blocks,
     positives_of,
 )
@@ -30,6 +37,7 @@ def nt_xent(
     normalize: bool = True,
     axis_name: str | None = None,
     block_size: int | None = None,
+    queue: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Normalised temperature-scaled cross-entropy (SimCLR, arXiv 2002.05709, equation 1).
 
@@ -48,6 +56,8 @@ def nt_xent(
         block_size: Anchors per block, at least 1. Only one block of logits, block_size x N V, is in memory at a time,
             and the backward pass recomputes it. None: one block of all B V anchors. The results are equal except for
             rounding, but the metrics have no gradient in blocks.
+        queue: Further negatives of every anchor [K, D], the same on all members: the memory of SimCLRv2 (arXiv
+            2006.10029, section 2). With `normalize` its rows have unit length. None: there are none.
 
     Returns:
         The loss, and the metrics {'contrast_accuracy', 'contrast_entropy'}. They describe the softmax in which the
@@ -78,6 +88,9 @@ def nt_xent(
         # The type of a function is lost between `partial` and `custom_vjp`.
         found: Any = negatives_in_blocks(z, axis_name, block_size)
         negatives, metrics = found
+    if queue is not None:
+        anchors = comparable(z, normalize) / temperature if block_size is None else z * temperature**-0.5
+        negatives = jnp.logaddexp(negatives, _log_sum_over(queue, anchors, block_size))
     # l = log(1 + sum over the others) keeps its digits even if the positive outweighs all others. The difference
     # of the log-sum-exp, which is about s / T, and s / T would be mostly rounding.
     loss = jnp.mean(jax.nn.softplus(_log_rivals(negatives, positives) - positives))
@@ -168,6 +181,62 @@ def margin_triplet(
         ]
         loss = sum(hinges[1:], start=hinges[0]) / len(hinges)
     return _global_means(loss, contrast_metrics(similarities.candidates, similarities), axis_name)
+
+
+def info_nce(
+    queries: jax.Array,
+    keys: jax.Array,
+    queue: jax.Array | None = None,
+    *,
+    temperature: float,
+    in_batch: bool = False,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """InfoNCE with keys of a momentum encoder (MoCo, arXiv 1911.05722, equation 1).
+
+    A query selects its own image's key among the classes. These are that key and the queue. With `in_batch` they are
+    the current keys of all images of the global batch and the queue (MoCo v3, arXiv 2104.02057, without a queue).
+
+    Args:
+        queries: Projections of Q views of this member's images, [B, Q, D].
+        keys: Projections of another view by the momentum encoder, [B, D]. They pass no gradient.
+        queue: Earlier keys [K, D], rows of unit length, the same on all members. None: there is no queue.
+        temperature: Temperature T > 0 of the cosine similarities.
+        in_batch: Whether the current keys of other images are negatives.
+        axis_name: Mesh axis that splits the batch, inside `jax.shard_map`. None if the arrays are the whole batch.
+
+    Returns:
+        The mean cross-entropy over all queries of the global batch, and the metrics {'contrast_accuracy',
+        'contrast_entropy'}: the share of queries whose own key has the largest logit, and the mean entropy in nats.
+
+    Raises:
+        ValueError: There is no negative, because there is no queue and `in_batch` is false.
+    """
+    if queue is None and not in_batch:
+        raise ValueError('InfoNCE without a queue has no negatives; give a queue, or set in_batch')
+    queries, keys = l2_normalize(queries), l2_normalize(jax.lax.stop_gradient(keys))
+    if in_batch:
+        logits = [precise_matmul(queries, gather_rows(keys, axis_name).T)]
+        own = global_row_indices(len(keys), axis_name)
+    else:
+        logits = [jnp.sum(queries * keys[:, None], axis=-1, keepdims=True)]
+        own = jnp.zeros(len(keys), jnp.int32)
+    if queue is not None:
+        logits.append(precise_matmul(queries, queue.T))
+    logits = jnp.concatenate(logits, axis=-1) / temperature
+    own = jnp.broadcast_to(own[:, None], queries.shape[:2])
+    loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, own))
+    return _global_means(loss, metrics_of_choice(logits, own), axis_name)
+
+
+def _log_sum_over(queue: jax.Array, anchors: jax.Array, block_size: int | None) -> jax.Array:
+    """Log-sum-exp [A] of the logits of anchors [B, V, D] with a queue [K, D]."""
+
+    def of_rows(rows: jax.Array) -> jax.Array:
+        return jax.nn.logsumexp(precise_matmul(rows, queue.T), axis=-1)
+
+    rows = anchors.reshape(-1, anchors.shape[-1])
+    return in_blocks(of_rows if block_size is None else jax.checkpoint(of_rows), (rows,), block_size)
 
 
 def _log_rivals(negatives: jax.Array, positives: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Arr
         0.6931
     """
     values = optax.softmax_cross_entropy_with_integer_labels(at_least_float32(logits), jnp.maximum(labels, 0))
-    return _labelled_mean(values, labels, weights)
+    return labelled_mean(values, labels, weights)
 
 
 def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
@@ -42,7 +42,7 @@ def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Arr
     logits = at_least_float32(logits)
     values = optax.sigmoid_binary_cross_entropy(logits, labels.astype(logits.dtype))
     per_image = jnp.sum(values, axis=-1, where=labels >= 0)
-    return _labelled_mean(per_image, jnp.max(labels, axis=-1), weights)
+    return labelled_mean(per_image, jnp.max(labels, axis=-1), weights)
 
 
 def accuracy(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
@@ -57,10 +57,20 @@ def accuracy(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = N
         A float32 scalar from 0 to 1. It is 0 if all weights are 0.
     """
     correct = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
-    return _labelled_mean(correct.astype(jnp.float32), labels, weights)
+    return labelled_mean(correct.astype(jnp.float32), labels, weights)
 
 
-def _labelled_mean(values: jax.Array, labels: jax.Array, weights: jax.Array | None) -> jax.Array:
+def labelled_mean(values: jax.Array, labels: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """Weighted mean of the values of the labelled images.
+
+    Args:
+        values: Values [...].
+        labels: Integers [...]. A negative label means none, and weight 0.
+        weights: Weights >= 0, [...]. None: all 1.
+
+    Returns:
+        sum(weight * value) / sum(weight), a scalar. It is 0 if all weights are 0.
+    """
     labelled = (labels >= 0).astype(values.dtype)
     weights = labelled if weights is None else labelled * weights.astype(values.dtype)
     total = jnp.sum(weights)

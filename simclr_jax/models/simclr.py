@@ -63,6 +63,10 @@ class SimCLR(nn.Module):
             outputs['logits'] = at_least_float32(self.probe(jax.lax.stop_gradient(h)))
         return outputs
 
+    def classify(self, x: jax.Array) -> jax.Array:
+        """Logits [N, num_classes] of the probe for images [N, H, W, C] in [0, 1], in inference mode."""
+        return at_least_float32(self.probe(self.encoder(x, train=False)))
+
     def encode(self, x: jax.Array, *, train: bool = False, **outputs: bool) -> Any:
         """Encodes images, for evaluation, and needs only the encoder's variables.
 

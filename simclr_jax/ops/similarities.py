@@ -200,12 +200,21 @@ def contrast_metrics(logits: jax.Array, similarities: Similarities) -> dict[str,
         of the softmax over the second views in nats.
     """
     views = similarities.views
-    return _among_second_views(logits[::views, 1::views], similarities.image[::views])
+    return metrics_of_choice(logits[::views, 1::views], similarities.image[::views])
 
 
-def _among_second_views(logits: jax.Array, image: jax.Array) -> dict[str, jax.Array]:
-    """`contrast_metrics` [...] of first views of the images [...], from their logits [..., N] with second views."""
-    found = jax.lax.argmax(logits, logits.ndim - 1, jnp.int32) == image
+def metrics_of_choice(logits: jax.Array, own: jax.Array) -> dict[str, jax.Array]:
+    """Measures how well rows of logits select their own candidate.
+
+    Args:
+        logits: Logits [..., N] of N candidates.
+        own: Index [...] of the own candidate.
+
+    Returns:
+        'contrast_accuracy' [...], 1 for a row whose own candidate has the largest logit and 0 otherwise.
+        'contrast_entropy' [...], the entropy of its softmax in nats.
+    """
+    found = jax.lax.argmax(logits, logits.ndim - 1, jnp.int32) == own
     probability = jax.nn.softmax(logits, axis=-1)
     # The reference adds 1e-8 against the logarithm of zero, which is part of its published figures.
     entropy = -jnp.sum(probability * jnp.log(probability + 1e-8), axis=-1)
@@ -249,7 +258,7 @@ def _in_blocks_forward(z, axis_name, block_size):
     def of_first_view(anchor):
         row, image = anchor
         logits = precise_matmul(row, candidates.T)
-        metrics = _among_second_views(logits[images : 2 * images], image)
+        metrics = metrics_of_choice(logits[images : 2 * images], image)
         return jax.nn.logsumexp(_without_own(logits, image, images)), metrics
 
     image = global_row_indices(len(z), axis_name)

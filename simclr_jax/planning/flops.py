@@ -13,6 +13,7 @@ from simclr_jax.chips import peak_flops
 from simclr_jax.config import with_values
 from simclr_jax.data.feed import plan_feed
 from simclr_jax.ops import batch_statistics, winograd
+from simclr_jax.trained import teacher_of
 
 # Scopes of operations that do not belong to the network, but to the way in which it is computed.
 UNCOUNTED = batch_statistics.STATISTICS_SCOPE, winograd.SCOPE
@@ -81,6 +82,6 @@ def step_flops(config: ConfigDict, num_classes: int, mesh: Mesh) -> float:
     if peak_flops(jax.devices()[0].device_kind) is None:
         return 0.0
     plain = with_values(config, {'microbatch': 0, 'sharding': 'replicated', 'data.feed': 'host', 'model.remat': ()})
-    feed = plan_feed(plain, mesh)
-    program = make_program(plain, num_classes, make_schedule(plain, plain.batch_size), mesh, feed)
+    feed, teacher = plan_feed(plain, mesh), teacher_of(plain)
+    program = make_program(plain, num_classes, make_schedule(plain, plain.batch_size), mesh, feed, teacher)
     return float(count_flops(jax.make_jaxpr(program.step)(*program.abstract_arguments()).jaxpr))

@@ -1,7 +1,8 @@
 """Checkpoints in a work directory, through Orbax: asynchronous, atomic, the newest few kept, verified when read.
 
-A checkpoint has three items: `model` (params, batch_stats), which can be read alone, `train` (step, opt_state), and
-`meta` (a checksum of each). Orbax notices missing and truncated files, but not flipped bits. The checksums find those.
+A checkpoint has three items: `model` (params, batch_stats), which can be read alone, `train` (step, opt_state, and the
+frozen parts that the step updates), and `meta` (a checksum of each, and of the constant frozen parts). Orbax notices
+missing and truncated files, but not flipped bits. The checksums find those.
 """
 
 import contextlib
@@ -20,10 +21,13 @@ from simclr_jax.sharding import replicated
 from simclr_jax.training.checkpoint_errors import CheckpointError, check_path, is_damage, quiet, reason
 from simclr_jax.training.checkpoint_fit import differences, misfit
 from simclr_jax.training.checksum import checksum
-from simclr_jax.training.state import TrainState
+from simclr_jax.training.state import Frozen, TrainState
+from simclr_jax.training.task import Parts
 
 __all__ = ['CheckpointError', 'Checkpoints']
 
+# Entry of the item `train` that holds the frozen parts which the step updates.
+UPDATED = 'frozen'
 # Attempts to read a checkpoint beside a run that saves newer ones and deletes the older ones.
 ATTEMPTS = 10
 
@@ -93,6 +97,7 @@ class Checkpoints:
         self._before_saving()
         model, train = _parts(state)
         meta = {'model': checksum(model), 'train': checksum(train)}
+        meta |= {name: checksum(part) for name, part in state.frozen.constant.items()}
         with self._writing():
             self._manager.save(
                 step,
@@ -165,27 +170,60 @@ class Checkpoints:
             lines += differences(self._manager.item_metadata(step)[item].tree, part)
         return lines
 
-    def restore(self, like: TrainState) -> TrainState | None:
+    def restore(self, like: TrainState, constant: Parts | None = None) -> TrainState | None:
         """Restores the newest undamaged state. Damaged newer checkpoints are named and moved to `damaged/`.
 
         Args:
             like: State, or its shapes, with the shardings of the result.
+            constant: Constant frozen parts of the state by name, which no checkpoint holds. None: there are none.
 
         Returns:
             The state, or None if there has never been a checkpoint.
 
         Raises:
-            CheckpointError: There are checkpoints, or were, and all of them are damaged; or they cannot be reached.
+            CheckpointError: There are checkpoints, or were, and all of them are damaged; or they cannot be reached; or
+                a constant part is another one than before.
         """
         model, train = _parts(like)
         restored = self._newest_undamaged(lambda _: {'model': model, 'train': train}, set_aside=True)
         if restored is not None:
-            return TrainState(**restored['model'], **restored['train'])
+            constant = constant or {}
+            self._check_constant(constant, restored)
+            updated = restored['train'].pop(UPDATED, {})
+            return TrainState(**restored['model'], **restored['train'], frozen=Frozen(dict(constant), updated))
         aside = self._directory.parent / 'damaged'
         names = [path.name for path in aside.iterdir()] if aside.exists() else []
         if names:
             raise self._all_are_damaged(sorted(names, key=lambda name: (len(name), name)))
         return None
+
+    def _check_constant(self, constant: Parts, restored: dict[str, Any]) -> None:
+        for name, part in constant.items():
+            found, saved = checksum(part), restored['meta'].get(name)
+            if found != saved:
+                before = 'there was none' if saved is None else f'it was {saved:#x}'
+                raise CheckpointError(
+                    f'the {name} has changed since step {restored["step"]} was saved in {self._directory}: its '
+                    f'checksum is {found:#x}, {before}. Put the old {name} back, or choose another --workdir'
+                )
+
+    def model_shapes(self) -> dict[str, Any]:
+        """Shapes and types of the newest checkpoint's model, without reading it.
+
+        Raises:
+            CheckpointError: There is no checkpoint, or its description cannot be read.
+        """
+        step = self.latest_step()
+        if step is None:
+            raise self._no_checkpoint()
+        with quiet():
+            try:
+                return self._manager.item_metadata(step)['model'].tree
+            except Exception as error:
+                raise CheckpointError(f'the checkpoint of step {step} in {self._directory}: {reason(error)}') from error
+
+    def _no_checkpoint(self) -> CheckpointError:
+        return CheckpointError(f'there is no checkpoint in {self._directory}; train first (simclr train)')
 
     def restore_model(self, mesh: Mesh) -> tuple[dict[str, Any], int]:
         """Restores only the newest undamaged model. Damaged newer checkpoints are named and stay in their place.
@@ -201,7 +239,7 @@ class Checkpoints:
         """
         restored = self._newest_undamaged(lambda step: {'model': self._saved_shapes(step, mesh)}, set_aside=False)
         if restored is None:
-            raise CheckpointError(f'there is no checkpoint in {self._directory}; train first (simclr train)')
+            raise self._no_checkpoint()
         return restored['model'], restored['step']
 
     def _saved_shapes(self, step: int, mesh: Mesh) -> Any:
@@ -279,7 +317,7 @@ class Checkpoints:
             found, expected = checksum(restored[name]), restored['meta'][name]
             if found != expected:
                 raise CheckpointError(f'checksum of {name} is {found:#x}, was {expected:#x} when saved')
-        return {name: restored[name] for name in like}
+        return {name: restored[name] for name in like} | {'meta': restored['meta']}
 
     def _set_aside(self, step: int) -> None:
         self._manager.close()
@@ -296,4 +334,6 @@ class Checkpoints:
 
 def _parts(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
     model = {'params': state.params, 'batch_stats': state.batch_stats}
-    return model, {'step': state.step, 'opt_state': state.opt_state}
+    train = {'step': state.step, 'opt_state': state.opt_state}
+    # Checkpoints of tasks without such parts look as they always did.
+    return model, train | ({UPDATED: state.frozen.updated} if state.frozen.updated else {})

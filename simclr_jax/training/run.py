@@ -11,6 +11,8 @@ from simclr_jax.training.lock import Lock
 from simclr_jax.training.log import Log
 from simclr_jax.training.loop import Training
 from simclr_jax.training.state import TrainState
+from simclr_jax.training.step import with_constant
+from simclr_jax.training.task import Parts
 
 Say = Callable[[str], None]
 # Mistakes of the user that only one process may meet. They stop all of them.
@@ -26,6 +28,7 @@ def start_or_resume(
     introduce: Callable[[Say], None],
     claim: Callable[[], list[str]] = lambda: [],
     checkpoints_kept: int = 1,
+    constant: Parts | None = None,
 ) -> TrainState:
     """Trains to the end of the schedule, from the newest checkpoint in the directory or from a first state.
 
@@ -37,6 +40,7 @@ def start_or_resume(
         introduce: Writes what the run is to the log, before anything else.
         claim: Writes the run's configuration into the directory, in the first process. It returns what has changed.
         checkpoints_kept: Newest checkpoints that stay.
+        constant: Constant frozen parts of the state by name, such as a teacher. None: there are none.
 
     Returns:
         The last state, which is saved.
@@ -63,10 +67,10 @@ def start_or_resume(
                 introduce(log.say)
                 for line in changed:
                     log.say(f'Configuration changed: {line}')
-                state = checkpoints.restore(like)
+                state = checkpoints.restore(like, constant)
                 if state is None:
                     log.say('Making the first parameters.')
-                    state = first_state(log.say)
+                    state = with_constant(first_state(log.say), constant or {})
                 else:
                     log.say(f'Resuming at step {int(state.step)}.')
                 log.resume(int(state.step))

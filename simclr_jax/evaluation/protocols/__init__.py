@@ -6,7 +6,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from simclr_jax.evaluation.masked_datasets import MaskedDataset, open_masked
-from simclr_jax.evaluation.protocols import by_training, label_free, on_features
+from simclr_jax.evaluation.protocols import by_training, label_free, on_features, own_classifier
 from simclr_jax.evaluation.protocols import segmentation as with_masks
 from simclr_jax.evaluation.results import Score
 from simclr_jax.probes.svm import FOLDS
@@ -58,5 +58,6 @@ PROTOCOLS = (
         needs_training=True,
         open_own=open_masked,
     ),
+    Protocol('classifier', own_classifier.classifier, by_budget=False),
     Protocol('measures', label_free.measures, by_budget=False, needs_labels=False),
 )

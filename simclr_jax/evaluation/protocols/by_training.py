@@ -188,10 +188,10 @@ def _multihead_task(extractor: FeatureExtractor, settings: ConfigDict, learnt: E
 
 
 def _check_head_layer(head_layer: int, head: ProjectionHead) -> None:
-    layers = {'none': 0, 'linear': 1}.get(head.kind, head.layers)
-    if head_layer > layers:
+    if head_layer > head.num_layers:
         raise DataError(
-            f'finetune.head_layer={head_layer}: the pretraining has a head of {layers} layers; choose at most that'
+            f'finetune.head_layer={head_layer}: the pretraining has a head of {head.num_layers} layers; choose at most '
+            'that'
         )
 
 

@@ -74,7 +74,11 @@ def _outputs_of_views(
     """{'h': [N, V, F], 'z': [N, V, D]} of augmented views, in inference mode."""
     mesh = extractor.mesh
     model = make_model(extractor.config, 0)
-    config = with_values(extractor.config, {'batch_size': batch_size, 'seed': seed})
+    views = extractor.config.augment.views
+    # A student of class probabilities has seen one view at a time. The measures compare two.
+    views = views if len(views) > 1 else 2 * views
+    changes = {'batch_size': batch_size, 'seed': seed, 'augment.views': views}
+    config = with_values(extractor.config, changes)
     feed = open_feed(config, examples, mesh)
 
     @jax.jit

@@ -1,0 +1,197 @@
+"""A trained network in a directory: that of a run, or of a training that an evaluation has kept."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from simclr_jax.build import Teacher
+from simclr_jax.config import ConfigError
+from simclr_jax.config.paths import directory_path
+from simclr_jax.config.storage import check_reachable
+from simclr_jax.training import workdir
+from simclr_jax.training.checkpoints import CheckpointError, Checkpoints
+
+# Protocols whose trainings end in a network with one classifier.
+_CLASSIFIERS = ('finetune', 'linear_sgd')
+# Characters of a pattern. Names of work directories have none of them.
+_PATTERN = '*?['
+# Directories that a message names.
+_NAMED = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Facts about a trained network.
+
+    Attributes:
+        config: Configuration of the pretraining.
+        directory: Work directory, or directory of a training in it.
+        image_size: Side of the images that it was trained on, pixels.
+        head_layer: Index in [h, output of the head's layer 1, ...] of the features that the classifier takes.
+        protocol: Protocol that trained the classifier. '' for a run.
+        learnt: Encoder, data set and label budget of the protocol, such as 'simclr cifar10 10%'. '' for a run.
+        images: Images that the classifier learnt from. '' for a run.
+    """
+
+    config: ConfigDict
+    directory: str
+    image_size: int
+    head_layer: int = 0
+    protocol: str = ''
+    learnt: str = ''
+    images: str = ''
+
+
+def read_trained(directory: str) -> Trained:
+    """Reads what is known about the network in a directory, without its weights.
+
+    Args:
+        directory: Work directory, or its sub-directory trained/NAME of a fine-tuned or linear classifier.
+
+    Raises:
+        ConfigError: The directory holds neither, or its training has no single classifier.
+    """
+    settings = _settings(epath.Path(directory))
+    config = workdir.read_config(str(epath.Path(directory).parent.parent) if settings else directory)
+    return Trained(config, directory, **{'image_size': config.data.image_size, **settings})
+
+
+def _settings(directory: epath.Path) -> dict[str, Any]:
+    """Facts about the training in a directory, by their names in `Trained`. Empty for the directory of a run."""
+    path = directory / 'settings.json'
+    if not path.exists():
+        return {}
+    try:
+        settings = json.loads(path.read_text())
+        protocol, image_size = str(settings['protocol']), int(settings['image_size'])
+        head_layer = int(settings['settings'].get('head_layer', 0))
+        learnt, images = str(settings['of']), str(settings['images'])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError([f'{path} is damaged: {error!r}; run the evaluation again']) from error
+    if protocol not in _CLASSIFIERS:
+        raise ConfigError(
+            [f'{directory}: {protocol} trains no single classifier; choose a training of {" or ".join(_CLASSIFIERS)}']
+        )
+    found = {'image_size': image_size, 'head_layer': head_layer}
+    return found | {'protocol': protocol, 'learnt': learnt, 'images': images}
+
+
+def find_teacher(pattern: str) -> str:
+    """The directory that `teacher.path` means.
+
+    Args:
+        pattern: Directory, local or gs://, or a pattern with * that one directory matches.
+
+    Raises:
+        ConfigError: No directory matches the pattern, or several do.
+    """
+    if not any(character in pattern for character in _PATTERN):
+        return directory_path(pattern)
+    check_reachable(pattern)
+    path = epath.Path(pattern)
+    fixed = next(part for part in path.parents if not any(character in str(part) for character in _PATTERN))
+    found = sorted(str(match) for match in fixed.glob(str(path.relative_to(fixed))))
+    if len(found) == 1:
+        return found[0]
+    told = ', '.join(found[:_NAMED]) + (', ...' if len(found) > _NAMED else '')
+    raise ConfigError([f'teacher.path={pattern}: must match one directory; it matches {told or "none"}'])
+
+
+def open_teacher(config: ConfigDict) -> tuple[Trained, Teacher] | None:
+    """Reads what a student's configuration says about its teacher, without the weights.
+
+    Args:
+        config: Checked configuration of a pretraining.
+
+    Returns:
+        The network and its part in the program. None for the task 'simclr'.
+
+    Raises:
+        ConfigError, CheckpointError: The directory holds no network, or one that cannot teach this student.
+    """
+    if config.task == 'simclr':
+        return None
+    network = read_trained(find_teacher(config.teacher.path))
+    saved = Checkpoints(network.directory, reads_only=True).model_shapes()
+    bias = saved['params'].get('probe', {}).get('bias')
+    chosen = config.teacher.head_layer
+    teacher = Teacher(
+        config=network.config,
+        num_classes=0 if bias is None else bias.shape[0],
+        head_layer=network.head_layer if chosen < 0 else chosen,
+    )
+    problem = _problem(config, network, teacher)
+    if problem:
+        raise ConfigError([f'teacher.path={network.directory}: {problem}'])
+    _needed(teacher.shapes(config.task), saved, network.directory)
+    return network, teacher
+
+
+def teacher_of(config: ConfigDict) -> Teacher | None:
+    """The teacher's part in the program that a configuration describes, see `open_teacher`."""
+    opened = open_teacher(config)
+    return None if opened is None else opened[1]
+
+
+def _problem(config: ConfigDict, network: Trained, teacher: Teacher) -> str:
+    """Why a network cannot teach a student. '' if it can."""
+    head = network.config.head
+    if config.task == 'distill':
+        layers = teacher.projector().head.num_layers
+        if teacher.head_layer > layers:
+            return f'its head has {layers} layers; choose at most that for teacher.head_layer={teacher.head_layer}'
+        if not teacher.num_classes:
+            return 'it has no classifier; choose a fine-tuned network, such as a directory in trained/ of its run'
+        return ''
+    if network.protocol:
+        return 'DisCo needs the projection head of a pretraining; choose the work directory of the run'
+    if head.kind == 'none':
+        return 'it has no projection head, which DisCo needs; choose the work directory of a pretraining'
+    if head.out_dim != config.head.out_dim:
+        return f'its projections have {head.out_dim} values; set head.out_dim={head.out_dim} for the student too'
+    return ''
+
+
+def load_teacher(network: Trained, teacher: Teacher, task: str, mesh: Mesh, say: Callable[[str], None]) -> Any:
+    """The variables of a teacher that a task needs, on all devices.
+
+    Args:
+        network: Network to read.
+        teacher: Its part in the program.
+        task: Task of the student.
+        mesh: Devices that train.
+        say: Function that receives lines for the user.
+
+    Raises:
+        CheckpointError: There is no undamaged checkpoint.
+    """
+    checkpoints = Checkpoints(network.directory, say=say, reads_only=True)
+    variables, step = checkpoints.restore_model(mesh)
+    checkpoints.close()
+    kind = f', {network.learnt}' if network.learnt else ''
+    say(f'Teacher: step {step:,} of {network.directory}{kind}.')
+    return _needed(teacher.shapes(task), variables, network.directory)
+
+
+def _needed(shapes: Mapping[str, Any], there: Mapping[str, Any], directory: str, place: str = '') -> dict[str, Any]:
+    """The entries of a tree that another tree of shapes has too."""
+    found = {}
+    for name, shape in shapes.items():
+        path = f'{place}/{name}' if place else name
+        value = there.get(name)
+        if isinstance(shape, Mapping):
+            found[name] = _needed(shape, {} if value is None else value, directory, path)
+        elif value is None or value.shape != shape.shape:
+            told = 'missing' if value is None else list(value.shape)
+            raise CheckpointError(
+                f'{directory}: {path} is {told} in the checkpoint and {list(shape.shape)} by its configuration; '
+                'choose another teacher'
+            )
+        else:
+            found[name] = value
+    return found
