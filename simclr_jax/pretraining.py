@@ -225,11 +225,18 @@ def _introduce(
     bank_size = min(config.knn.bank_images, examples.size)
     if eval_examples and examples.num_classes and max(config.knn.k) > bank_size:
         say(f'knn.k={config.knn.k}: the bank has only {bank_size} images; they all vote where k is larger.')
-    say(
-        f'Model: ResNet-{config.model.depth} x{config.model.width:g}, {count:,} parameters, '
-        f'{config.head.kind} head; loss {config.loss.name}.'
-    )
+    say(f'Model: ResNet-{config.model.depth} x{config.model.width:g}, {count:,} parameters, {_objective(config)}.')
     say(
         f'Run: {schedule.total_steps:,} steps of {config.batch_size} images '
         f'({schedule.total_steps / schedule.epoch_steps:.1f} epochs) on {len(devices)} x {devices[0].device_kind}.'
     )
+
+
+def _objective(config: ConfigDict) -> str:
+    """What the run learns, in a few words."""
+    if config.task == 'distill':
+        settings = config.distill
+        return f'linear classifier; distillation, alpha {settings.alpha:g}, temperature {settings.temperature:g}'
+    queue = f' with a queue of {config.loss.queue_size:,} keys' if config.loss.queue_size else ''
+    teacher = f' and distances from a teacher x{config.disco.weight:g}' if config.task == 'disco' else ''
+    return f'{config.head.kind} head; loss {config.loss.name}{queue}{teacher}'

@@ -2,16 +2,17 @@
 
     simclr train --config=configs/distill/imagenet.py --workdir=gs://BUCKET/r50 \\
       --config.teacher.path=gs://BUCKET/r152_3x_sk1/trained/finetune-NAME
-    simclr train --config=configs/distill/imagenet.py:self,depth=152,width=3,sk=true --workdir=gs://BUCKET/r152_self \\
-      --config.teacher.path=gs://BUCKET/r152_3x_sk1/trained/finetune-NAME
+    simclr train --config=configs/distill/imagenet.py:self,depth=152,width=3,sk=true \\
+      --workdir=gs://BUCKET/r152_self --config.teacher.path=gs://BUCKET/r152_3x_sk1/trained/finetune-NAME
 
 | argument    | distillation                                     | temperature |
 |-------------|--------------------------------------------------|-------------|
 | (none)      | a large teacher into a smaller student           | 1           |
 | self        | a teacher into a student of its own architecture | 0.1         |
 
-The published order for the best small network is: pretrain the large one, fine-tune it on 1 % or 10 % of the labels from
-layer 1 of its head, distil it into itself, distil that into the small network. None of this was run to its end here.
+The published order for the best small network is: pretrain the large one, fine-tune it on 1 % or 10 % of the labels
+from layer 1 of its head, distil it into itself, distil that into the small network. None of this was run to its end
+here.
 Published results, top-1 accuracy of the student in percent with 1 % and 10 % of the labels:
 
 | student                                | 1 %  | 10 % |

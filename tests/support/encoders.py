@@ -13,15 +13,18 @@ from simclr_jax.training.state import TrainState
 from support.runs import DIGITS_HERE
 
 
-def make_workdir(path, seed=0):
-    """A work directory as a converted encoder has it: configuration and model, not trained, nothing else."""
+def make_workdir(path, seed=0, draw=7):
+    """A work directory as a converted encoder has it: configuration and model, not trained, nothing else.
+
+    The seed is that of the configuration. `draw` chooses the variables.
+    """
     overrides = [tuple(option.removeprefix('--config.').split('=', 1)) for option in DIGITS_HERE[1:]]
     config = configuration.load_config(
         DIGITS_HERE[0].removeprefix('--config='),
         [*overrides, ('model.depth', '6'), ('model.width', '0.0625'), ('seed', str(seed))],
     )
     mesh = sharding.make_mesh()
-    variables = jax.jit(make_task(config, 10, mesh).init)(jax.random.key(7))
+    variables = jax.jit(make_task(config, 10, mesh).init)(jax.random.key(draw))
     tx = make_optimizer('momentum', lambda step: 0.1, weight_decay=0.0)
     state = TrainState(np.int32(3), opt_state=jax.jit(tx.init)(variables['params']), **variables)
     workdir.claim(str(path), config, allow_change=False)

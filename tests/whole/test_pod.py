@@ -234,18 +234,38 @@ def make_start(directory):
     checkpoints.close()
 
 
-def test_every_layout_is_the_same_run(tmp_path):
+# Students of the same network: its projections and a queue that is filled three times, or its classifier.
+QUEUE_AND_TEACHER = (
+    '--config.task=disco',
+    '--config.loss.name=info_nce',
+    '--config.loss.queue_size=448',
+    '--config.loss_scale=1',
+)
+CLASSIFIER = ('--config.task=distill', '--config.head.kind=none', '--config.augment.views=crop flip,')
+
+
+@pytest.mark.parametrize(
+    'layouts, options',
+    [
+        pytest.param([(1, 8), (2, 4), (4, 2)], (), id='simclr'),
+        pytest.param([(1, 8), (2, 4)], QUEUE_AND_TEACHER, id='disco'),
+        pytest.param([(1, 8), (2, 4)], CLASSIFIER, id='distill'),
+    ],
+)
+def test_every_layout_is_the_same_run(tmp_path, layouts, options):
     """One process with eight devices, two with four, four with two: 20 steps on CIFAR-10."""
     if not (SHARED / 'data' / 'tfds').is_dir():
         pytest.skip(f'CIFAR-10 is not at {SHARED}')
     make_start(tmp_path / 'start')
-    arguments = [*CIFAR10, f'--config.init_from={tmp_path}/start']
-    layouts = [(1, 8), (2, 4), (4, 2)]
+    arguments = [*CIFAR10, f'--config.init_from={tmp_path}/start', *options]
+    if options:
+        arguments.append(f'--config.teacher.path={tmp_path}/start')
     for processes, devices in layouts:
         run(processes, devices, tmp_path / f'{processes}x{devices}', arguments)
-    # What four processes have saved half-way, one takes to the end.
+    # What several processes have saved half-way, one takes to the end.
     other = tmp_path / 'other'
-    shutil.copytree(tmp_path / '4x2', other)
+    processes, devices = layouts[-1]
+    shutil.copytree(tmp_path / f'{processes}x{devices}', other)
     shutil.rmtree(other / 'checkpoints' / '20')
     assert 'Resuming at step 10' in run(1, 8, other, arguments)
 

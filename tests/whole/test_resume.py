@@ -10,8 +10,9 @@ import time
 
 import pytest
 
+from support.encoders import make_workdir
 from support.paths import REPOSITORY, SHARED
-from support.runs import DIGITS, assert_same_bits, model_of, rows_of
+from support.runs import DIGITS, DIGITS_HERE, assert_same_bits, model_of, rows_of
 
 ONE_DEVICE = {'cwd': REPOSITORY, 'env': {**os.environ, 'XLA_FLAGS': ''}}
 
@@ -65,6 +66,18 @@ def test_digits_killed_at_a_random_step_end_the_same(tmp_path):
         '--config.knn.every_epochs=0',
     ]  # fmt: skip
     assert_killed_run_ends_the_same([*DIGITS, *options], tmp_path, last_step=14)
+
+
+@pytest.mark.slow
+def test_a_student_killed_with_a_queue_half_full_ends_the_same(tmp_path):
+    """The queue has 512 rows, and a step brings 32 keys: it is never full."""
+    teacher = make_workdir(tmp_path / 'teacher')
+    options = [
+        '--config.task=disco', f'--config.teacher.path={teacher}', '--config.loss.name=info_nce',
+        '--config.batch_size=32', '--config.loss.queue_size=512', '--config.loss_scale=1', '--config.train_steps=12',
+        '--config.log_every_steps=1', '--config.checkpoint_every_steps=2', '--config.knn.every_epochs=0',
+    ]  # fmt: skip
+    assert_killed_run_ends_the_same([*DIGITS_HERE, *options], tmp_path, last_step=12)
 
 
 @pytest.mark.slow
