@@ -231,7 +231,7 @@ def test_fields_that_contradict_each_other():
         ('lerning_rate', 'optimizer.learning_rate'),
         ('loss.temprature', 'loss.temperature'),
         ('model.learning_rate', 'optimizer.learning_rate'),
-        ('temperature', 'loss.temperature or knn.temperature'),
+        ('temperature', 'loss.temperature or distill.temperature or knn.temperature'),
     ],
 )
 def test_unknown_fields_come_with_the_nearest_one(name, nearest):

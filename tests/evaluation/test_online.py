@@ -1,4 +1,4 @@
-"""Parts of `simclr train` that no whole run shows."""
+"""Parts of the online evaluation that no whole run shows."""
 
 import types
 
@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax import pretraining, sharding
+from simclr_jax import sharding
 from simclr_jax.config import base_config, with_values
 from simclr_jax.data.spec import Decoded, Encoded, Examples
+from simclr_jax.evaluation.online import online_evaluation
 from support.image_files import encode
 
 
@@ -21,7 +22,7 @@ def test_the_online_knn_names_unreadable_test_images_once(capsys):
     test = Examples('x/test', 6, Encoded(files), labels, ('a', 'b'))
     config = with_values(base_config(), {'data.image_size': 8, 'batch_size': 2, 'knn.k': (1,)})
     task = types.SimpleNamespace(encode=lambda variables, images: images.mean((1, 2)))
-    evaluate = pretraining._online_knn(config, task, train, test, sharding.make_mesh(jax.devices()[:1]))
+    evaluate = online_evaluation(config, task, train, test, sharding.make_mesh(jax.devices()[:1]))
     state = types.SimpleNamespace(params={'w': jnp.ones(1)}, batch_stats={})
     assert evaluate(state).keys() == {'knn_top1_k1'}
     assert capsys.readouterr().out == 'Skipped, not a readable image: x/test/4\n'
