@@ -159,7 +159,7 @@ def _check_inputs(config: ConfigDict) -> None:
     problems = [
         f'model.{name}={config.model[name]}: is {theirs[name]} in init_from={config.init_from}, and the parameters '
         'were trained with that; set the same'
-        for name in ('pool', 'mean', 'std', 'border')
+        for name in ('encoder', 'pool', 'mean', 'std', 'border')
         if config.model[name] != theirs[name]
     ]
     if problems:
@@ -220,7 +220,7 @@ def _introduce(
     if eval_examples and examples.num_classes and max(config.knn.k) > bank_size:
         say(f'knn.k={config.knn.k}: the bank has only {bank_size} images; they all vote where k is larger.')
     say(
-        f'Model: ResNet-{config.model.depth} x{config.model.width:g}, {count:,} parameters, '
+        f'Model: {program.task.model.encoder.title}, {count:,} parameters, '
         f'{config.head.kind} head; loss {config.loss.name}.'
     )
     say(

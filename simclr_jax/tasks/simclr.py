@@ -13,7 +13,7 @@ from simclr_jax.losses.supervised import accuracy, softmax_cross_entropy
 from simclr_jax.metrics import representation
 from simclr_jax.models.simclr import SimCLR
 from simclr_jax.sharding import DATA_AXIS
-from simclr_jax.tasks.views import by_image, images_of, labels_of
+from simclr_jax.tasks.views import by_image, images_of, labels_of, random_numbers
 from simclr_jax.training.task import Metrics, Parts
 
 
@@ -52,8 +52,9 @@ class Pretrain:
         Args:
             variables: Variables of the model, {'params': ..., 'batch_stats': ...}.
             batch: Batch, see data/spec.py. Its rows are divided among the devices.
-            key: Key of the augmentation. The random numbers of an image also follow from its index, and therefore do
-                not depend on the part of the batch that contains it.
+            key: Key of the augmentation, and of what the encoder draws, see `views.random_numbers`. An image's random
+                numbers of the augmentation also follow from its index, and therefore do not depend on the part of the
+                batch that contains it.
 
         Returns:
             {'projection': z [B, V, D]}, with a probe also 'logits': [B, V, K], and the new {'batch_stats': ...}.
@@ -64,6 +65,7 @@ class Pretrain:
             images_of(batch, self.mesh),
             train=True,
             mutable=['batch_stats'],
+            **random_numbers(self.model.encoder, batch, key),
         )
         names = ('projection', 'logits') if self.model.num_classes else ('projection',)
         return {name: by_image(outputs[name], batch) for name in names}, updated
