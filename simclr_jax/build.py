@@ -1,4 +1,4 @@
-"""The one room where a configuration becomes objects: model, loss, task, optimiser, schedule and program."""
+"""The one room where a configuration becomes objects: encoder, model, loss, task, optimiser, schedule and program."""
 
 import dataclasses
 import functools
@@ -13,11 +13,15 @@ from ml_collections import ConfigDict
 
 from simclr_jax import sharding
 from simclr_jax.augment.views import MakeViews, given_views
-from simclr_jax.config import ConfigError, flatten
+from simclr_jax.config import ConfigError, flatten, with_values
+from simclr_jax.config.pretraining import VARIANTS
 from simclr_jax.data.feed import Feed
 from simclr_jax.losses.contrastive import info_nce, margin_triplet, nt_logistic, nt_xent
 from simclr_jax.models.classifier import Classifier
+from simclr_jax.models.efficientnet import EfficientNet
+from simclr_jax.models.encoders import Encoder
 from simclr_jax.models.heads import ProjectionHead
+from simclr_jax.models.mobilenet import MobileNet
 from simclr_jax.models.resnet import ResNet
 from simclr_jax.models.simclr import SimCLR
 from simclr_jax.sharding import DATA_AXIS
@@ -106,8 +110,8 @@ class Teacher:
         return Classifier(model.encoder, model.head, self.num_classes, self.head_layer, dtype=model.dtype)
 
     def projector(self) -> SimCLR:
-        """Encoder and projection head, for DisCo."""
-        return make_model(self.config, 0)
+        """Encoder and projection head, for DisCo. Nothing is dropped at random."""
+        return make_model(with_values(self.config, {'model.stochastic_depth': 0.0, 'model.dropout': 0.0}), 0)
 
     def model(self, task: str) -> Classifier | SimCLR:
         """The part of the network that a task needs."""
@@ -156,25 +160,40 @@ class Program:
         )
 
 
-def make_encoder(config: ConfigDict) -> ResNet:
+def _resnet(model: ConfigDict, common: dict[str, Any]) -> Encoder:
+    names = 'depth', 'sk_ratio', 'se_ratio', 'pool', 'border', 'first_shortcut'
+    return ResNet(**common, **{name: model[name] for name in names})
+
+
+def _efficientnet(model: ConfigDict, common: dict[str, Any]) -> Encoder:
+    return EfficientNet(**common, **_rows_of_blocks(model))
+
+
+def _mobilenet(model: ConfigDict, common: dict[str, Any]) -> Encoder:
+    return MobileNet(**common, **_rows_of_blocks(model))
+
+
+def _rows_of_blocks(model: ConfigDict) -> dict[str, Any]:
+    variant = model.variant or VARIANTS[model.encoder][0]
+    return {'variant': variant, 'stochastic_depth': model.stochastic_depth, 'dropout': model.dropout}
+
+
+# Encoder by config.model.encoder: a function of the group config.model, and of the attributes that all encoders have.
+ENCODERS: dict[str, Callable[[ConfigDict, dict[str, Any]], Encoder]] = {
+    'resnet': _resnet,
+    'efficientnet': _efficientnet,
+    'mobilenet': _mobilenet,
+}
+
+
+def make_encoder(config: ConfigDict) -> Encoder:
     """The encoder that a configuration describes."""
-    stem = config.model.stem
+    model = config.model
+    stem = model.stem
     if stem == 'auto':
         stem = 'cifar' if config.data.image_size <= CIFAR_STEM_UP_TO else 'imagenet'
-    return ResNet(
-        depth=config.model.depth,
-        width=config.model.width,
-        stem=stem,
-        sk_ratio=config.model.sk_ratio,
-        se_ratio=config.model.se_ratio,
-        dtype=jnp.dtype(config.model.dtype),
-        remat=config.model.remat,
-        pool=config.model.pool,
-        mean=config.model.mean,
-        std=config.model.std,
-        border=config.model.border,
-        first_shortcut=config.model.first_shortcut,
-    )
+    common = {name: model[name] for name in ('width', 'remat', 'mean', 'std')}
+    return ENCODERS[model.encoder](model, common | {'stem': stem, 'dtype': jnp.dtype(model.dtype)})
 
 
 def make_model(config: ConfigDict, num_classes: int) -> SimCLR:

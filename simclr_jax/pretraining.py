@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import distributed, sharding
-from simclr_jax.build import Program, Teacher, make_program, make_schedule
+from simclr_jax.build import Program, Teacher, make_encoder, make_program, make_schedule
 from simclr_jax.config import ConfigError, check
 from simclr_jax.config.label_budget import parse_labels
 from simclr_jax.config.paths import directory_path
@@ -199,7 +199,7 @@ def _check_inputs(config: ConfigDict) -> None:
     problems = [
         f'model.{name}={config.model[name]}: is {theirs[name]} in init_from={config.init_from}, and the parameters '
         'were trained with that; set the same'
-        for name in ('pool', 'mean', 'std', 'border')
+        for name in ('encoder', 'pool', 'mean', 'std', 'border')
         if config.model[name] != theirs[name]
     ]
     if problems:
@@ -225,7 +225,7 @@ def _introduce(
     bank_size = min(config.knn.bank_images, examples.size)
     if eval_examples and examples.num_classes and max(config.knn.k) > bank_size:
         say(f'knn.k={config.knn.k}: the bank has only {bank_size} images; they all vote where k is larger.')
-    say(f'Model: ResNet-{config.model.depth} x{config.model.width:g}, {count:,} parameters, {_objective(config)}.')
+    say(f'Model: {make_encoder(config).title}, {count:,} parameters, {_objective(config)}.')
     say(
         f'Run: {schedule.total_steps:,} steps of {config.batch_size} images '
         f'({schedule.total_steps / schedule.epoch_steps:.1f} epochs) on {len(devices)} x {devices[0].device_kind}.'

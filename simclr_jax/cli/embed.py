@@ -43,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--overwrite', action='store_true', help='replace existing files')
     parser.add_argument(
-        '--layer', default='h', metavar='NAME', help='features: h (default), or the pooled maps feature1 to feature5'
+        '--layer',
+        default='h',
+        metavar='NAME',
+        help='features: h (default), or the pooled maps feature1 (stem), feature2, ...',
     )
     parser.add_argument(
         '--neighbours', default='', metavar='LIST', help='image files or ids, comma-separated, whose neighbours to draw'
@@ -120,13 +123,13 @@ def _problems(options: argparse.Namespace, out, picture) -> list[str]:
         out: File of the features.
         picture: File of the picture, None if there are no neighbours to draw.
     """
-    from simclr_jax.config.evaluation import LAYERS
+    from simclr_jax.config.evaluation import LAYERS, is_layer
     from simclr_jax.config.paths import is_remote
     from simclr_jax.config.storage import check_reachable
     from simclr_jax.evaluation.embed import ENDINGS
 
     problems = []
-    if options.layer not in LAYERS:
+    if not is_layer(options.layer):
         problems.append(f'--layer={options.layer}: unknown; choose from {", ".join(LAYERS)}')
     for option, least in (('k', 1), ('image_size', 0), ('batch_size', 0)):
         if getattr(options, option) < least:

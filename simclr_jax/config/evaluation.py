@@ -6,6 +6,7 @@ like one of a pretraining. Examples are in configs/evaluate/.
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable
 
 from ml_collections import ConfigDict
@@ -22,7 +23,8 @@ TRAINED = ('linear_sgd', 'finetune', 'multihead')
 SEGMENTATION = 'segmentation'
 PROTOCOLS = (*FROZEN, *TRAINED, SEGMENTATION, 'classifier', 'measures')
 BASELINES = ('pixels', 'untrained')
-LAYERS = ('h', 'feature1', 'feature2', 'feature3', 'feature4', 'feature5')
+# Names of features: h, or the map of an encoder's part by its number, from the stem up.
+LAYERS = ('h', 'feature1', 'feature2', '...')
 
 
 _OPTIMIZERS = ('lars', 'momentum', 'adam')
@@ -35,8 +37,8 @@ _NUMBERS_FROM_0 = ('finite numbers >= 0', lambda value: all(0 <= member < math.i
 
 
 _AFTER_BLOCK = (
-    'Trained part: -1: everything. 0: all after the stem. 1 to 4: after that stage.',
-    ('an integer from -1 to 4', lambda value: -1 <= value <= 4),
+    'Trained part: -1: everything. 0: all after the stem. k: all after part k, for ResNets stage k.',
+    ('an integer >= -1', lambda value: value >= -1),
 )
 
 
@@ -136,7 +138,7 @@ FIELDS = (
     Field(
         'svm.layers',
         ('h',),
-        f'svm, low_shot: features, h or the pooled maps of stem and stages: {", ".join(LAYERS)}.',
+        f'svm, low_shot: features, h or the pooled maps of stem, stages and further parts: {", ".join(LAYERS)}.',
     ),
     Field(
         'svm.positives',
@@ -245,6 +247,11 @@ FIELDS = (
 )
 
 
+def is_layer(name: str) -> bool:
+    """Whether a text can be the name of features. How many maps there are depends on the encoder."""
+    return re.fullmatch(r'h|feature[1-9]\d{0,2}', name) is not None
+
+
 def base_evaluation() -> ConfigDict:
     """Returns all fields with their defaults: the settings of the papers."""
     return defaults(FIELDS)
@@ -254,7 +261,8 @@ def _check_together(config: ConfigDict) -> list[str]:
     problems = []
     for field, allowed in (('protocols', PROTOCOLS), ('baselines', BASELINES), ('svm.layers', LAYERS)):
         chosen = config.svm.layers if field == 'svm.layers' else config[field]
-        unknown = [str(member) for member in chosen if member not in allowed]
+        is_known = is_layer if field == 'svm.layers' else allowed.__contains__
+        unknown = [str(member) for member in chosen if not is_known(member)]
         if unknown:
             problems.append(f'{field}={chosen!r}: unknown {", ".join(unknown)}; choose from {", ".join(allowed)}')
         if not chosen and field != 'baselines':

@@ -23,7 +23,6 @@ from simclr_jax.data.reader import check_unreadable
 from simclr_jax.data.spec import DataError, Examples
 from simclr_jax.evaluation.features import Features, features_of, keep_features, read_features
 from simclr_jax.models.pooling import pool_to
-from simclr_jax.models.resnet import PARTS
 from simclr_jax.training import workdir
 from simclr_jax.training.checkpoints import Checkpoints
 from simclr_jax.training.checksum import checksum
@@ -79,8 +78,8 @@ class FeatureExtractor:
 
         Args:
             examples: Split to encode.
-            layer: 'h' for the representation, or 'feature1' (stem) to 'feature5' (last stage) for a feature map, which
-                is pooled to about 9,000 values.
+            layer: 'h' for the representation, or 'featureN' for the feature map of the encoder's N-th part, pooled to
+                about 9,000 values. 'feature1' is the stem's.
 
         Raises:
             DataError: Too many images are unreadable.
@@ -145,15 +144,17 @@ class FeatureExtractor:
             h: Any = model.apply(variables, images, method='encode')
             return h.astype(jnp.float32)
 
-        def pooled_map(variables, images):
-            encoded: Any = model.apply(variables, images, method='encode', intermediates=True, unpooled_stem=True)
-            maps = encoded[1]
-            part = PARTS[int(layer.removeprefix('feature')) - 1]
-            if part not in maps:
-                raise DataError(f'{layer}: this encoder has only feature1 to feature{len(maps)}; choose one of them')
-            return pool_to(maps[part]).reshape(len(images), -1)
+        if layer == 'h':
+            return jax.jit(representation)
+        parts, number = model.encoder.parts, int(layer.removeprefix('feature'))
+        if number > len(parts):
+            raise DataError(f'{layer}: this encoder has only feature1 to feature{len(parts)}; choose one of them')
 
-        return jax.jit(representation if layer == 'h' else pooled_map)
+        def pooled_map(variables, images):
+            encoded: Any = model.apply(variables, images, method='encode', maps=True)
+            return pool_to(encoded[1][parts[number - 1]]).reshape(len(images), -1)
+
+        return jax.jit(pooled_map)
 
 
 def _file_name(examples: Examples) -> str:

@@ -192,7 +192,7 @@ def _heads(
     if len(kernels) > 1:
         fields |= {'head.hidden_dim': _rows(arrays[kernels[0]])}
     config = with_values(config, fields)
-    names = head_names(len(kernels), is_whole=True) | (probe_names() if num_classes else {})
+    names = head_names(len(kernels), is_whole=True) | (probe_names(make_encoder(config)) if num_classes else {})
     expected = {name: shapes_of(config, num_classes)[path] for name, path in names.items()}
     in_heads = {name for name in arrays if name.startswith('head.')} | (names.keys() & arrays.keys())
     there = {name: from_torch(arrays[name]).shape for name in in_heads}

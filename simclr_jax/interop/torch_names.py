@@ -1,15 +1,19 @@
 """Names of our variables in PyTorch: those of torchvision and timm, and further ones for what these do not have.
 
-torchvision and timm agree on ResNets. ResNet-D's stem and shortcut have timm's names. Squeeze-and-excitation has fc1
-and fc2. Selective kernels and the projection head have names of our own, see simclr_resnet.py.
+torchvision and timm agree on ResNets. EfficientNet and MobileNetV3 have torchvision's names, see inverted.py. In
+ResNets, ResNet-D's stem and shortcut have timm's names. Squeeze-and-excitation has fc1 and fc2. Selective kernels and
+the projection head have names of our own, see simclr_resnet.py.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from simclr_jax.interop import inverted
 from simclr_jax.interop.architecture import Path, Shape, encoder_layers
+from simclr_jax.interop.inverted import Inverted
+from simclr_jax.models.encoders import Encoder
 from simclr_jax.models.resnet import ResNet
 
 _NORM = {
@@ -28,22 +32,30 @@ _EXCITATION = {'se/reduce': 'se.fc1', 'se/expand': 'se.fc2'}
 COUNTER = 'num_batches_tracked'
 
 
-def encoder_names(encoder: ResNet) -> dict[str, Path]:
+def encoder_names(encoder: Encoder) -> dict[str, Path]:
     """Name in a state dict -> our path, for every variable of an encoder.
 
     Args:
         encoder: Architecture.
     """
     found = {}
-    for kind, place in encoder_layers(encoder):
-        name, path = _layer(encoder, place), ('encoder', *place.split('/'))
+    for kind, place, name in _layers(encoder):
+        path = 'encoder', *place.split('/')
         if kind == 'norm':
             found |= _norm_names(name, path)
         else:
             found[f'{name}.weight'] = ('params', *path, 'kernel')
-            if kind == 'biased conv':
+            if kind in ('biased conv', 'dense'):
                 found[f'{name}.bias'] = ('params', *path, 'bias')
     return found
+
+
+def _layers(encoder: Encoder) -> Iterator[tuple[str, str, str]]:
+    """(kind, place, name in a state dict) of each layer of an encoder."""
+    if isinstance(encoder, ResNet):
+        return ((kind, place, _layer(encoder, place)) for kind, place in encoder_layers(encoder))
+    assert isinstance(encoder, Inverted), f'{encoder.title} has no names in PyTorch'
+    return inverted.layers(encoder)
 
 
 def _layer(encoder: ResNet, place: str) -> str:
@@ -73,9 +85,15 @@ def head_names(layers: int, *, is_whole: bool) -> dict[str, Path]:
     return found
 
 
-def probe_names() -> dict[str, Path]:
-    """Name in a state dict -> our path, for the variables of the linear classifier."""
-    return {'fc.weight': ('params', 'probe', 'kernel'), 'fc.bias': ('params', 'probe', 'bias')}
+def classifier_name(encoder: Encoder) -> str:
+    """Name of the linear classifier behind an encoder in a state dict."""
+    return inverted.CLASSIFIERS[type(encoder)] if isinstance(encoder, Inverted) else 'fc'
+
+
+def probe_names(encoder: Encoder) -> dict[str, Path]:
+    """Name in a state dict -> our path, for the variables of the linear classifier behind an encoder."""
+    name = classifier_name(encoder)
+    return {f'{name}.weight': ('params', 'probe', 'kernel'), f'{name}.bias': ('params', 'probe', 'bias')}
 
 
 def _norm_names(name: str, path: Path) -> dict[str, Path]:

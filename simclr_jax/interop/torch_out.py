@@ -52,7 +52,7 @@ def write(network: Exported, directory: epath.Path, library: str = '') -> None:
         _check_stock(network, library)
     with needs_extra('safetensors'):
         import safetensors.numpy
-    names = encoder_names(network.encoder) | (probe_names() if network.num_classes else {})
+    names = encoder_names(network.encoder) | (probe_names(network.encoder) if network.num_classes else {})
     if not library:
         names |= head_names(network.head_layers, is_whole=network.has_whole_head)
     metadata = {'format': 'pt', FACTS: json.dumps(facts_of(network))}

@@ -48,12 +48,14 @@ class BatchNorm(nn.Module):
         zero_scale: Whether the scale starts at 0 instead of 1. A residual block then starts as its shortcut.
         use_scale: Whether a scale is learned.
         momentum: Share of the old moving statistics that each training step keeps, in [0, 1].
+        epsilon: Constant that is added to the variance.
     """
 
     use_bias: bool = True
     zero_scale: bool = False
     use_scale: bool = True
     momentum: float = BATCH_NORM_MOMENTUM
+    epsilon: float = BATCH_NORM_EPSILON
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Normalises an array.
@@ -87,7 +89,7 @@ class BatchNorm(nn.Module):
             return relu(y if shortcut is None else y + shortcut)
         assert parameters.scale is not None, 'this form needs use_scale'
         assert parameters.bias is not None, 'this form needs use_bias'
-        y, batch = normalize_and_rectify(x, parameters.scale, parameters.bias, BATCH_NORM_EPSILON, shortcut)
+        y, batch = normalize_and_rectify(x, parameters.scale, parameters.bias, self.epsilon, shortcut)
         self._move(parameters, batch)
         return y
 
@@ -157,7 +159,7 @@ class BatchNorm(nn.Module):
             self._move(parameters, (mean, variance))
         else:
             mean, variance = parameters.moving_mean.value, parameters.moving_variance.value
-        factor = jax.lax.rsqrt(variance + BATCH_NORM_EPSILON)
+        factor = jax.lax.rsqrt(variance + self.epsilon)
         return mean, factor if parameters.scale is None else parameters.scale * factor
 
     def _move(self, parameters: _Parameters, batch: Moments) -> None:

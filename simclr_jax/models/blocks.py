@@ -53,18 +53,22 @@ class SqueezeExcitation(nn.Module):
     Attributes:
         hidden: Channels of the hidden layer.
         dtype: Precision of the computation.
+        activation: Function behind the hidden layer.
+        gate: Function of each value that gives the gate, in [0, 1].
     """
 
     hidden: int
     dtype: Any
+    activation: Callable[[jax.Array], jax.Array] = relu
+    gate: Callable[[jax.Array], jax.Array] = nn.sigmoid
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scales the channels of feature maps [N, H, W, C]."""
         gate = x.mean((1, 2), keepdims=True)
-        gate = relu(Conv(self.hidden, 1, name='reduce', dtype=self.dtype, use_bias=True)(gate))
+        gate = self.activation(Conv(self.hidden, 1, name='reduce', dtype=self.dtype, use_bias=True)(gate))
         gate = Conv(x.shape[-1], 1, name='expand', dtype=self.dtype, use_bias=True)(gate)
-        return x * nn.sigmoid(gate)
+        return x * self.gate(gate)
 
 
 def _mean_pool_2x2(x: jax.Array, strides: int, dilation: int = 1) -> jax.Array:

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from simclr_jax.models.batch_norm import BatchNorm
+from simclr_jax.models.encoders import Encoder
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.layers import dense
 from simclr_jax.models.pooling import pool_to
-from simclr_jax.models.resnet import PARTS, ResNet
 from simclr_jax.ops.precision import at_least_float32
 
 
@@ -29,7 +29,7 @@ class Classifier(nn.Module):
         dtype: Precision of the linear classifier's computation. Its logits are at least float32.
     """
 
-    encoder: ResNet
+    encoder: Encoder
     head: ProjectionHead
     num_classes: int
     head_layer: int = 0
@@ -40,24 +40,24 @@ class Classifier(nn.Module):
         """Makes the linear classifier. Encoder and head are given."""
         self.probe = dense(self.num_classes, dtype=self.dtype, use_bias=True, zero_init=self.zero_init)
 
-    def __call__(self, x: jax.Array, *, train: bool, train_after_block: int = -1) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, frozen: int = 0) -> jax.Array:
         """Classifies images.
 
         Args:
             x: Images [N, H, W, C], floats in [0, 1].
             train: Whether to normalise with the statistics of the batch and update the moving ones. Otherwise the
                 moving ones are used.
-            train_after_block: Last frozen part of the encoder, see `resnet.frozen_parts`.
+            frozen: Number of frozen parts of the encoder, see `encoders.Encoder`.
 
         Returns:
             Logits [N, K].
         """
-        features = self.features(x, train=train, train_after_block=train_after_block)
+        features = self.features(x, train=train, frozen=frozen)
         return at_least_float32(self.probe(features))
 
-    def features(self, x: jax.Array, *, train: bool = False, train_after_block: int = -1) -> jax.Array:
+    def features(self, x: jax.Array, *, train: bool = False, frozen: int = 0) -> jax.Array:
         """Computes the features [N, F] that are classified. The arguments are those of `__call__`."""
-        h = self.encoder(x, train=train, train_after_block=train_after_block)
+        h = self.encoder(x, train=train, frozen=frozen)
         return self.head(h, train=train, until=self.head_layer)[-1]
 
 
@@ -65,7 +65,7 @@ class FeatureMapClassifiers(nn.Module):
     """A linear classifier for each feature map of a frozen encoder (Goyal et al., arXiv 1905.01235).
 
     Each map is averaged to about 9,000 values, normalised by a batch norm without scale and offset, and classified.
-    'feature1' is the stem's map before its max pooling. 'feature5' is the map of the last stage.
+    'feature1' is the stem's map before its max pooling. The last one is the map of the encoder's last part.
 
     Attributes:
         encoder: Encoder f. It uses its moving statistics, and no gradient reaches it.
@@ -73,14 +73,14 @@ class FeatureMapClassifiers(nn.Module):
         dtype: Precision of the classifiers' computation. Their logits are at least float32.
     """
 
-    encoder: ResNet
+    encoder: Encoder
     num_classes: int
     dtype: Any = jnp.float32
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the classifiers, from the stem up."""
-        return tuple(f'feature{number + 1}' for number in range(1 + len(self.encoder.STAGES[self.encoder.depth])))
+        return tuple(f'feature{number + 1}' for number in range(len(self.encoder.parts)))
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
@@ -91,12 +91,12 @@ class FeatureMapClassifiers(nn.Module):
             train: Whether the batch norms before the classifiers use the statistics of the batch.
 
         Returns:
-            Logits {'feature1': [N, K], ..., 'feature5': [N, K]}.
+            Logits {'feature1': [N, K], 'feature2': [N, K], ...}, one for each part of the encoder.
         """
-        _, maps = self.encoder(x, train=False, train_after_block=len(PARTS) - 1, intermediates=True, unpooled_stem=True)
-        logits = {}
-        for name, feature_map in zip(self.names, maps.values(), strict=True):
-            values = BatchNorm(use_bias=False, use_scale=False, name=f'{name}_bn')(pool_to(feature_map), train=train)
+        parts, logits = self.encoder.parts, {}
+        _, maps = self.encoder(x, train=False, frozen=len(parts), maps=True)
+        for name, part in zip(self.names, parts, strict=True):
+            values = BatchNorm(use_bias=False, use_scale=False, name=f'{name}_bn')(pool_to(maps[part]), train=train)
             values = values.reshape(values.shape[0], -1)
             logits[name] = at_least_float32(dense(self.num_classes, dtype=self.dtype, use_bias=True, name=name)(values))
         return logits

@@ -26,6 +26,7 @@ def conv_bn(
     names: tuple[str, str],
     train: bool,
     dilation: int = 1,
+    groups: int = 1,
     dtype: Any = jnp.float32,
     norm: Callable[..., BatchNorm] = BatchNorm,
     zero_scale: bool = False,
@@ -48,6 +49,7 @@ def conv_bn(
         train: Whether to normalise with the statistics of the batch and update the moving ones. Otherwise the moving
             ones are used.
         dilation: Distance in pixels between neighbouring taps of the kernel.
+        groups: Number of groups of channels that are convolved by themselves. It divides C and D.
         dtype: Precision of the computation.
         norm: Makes the batch norm from `zero_scale` and `name`.
         zero_scale: Whether the norm starts with scale 0.
@@ -58,11 +60,11 @@ def conv_bn(
     Returns:
         Images [N, ceil(H / strides), ceil(W / strides), D], or smaller by `max_pool`.
     """
-    conv = Conv(features, kernel_size, strides, dilation=dilation, name=names[0], dtype=dtype)
+    conv = Conv(features, kernel_size, strides, dilation=dilation, groups=groups, name=names[0], dtype=dtype)
     batch_norm = norm(zero_scale=zero_scale, name=names[1])
     # A norm that is part of a 1x1 kernel saves a pass over the result. It needs the covariance [C, C] of x, which
     # costs more than that pass where the result has fewer channels than x.
-    can_fold = kernel_size == 1 and features >= x.shape[-1]
+    can_fold = kernel_size == 1 and groups == 1 and features >= x.shape[-1]
     if max_pool is not None:
         y = batch_norm.pooled(conv(x), max_pool, train=train)
     elif can_fold and (activation is not relu or shortcut is not None):
@@ -126,6 +128,7 @@ class Conv(nn.Module):
         use_bias: Whether an offset is learned.
         dilation: Distance in pixels between neighbouring taps of the kernel.
         dtype: Precision of the computation.
+        groups: Number of groups of channels that are convolved by themselves. It divides C and D.
     """
 
     features: int
@@ -134,6 +137,7 @@ class Conv(nn.Module):
     use_bias: bool = False
     dilation: int = 1
     dtype: Any = jnp.float32
+    groups: int = 1
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolves images: [N, H, W, C] -> [N, ceil(H / strides), ceil(W / strides), D]."""
@@ -141,13 +145,13 @@ class Conv(nn.Module):
         kernel, bias = self._parameters(x.shape[-1])
         x, kernel, bias = to_compute_dtype(x, kernel, bias, dtype=self.dtype)
         padding = reach // 2, (reach + 1) // 2
-        y = convolve(x, kernel, self.strides, (padding, padding), self.dilation)
+        y = convolve(x, kernel, self.strides, (padding, padding), self.dilation, self.groups)
         return y if bias is None else y + bias
 
     def normalized(self, x: jax.Array, norm: BatchNorm, *, train: bool) -> jax.Array:
         """Computes `norm(self(x), train=train)` with the norm as a part of the kernel, see `BatchNorm.folded`.
 
-        The kernel must be 1x1, without bias.
+        The kernel must be 1x1, without bias and groups.
 
         Args:
             x: Images [N, H, W, C].
@@ -165,7 +169,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def _parameters(self, channels: int) -> tuple[jax.Array, jax.Array | None]:
-        shape = (self.kernel_size, self.kernel_size, channels, self.features)
+        shape = (self.kernel_size, self.kernel_size, channels // self.groups, self.features)
         kernel = self.param('kernel', _fan_in_normal, shape, jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, shape[-1:], jnp.float32) if self.use_bias else None
         return kernel, bias

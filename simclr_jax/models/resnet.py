@@ -13,43 +13,15 @@ import jax.numpy as jnp
 
 from simclr_jax.models.batch_norm import BATCH_NORM_MOMENTUM, BatchNorm
 from simclr_jax.models.blocks import Stage
+from simclr_jax.models.encoders import check_common, check_frozen, dilated, prepared
 from simclr_jax.models.layers import conv_bn
 from simclr_jax.ops.precision import at_least_float32
 
-STEMS = ('cifar', 'imagenet')
 # Shortcuts of the first block of stage 1.
 SHORTCUTS = ('projection', 'identity')
 # Paddings of the stem's max pooling, for the rows and the columns: before and after. TensorFlow's SAME depends on the
 # parity of the map.
 POOLS = {'same': 'SAME', 'symmetric': ((1, 1), (1, 1))}
-# Parts of an encoder, from the image up.
-PARTS = ('stem', 'stage1', 'stage2', 'stage3', 'stage4')
-
-
-def frozen_parts(train_after_block: int) -> tuple[str, ...]:
-    """Names the parts of the encoder that do not learn.
-
-    Args:
-        train_after_block: Last frozen part. -1: everything learns. 0: the stem is frozen. k from 1 to 4: the stem and
-            stages 1 to k are frozen.
-
-    Returns:
-        The first train_after_block + 1 names of PARTS.
-
-    Raises:
-        ValueError: train_after_block is none of these.
-    """
-    if not -1 <= train_after_block < len(PARTS):
-        raise ValueError(
-            f'train_after_block={train_after_block} must be -1 (train everything), 0 (freeze the stem) or the '
-            f'number of stages to freeze with it, at most {len(PARTS) - 1}'
-        )
-    return PARTS[: train_after_block + 1]
-
-
-def is_in_frozen_part(path: tuple[str, ...], train_after_block: int) -> bool:
-    """Whether the parameter at a path of a classifier, such as ('encoder', 'stage1', ...), must not move."""
-    return path[0] == 'encoder' and path[1] in frozen_parts(train_after_block)
 
 
 def scaled_width(channels: int, width: float) -> int:
@@ -123,7 +95,7 @@ class ResNet(nn.Module):
             the shortcuts of ResNet-D and, with the 'imagenet' stem, its stem.
         se_ratio: Ratio of squeeze-and-excitation, commonly 0.25. 0: none.
         output_stride: Most pixels of the image between neighbours on a feature map. Further strides are replaced by
-            dilated convolutions with the same parameters, see `geometry`.
+            dilated convolutions with the same parameters, see `encoders.dilated`.
         dtype: Precision of the computation, float32 or bfloat16. Parameters, statistics and the representation are
             float32 in both cases.
         batch_norm_momentum: Share of the old moving statistics that each training step keeps.
@@ -171,26 +143,38 @@ class ResNet(nn.Module):
         super().__post_init__()
         if self.depth not in self.STAGES:
             raise ValueError(f'depth={self.depth} is unknown; choose one of {sorted(self.STAGES)}')
-        if self.stem not in STEMS:
-            raise ValueError(f"stem='{self.stem}' is unknown; choose one of {STEMS}")
         if self.pool not in POOLS:
             raise ValueError(f"pool='{self.pool}' is unknown; choose one of {tuple(POOLS)}")
         if self.first_shortcut not in SHORTCUTS:
             raise ValueError(f"first_shortcut='{self.first_shortcut}' is unknown; choose one of {SHORTCUTS}")
-        if len(self.mean) != len(self.std):
-            raise ValueError(f'mean={self.mean}, std={self.std}: set both or neither, each with a number per channel')
-        if self.width <= 0:
-            raise ValueError(f'width={self.width} must be positive')
         if self.sk_ratio > 0 and not self.bottleneck:
             raise ValueError(
                 f'sk_ratio={self.sk_ratio}: selective kernels are the 3x3 convolutions of bottlenecks, and '
                 f'depth={self.depth} has none; choose depth 50 or more, or sk_ratio 0'
             )
-        allowed = [stride for stride in (1, 2, 4, 8, 16, 32) if stride >= self.stem_stride]
-        if self.output_stride not in allowed:
-            raise ValueError(
-                f"output_stride={self.output_stride}: stem='{self.stem}' allows {', '.join(map(str, allowed))}"
-            )
+        check_common(
+            width=self.width,
+            stem=self.stem,
+            stem_stride=self.stem_stride,
+            output_stride=self.output_stride,
+            mean=self.mean,
+            std=self.std,
+        )
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts: 'stem', 'stage1', ..., in most depths up to 'stage4'."""
+        return 'stem', *(f'stage{index + 1}' for index in range(len(self.STAGES[self.depth])))
+
+    @property
+    def title(self) -> str:
+        """Name and size for people."""
+        return f'ResNet-{self.depth} x{self.width:g}'
+
+    @property
+    def is_random(self) -> bool:
+        """Whether training draws random numbers. It does not."""
+        return False
 
     @property
     def bottleneck(self) -> bool:
@@ -214,70 +198,31 @@ class ResNet(nn.Module):
         return 1 if self.stem == 'cifar' else 4
 
     def geometry(self) -> list[tuple[int, tuple[int, int]]]:
-        """The stride of each stage, and its dilations, see `Stage`.
-
-        A stage whose stride would exceed `output_stride` has stride 1. The convolutions behind the strided one have
-        twice the dilation, so that their taps lie on the places that the stride would keep. The strided convolution
-        itself keeps the dilation of the stage before.
-
-        In inference mode, every n-th row and column of a map is then the map of the network with all strides. Selective
-        kernels and squeeze-and-excitation are exceptions, because they take means over all places.
-
-        Source: Yu et al., Dilated Residual Networks (arXiv 1705.09914), and `replace_stride_with_dilation` of
-        torchvision's ResNet.
-        """
-        found, reached, dilation = [], self.stem_stride, 1
-        for index in range(len(self.STAGES[self.depth])):
-            strides, before = 1 if index == 0 else 2, dilation
-            if reached * strides > self.output_stride:
-                strides, dilation = 1, dilation * strides
-            reached *= strides
-            found.append((strides, (before, dilation)))
-        return found
+        """The stride of each stage, and its dilations, see `encoders.dilated`."""
+        strides = [1 if index == 0 else 2 for index in range(len(self.STAGES[self.depth]))]
+        return dilated(strides, self.stem_stride, self.output_stride)
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        *,
-        train: bool,
-        train_after_block: int = -1,
-        intermediates: bool = False,
-        unpooled_stem: bool = False,
-    ) -> Any:
-        """Encodes images.
-
-        Args:
-            x: Images [N, H, W, C], floats. SimCLR's preparation gives values in [0, 1].
-            train: Whether to normalise with the statistics of the batch and update the moving ones. Otherwise the
-                moving ones are used.
-            train_after_block: Last frozen part, see `frozen_parts`. Frozen parts use their moving statistics, and no
-                gradient reaches them.
-            intermediates: Whether to return the feature maps too.
-            unpooled_stem: Whether the stem's feature map is the one before its max pooling.
-
-        Returns:
-            Representations h [N, F]. With `intermediates` it is (h, maps), where maps holds the feature maps
-            [N, height, width, channels] of 'stem', 'stage1', ..., 'stage4'.
-        """
-        _check_images(x)
-        if self.mean:
-            x = (x - jnp.asarray(self.mean, x.dtype)) / jnp.asarray(self.std, x.dtype)
+    def __call__(self, x: jax.Array, *, train: bool, frozen: int = 0, maps: bool = False) -> Any:
+        """Encodes images, see `encoders.Encoder`."""
+        x = prepared(x, self.mean, self.std)
         if self.border:
             x = jnp.pad(x, ((0, 0), (self.border, self.border), (self.border, self.border), (0, 0)))
-        frozen = frozen_parts(train_after_block)
+        check_frozen(self.parts, frozen)
+        frozen_parts = self.parts[:frozen]
         norm = functools.partial(BatchNorm, momentum=self.batch_norm_momentum)
         kind = 'resnet_d' if self.sk_ratio > 0 and self.stem == 'imagenet' else self.stem
         stem = Stem(kind, self.width, self.dtype, norm, self.pool, name='stem')
-        x = stem(x, train=train and 'stem' not in frozen, pool=not unpooled_stem)
-        if 'stem' in frozen:
+        # Without its map, the stem pools before it normalises, which is cheaper.
+        x = stem(x, train=train and 'stem' not in frozen_parts, pool=not maps)
+        if 'stem' in frozen_parts:
             x = jax.lax.stop_gradient(x)
-        maps = {'stem': x}
-        if unpooled_stem:
+        found = {'stem': x}
+        if maps:
             x = stem.pool(x)
         geometry = self.geometry()
         for index, blocks in enumerate(self.STAGES[self.depth]):
-            name = PARTS[index + 1]
+            name = self.parts[index + 1]
             strides, dilations = geometry[index]
             stage = Stage(
                 blocks=blocks,
@@ -293,16 +238,9 @@ class ResNet(nn.Module):
                 project=index > 0 or self.projects_first,
                 name=name,
             )
-            x = stage(x, train=train and name not in frozen)
-            if name in frozen:
+            x = stage(x, train=train and name not in frozen_parts)
+            if name in frozen_parts:
                 x = jax.lax.stop_gradient(x)
-            maps[name] = x
+            found[name] = x
         h = at_least_float32(x).mean((1, 2))
-        return (h, maps) if intermediates else h
-
-
-def _check_images(x: jax.Array) -> None:
-    if x.ndim != 4:
-        raise ValueError(f'images of shape {x.shape} are not [N, H, W, C]; reshape views [B, V, H, W, C] to [B*V, ...]')
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f'images of dtype {x.dtype} are not floats in [0, 1]; divide bytes by 255')
+        return (h, found) if maps else h

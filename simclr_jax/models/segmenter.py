@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from simclr_jax.models.encoders import Encoder
 from simclr_jax.models.layers import Conv, conv_bn
-from simclr_jax.models.resnet import ResNet
 from simclr_jax.ops.precision import at_least_float32
 
 
@@ -54,7 +54,7 @@ class Segmenter(nn.Module):
         dtype: Precision of the head's computation. Its logits are at least float32.
     """
 
-    encoder: ResNet
+    encoder: Encoder
     num_classes: int
     channels: int = 512
     dtype: Any = jnp.float32
@@ -63,20 +63,20 @@ class Segmenter(nn.Module):
         """Makes the head. The encoder is given."""
         self.decoder = FullyConvolutionalHead(self.num_classes, self.channels, self.dtype)
 
-    def __call__(self, x: jax.Array, *, train: bool, train_after_block: int = -1) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, frozen: int = 0) -> jax.Array:
         """Classifies the places of the encoder's last map. `upsampled` brings the logits to the size of the images.
 
         Args:
             x: Images [N, H, W, C], floats in [0, 1].
             train: Whether to normalise with the statistics of the batch and update the moving ones. Otherwise the
                 moving ones are used.
-            train_after_block: Last frozen part of the encoder, see `resnet.frozen_parts`.
+            frozen: Number of frozen parts of the encoder, see `encoders.Encoder`.
 
         Returns:
             Logits [N, ceil(H / stride), ceil(W / stride), K].
         """
-        _, maps = self.encoder(x, train=train, train_after_block=train_after_block, intermediates=True)
-        return self.decoder(list(maps.values())[-1], train=train)
+        _, maps = self.encoder(x, train=train, frozen=frozen, maps=True)
+        return self.decoder(maps[self.encoder.parts[-1]], train=train)
 
 
 def upsampled(logits: jax.Array, size: int) -> jax.Array:

@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from simclr_jax.models.encoders import Encoder
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.layers import dense
-from simclr_jax.models.resnet import ResNet
 from simclr_jax.ops.precision import at_least_float32
 
 
@@ -22,6 +22,7 @@ class SimCLR(nn.Module):
         dtype: Precision of the probe's computation. Its logits are at least float32.
 
     Example:
+        >>> from simclr_jax.models.resnet import ResNet
         >>> model = SimCLR(ResNet(18), ProjectionHead(layers=2), num_classes=10)
         >>> images = jnp.zeros((4, 32, 32, 3))
         >>> variables = jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))
@@ -30,7 +31,7 @@ class SimCLR(nn.Module):
         (4, 512)
     """
 
-    encoder: ResNet
+    encoder: Encoder
     head: ProjectionHead
     num_classes: int = 0
     dtype: Any = jnp.float32
@@ -73,9 +74,9 @@ class SimCLR(nn.Module):
         Args:
             x: Images [N, H, W, C], floats in [0, 1].
             train: See `__call__`.
-            outputs: Further arguments of `ResNet.__call__`.
+            outputs: Further arguments of `Encoder.__call__`.
 
         Returns:
-            The result of `ResNet.__call__`.
+            The result of `Encoder.__call__`.
         """
         return self.encoder(x, train=train, **outputs)

@@ -30,20 +30,23 @@ WINOGRAD = 64, 32
 WINOGRAD_KERNEL_GRADIENT = 8, 64
 
 
-def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, dilation: int = 1) -> jax.Array:
+def convolve(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, dilation: int = 1, groups: int = 1
+) -> jax.Array:
     """Convolves images with a kernel, without bias.
 
     Args:
         x: Images [N, H, W, C].
-        kernel: Kernel [K, K, C, D], of the dtype of the images.
+        kernel: Kernel [K, K, C / groups, D], of the dtype of the images.
         stride: Stride of rows and columns.
         padding: Numbers of rows of zeros (before, after) and of columns of zeros (before, after).
         dilation: Distance in pixels between neighbouring taps of the kernel.
+        groups: Number of groups of channels that are convolved by themselves. It divides C and D.
 
     Returns:
         Images [N, H', W', D].
     """
-    return _convolution(stride, padding, dilation)(x, kernel)
+    return _convolution(stride, padding, dilation, groups)(x, kernel)
 
 
 def between_convolutions(function: Callable, images: Any, vectors: Any) -> tuple[Any, Any]:
@@ -99,13 +102,15 @@ class _Residuals:
 
 
 @functools.cache
-def _convolution(stride: int, padding: Padding, dilation: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def _convolution(
+    stride: int, padding: Padding, dilation: int, groups: int
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Makes the differentiable function of (x, kernel)."""
-    plain = _plain(stride, padding, dilation)
+    plain = _plain(stride, padding, dilation, groups)
 
     def choose(name: str, *arrays: jax.Array) -> jax.Array:
         x, kernel = arrays[:2]
-        on_cpu = getattr(_on_cpu(x, kernel, stride, padding, dilation), name)
+        on_cpu = getattr(_on_cpu(x, kernel, stride, padding, dilation, groups), name)
         return jax.lax.platform_dependent(*arrays, cpu=on_cpu, default=getattr(plain, name))
 
     @jax.custom_vjp
@@ -124,9 +129,9 @@ def _convolution(stride: int, padding: Padding, dilation: int) -> Callable[[jax.
     return convolve
 
 
-def _on_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, dilation: int) -> _Method:
-    plain = _plain(stride, padding, dilation)
-    if x.dtype != jnp.float32:
+def _on_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, dilation: int, groups: int) -> _Method:
+    plain = _plain(stride, padding, dilation, groups)
+    if x.dtype != jnp.float32 or groups > 1:
         return plain
     border = padding[0][0] if len({*padding[0], *padding[1]}) == 1 else None
     if kernel.shape[0] == 1 and border == 0:
@@ -157,7 +162,7 @@ def _from_forward(forward: Callable[[jax.Array, jax.Array], jax.Array]) -> _Meth
     return _Method(forward, image_gradient, kernel_gradient)
 
 
-def _plain(stride: int, padding: Padding, dilation: int) -> _Method:
+def _plain(stride: int, padding: Padding, dilation: int, groups: int) -> _Method:
     def forward(x, kernel):
         return jax.lax.conv_general_dilated(
             x,
@@ -166,6 +171,7 @@ def _plain(stride: int, padding: Padding, dilation: int) -> _Method:
             padding,
             rhs_dilation=(dilation, dilation),
             dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+            feature_group_count=groups,
         )
 
     return _from_forward(forward)

@@ -44,7 +44,7 @@ class Disco:
         Args:
             variables: Variables of the student, the parts of its memory, and 'teacher': the teacher's variables.
             batch: Batch, see data/spec.py.
-            key: Key of the augmentation.
+            key: Key of the augmentation, and of what the student's encoder draws.
 
         Returns:
             Outputs of the student, see `Pretrain.outputs`, with 'teacher': the teacher's projections [B, V, D]. Then

@@ -13,7 +13,7 @@ from simclr_jax.losses.distillation import distillation
 from simclr_jax.losses.supervised import accuracy
 from simclr_jax.models.classifier import Classifier
 from simclr_jax.tasks.memory import TEACHER
-from simclr_jax.tasks.views import by_image, images_of, labels_of
+from simclr_jax.tasks.views import by_image, images_of, labels_of, random_numbers
 from simclr_jax.training.task import Metrics, Parts
 
 
@@ -58,7 +58,7 @@ class Distill:
         Args:
             variables: Variables of the student, and 'teacher': the teacher's variables.
             batch: Batch, see data/spec.py.
-            key: Key of the augmentation.
+            key: Key of the augmentation, and of what the student's encoder draws.
 
         Returns:
             {'logits': the student's [B, V, K], 'teacher': the teacher's [B, V, K]}, and the new {'batch_stats': ...}.
@@ -66,7 +66,8 @@ class Distill:
         batch = {**batch, 'views': self.make_views(batch, key)}
         images = images_of(batch, self.mesh)
         known = {name: variables[name] for name in ('params', 'batch_stats')}
-        logits, moved = self.student.apply(known, images, train=True, mutable=['batch_stats'])
+        random = random_numbers(self.student.encoder, batch, key)
+        logits, moved = self.student.apply(known, images, train=True, mutable=['batch_stats'], **random)
         taught: Any = self.teacher.apply(variables[TEACHER], images, train=False)
         found = {'logits': logits, 'teacher': jax.lax.stop_gradient(taught)}
         return {name: by_image(values, batch) for name, values in found.items()}, dict(moved)

@@ -1,7 +1,7 @@
 """Supervised training on top of a pretrained encoder: fine-tuning of the whole encoder or of its upper part.
 
-With train_after_block 4, head layer 0 and a classifier that starts at zero, this is SimCLR's linear evaluation by SGD.
-Only the classifier learns, from the representations of a frozen encoder.
+With all parts of the encoder frozen, head layer 0 and a classifier that starts at zero, this is SimCLR's linear
+evaluation by SGD. Only the classifier learns, from the representations of a frozen encoder.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 
 from simclr_jax.losses.supervised import accuracy, sigmoid_cross_entropy, softmax_cross_entropy
 from simclr_jax.models.classifier import Classifier, pretrained_into
-from simclr_jax.models.resnet import is_in_frozen_part
-from simclr_jax.tasks.views import by_image, images_of, labels_of
+from simclr_jax.models.encoders import is_in_frozen_part
+from simclr_jax.tasks.views import by_image, images_of, labels_of, random_numbers
 from simclr_jax.training.state import TrainState
 from simclr_jax.training.task import Metrics, Parts, Task
 
@@ -29,7 +29,7 @@ class Finetune:
         model: Encoder, layers of the head and classifier.
         image_size: Side of the views, pixels.
         mesh: Devices that train.
-        train_after_block: Last frozen part of the encoder, see `models.resnet.frozen_parts`. -1 freezes none.
+        frozen_parts: Number of frozen parts of the encoder, from the image up, see `models.encoders.Encoder`.
 
     Example:
         A first step from a pretrained state::
@@ -43,7 +43,7 @@ class Finetune:
     model: Classifier
     image_size: int
     mesh: Mesh
-    train_after_block: int = -1
+    frozen_parts: int = 0
 
     @property
     def details(self) -> tuple[str, ...]:
@@ -57,7 +57,7 @@ class Finetune:
 
     def is_frozen(self, path: tuple[str, ...]) -> bool:
         """Whether the parameter at a path ('encoder', 'stage1', ...) must not move, see `optim.freeze`."""
-        return is_in_frozen_part(path, self.train_after_block)
+        return is_in_frozen_part(path, self.model.encoder, self.frozen_parts)
 
     def outputs(
         self, variables: Mapping[str, Any], batch: dict[str, jax.Array], key: jax.Array
@@ -67,15 +67,15 @@ class Finetune:
         Args:
             variables: Variables of the model, {'params': ..., 'batch_stats': ...}.
             batch: Batch, see data/spec.py.
-            key: Not used, because the views are random already.
+            key: Key of what the encoder draws, see `views.random_numbers`. The views are random already.
         """
-        del key
         logits, updated = self.model.apply(
             dict(variables),
             images_of(batch, self.mesh),
             train=True,
-            train_after_block=self.train_after_block,
+            frozen=self.frozen_parts,
             mutable=['batch_stats'],
+            **random_numbers(self.model.encoder, batch, key),
         )
         return by_image(logits, batch), updated
 

@@ -19,7 +19,7 @@ class MultiHead:
     """The multi-head linear probe. `finetune.init_from` makes its first state from a pretraining.
 
     Attributes:
-        model: Frozen encoder and its five classifiers.
+        model: Frozen encoder and its classifiers, one for each part.
         image_size: Side of the views, pixels.
         mesh: Devices that train.
     """
@@ -72,8 +72,8 @@ class MultiHead:
             frozen: Not used, because this task has no frozen parts.
 
         Returns:
-            loss [], and metrics. These are the loss and the accuracies of the classifiers, 'feature1_accuracy' to
-            'feature5_accuracy'.
+            loss [], and metrics. These are the loss and the accuracies of the classifiers, 'feature1_accuracy',
+            'feature2_accuracy', ...
         """
         del frozen
         labels, weights = labels_of(batch, batch['views'].shape[1])
@@ -83,6 +83,6 @@ class MultiHead:
         return loss, {'loss': loss, **accuracies}
 
     def predict(self, variables: dict[str, Any], images: jax.Array) -> dict[str, jax.Array]:
-        """Logits {'feature1': [N, K], ..., 'feature5': [N, K]} of images [N, H, H, 3], in inference mode."""
+        """Logits {'feature1': [N, K], 'feature2': [N, K], ...} of images [N, H, H, 3], in inference mode."""
         logits: Any = self.model.apply(variables, images, train=False)
         return logits

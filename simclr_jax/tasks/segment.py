@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 
 from simclr_jax.losses.supervised import accuracy, softmax_cross_entropy
 from simclr_jax.metrics.segmentation import IGNORED
-from simclr_jax.models.resnet import is_in_frozen_part
+from simclr_jax.models.encoders import is_in_frozen_part
 from simclr_jax.models.segmenter import Segmenter, upsampled
-from simclr_jax.tasks.views import images_of
+from simclr_jax.tasks.views import images_of, random_numbers
 from simclr_jax.training.task import Metrics, Parts
 
 
@@ -24,13 +24,13 @@ class Segment:
         model: Encoder and head.
         image_size: Side of the views, pixels.
         mesh: Devices that train.
-        train_after_block: Last frozen part of the encoder, see `models.resnet.frozen_parts`. -1 freezes none.
+        frozen_parts: Number of frozen parts of the encoder, from the image up, see `models.encoders.Encoder`.
     """
 
     model: Segmenter
     image_size: int
     mesh: Mesh
-    train_after_block: int = -1
+    frozen_parts: int = 0
 
     def init(self, key: jax.Array) -> Mapping[str, Any]:
         """Fresh variables, {'params': ..., 'batch_stats': ...}."""
@@ -39,7 +39,7 @@ class Segment:
 
     def is_frozen(self, path: tuple[str, ...]) -> bool:
         """Whether the parameter at a path ('encoder', 'stage1', ...) must not move, see `optim.freeze`."""
-        return is_in_frozen_part(path, self.train_after_block)
+        return is_in_frozen_part(path, self.model.encoder, self.frozen_parts)
 
     def outputs(
         self, variables: Mapping[str, Any], batch: dict[str, jax.Array], key: jax.Array
@@ -49,15 +49,16 @@ class Segment:
         Args:
             variables: Variables of the model, {'params': ..., 'batch_stats': ...}.
             batch: Training batch, see data/mask_views.py.
-            key: Not used, because the views are random already.
+            key: Key of what the encoder draws, see `views.random_numbers`. The views are random already.
         """
         batch = {**batch, 'views': float_views(batch, key)}
         logits, updated = self.model.apply(
             dict(variables),
             images_of(batch, self.mesh),
             train=True,
-            train_after_block=self.train_after_block,
+            frozen=self.frozen_parts,
             mutable=['batch_stats'],
+            **random_numbers(self.model.encoder, batch, key),
         )
         return logits, updated
 

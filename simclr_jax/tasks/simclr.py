@@ -15,7 +15,7 @@ from simclr_jax.models.simclr import SimCLR
 from simclr_jax.ops.similarities import l2_normalize
 from simclr_jax.sharding import DATA_AXIS
 from simclr_jax.tasks.memory import KEY_ENCODER, QUEUE
-from simclr_jax.tasks.views import by_image, images_of, labels_of
+from simclr_jax.tasks.views import by_image, images_of, labels_of, random_numbers
 from simclr_jax.training.task import Metrics, Parts
 
 # (z [B, V, D], keys [B, D] or None, rows of the queue [K, D] or None) -> (loss [], metrics).
@@ -61,22 +61,23 @@ class Pretrain:
         Args:
             variables: Variables of the model, {'params': ..., 'batch_stats': ...}, and the parts of the memory.
             batch: Batch, see data/spec.py. Its rows are divided among the devices.
-            key: Key of the augmentation. The random numbers of an image also follow from its index, and therefore do
-                not depend on the part of the batch that contains it.
+            key: Key of the augmentation, and of what the encoder draws, see `views.random_numbers`. An image's random
+                numbers of the augmentation also follow from its index, and therefore do not depend on the part of the
+                batch that contains it.
 
         Returns:
             {'projection': z [B, V, D]}, with a probe also 'logits': [B, V, K], with a memory also 'keys': [B, D], of
             unit length. Then the collections that moved: {'batch_stats': ...}, with a memory also 'key_encoder'.
         """
         views = self.make_views(batch, key)
-        seen = {'views': views if self.encoded_views is None else views[:, : self.encoded_views]}
-        found, moved = _train(self.model, variables, seen, self.mesh)
+        seen = {**batch, 'views': views if self.encoded_views is None else views[:, : self.encoded_views]}
+        found, moved = _train(self.model, variables, seen, key, self.mesh)
         names = ('projection', 'logits') if self.model.num_classes else ('projection',)
         outputs = {name: by_image(found[name], seen) for name in names}
         if self.makes_keys:
-            last = {'views': views[:, -1:]}
+            last = {**batch, 'views': views[:, -1:]}
             encoder = self.model.clone(num_classes=0)
-            found, updated = _train(encoder, variables[KEY_ENCODER], last, self.mesh)
+            found, updated = _train(encoder, variables[KEY_ENCODER], last, key, self.mesh)
             outputs['keys'] = jax.lax.stop_gradient(l2_normalize(found['projection']))
             moved[KEY_ENCODER] = updated['batch_stats']
         return outputs, moved
@@ -137,9 +138,10 @@ class Pretrain:
 
 
 def _train(
-    model: SimCLR, variables: Mapping[str, Any], batch: dict[str, jax.Array], mesh: Mesh
+    model: SimCLR, variables: Mapping[str, Any], batch: dict[str, jax.Array], key: jax.Array, mesh: Mesh
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Outputs of a model in training mode for the views of a batch, and its collections that moved."""
     known = {name: variables[name] for name in ('params', 'batch_stats')}
-    found, moved = model.apply(known, images_of(batch, mesh), train=True, mutable=['batch_stats'])
+    random = random_numbers(model.encoder, batch, key)
+    found, moved = model.apply(known, images_of(batch, mesh), train=True, mutable=['batch_stats'], **random)
     return found, dict(moved)

@@ -2,8 +2,8 @@
 
 The path of a parameter decides whether it decays:
 
-* `kernel` is a weight of a convolution or dense layer. `bias` and `scale` are the other parameters.
-* A module whose name starts or ends with `bn` is a batch norm.
+* `kernel` is a weight of a convolution or dense layer. A `bias` beside it is that layer's offset.
+* A `scale` or `bias` without a kernel beside it is a parameter of a norm.
 * The top-level module `probe` is the supervised linear classifier.
 
 The learning rate enters the momentum (v = m v + lr g, not p -= lr v), as in the reference. Under a schedule the two
@@ -61,7 +61,7 @@ def make_optimizer(
             trust_ratio_mask=_kernels_outside_probe,
             momentum=momentum,
         )
-    penalty = optax.add_decayed_weights(weight_decay, mask=_all_but_batch_norms)
+    penalty = optax.add_decayed_weights(weight_decay, mask=_all_but_norms)
     rate = optax.scale_by_learning_rate(schedule)
     if name == 'momentum':
         return optax.chain(penalty, rate, optax.trace(momentum, nesterov=True))
@@ -119,8 +119,10 @@ def _kernels_outside_probe(params):
     return _mask(lambda path: path[-1] == 'kernel' and path[0] != 'probe', params)
 
 
-def _all_but_batch_norms(params):
-    return _mask(lambda path: not any(name.startswith('bn') or name.endswith('bn') for name in path[:-1]), params)
+def _all_but_norms(params):
+    layers = set()
+    _mask(lambda path: layers.add(tuple(path[:-1])) if path[-1] == 'kernel' else None, params)
+    return _mask(lambda path: path[-1] not in ('scale', 'bias') or tuple(path[:-1]) in layers, params)
 
 
 def _mask(condition, params):

@@ -75,8 +75,8 @@ def test_arguments_that_are_no_recipe(spec):
     'field, text, message',
     [
         ('protocols', 'knn,knm', 'unknown knm'),
-        ('svm.layers', 'h,feature6', 'unknown feature6'),
-        ('finetune.after_block', '5', 'from -1 to 4'),
+        ('svm.layers', 'h,features6', 'unknown features6'),
+        ('finetune.after_block', '-2', 'an integer >= -1'),
         ('finetune.grid_learning_rates', 'a,b', 'must be numbers with commas between them'),
         ('finetune.grid_learning_rates', '0,1', 'finite numbers > 0'),
         ('multihead.optimizer', 'sgd', 'must be one of lars, momentum, adam'),

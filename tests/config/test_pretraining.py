@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from simclr_jax.config import ConfigError, base_config, check, evaluation, flatten, load_config
+from simclr_jax.build import make_encoder
+from simclr_jax.config import ConfigError, base_config, check, evaluation, flatten, load_config, with_values
 from simclr_jax.config import pretraining as configuration
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / 'configs'
@@ -222,6 +223,41 @@ def test_fields_that_contradict_each_other():
     assert 'integer >= 0' in problems_of('configs/digits.py', loss__block_size='-1')[0]
     assert 'data.path' in problems_of('configs/digits.py', data__source='arrays')[0]
     assert 'data.name' in problems_of('configs/digits.py', data__source='tfds')[0]
+
+
+@pytest.mark.parametrize(
+    'fields, message',
+    [
+        ({'depth': '18'}, r'model.depth=18: model.encoder=mobilenet does not have this field; .* default 50'),
+        ({'se_ratio': '0.25'}, r'model.se_ratio=0.25: .* default 0.0'),
+        ({'border': '1'}, 'model.border=1'),
+        ({'variant': 'b1'}, 'model.variant=b1: model.encoder=mobilenet has large, small; choose one'),
+        ({'variant': 'small', 'remat': '6'}, r'model.remat=\(6,\): must be stages from 1 to 5'),
+        ({'dropout': '1'}, r'model.dropout=1.0: must be a number in \[0, 1\)'),
+        ({'encoder': 'resnet', 'stochastic_depth': '0.2'}, 'model.stochastic_depth=0.2: model.encoder=resnet does not'),
+        ({'encoder': 'resnet', 'remat': '5'}, 'must be stages from 1 to 4'),
+        ({'encoder': 'efficientnets'}, 'did you mean efficientnet'),
+    ],
+)
+def test_fields_of_another_encoder(fields, message):
+    fields = {'encoder': 'mobilenet', 'depth': '50', **fields}
+    (problem,) = problems_of('configs/digits.py', **{f'model__{name}': text for name, text in fields.items()})
+    assert re.search(message, problem)
+
+
+@pytest.mark.parametrize('encoder', configuration.VARIANTS)
+def test_variants_and_stages_are_those_of_the_encoders(encoder):
+    for variant in configuration.VARIANTS[encoder] or ('',):
+        config = with_values(base_config(), {'model.encoder': encoder, 'model.variant': variant})
+        made = make_encoder(config)
+        stages = [part for part in made.parts if part.startswith('stage')]
+        assert not check(with_values(config, {'model.remat': (len(stages),)}))
+        assert check(with_values(config, {'model.remat': (len(stages) + 1,)}))
+    first = next(iter(configuration.VARIANTS[encoder]), '')
+    fields = {'model.encoder': encoder, 'model.variant': first}
+    assert make_encoder(with_values(base_config(), {**fields, 'model.variant': ''})) == make_encoder(
+        with_values(base_config(), fields)
+    )
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ SETTINGS = {
     'image_size': SIDE,
     'batch_size': 8,
     'steps': 2,
-    'after_block': 4,
+    'after_block': 2,
 }
 
 
@@ -139,7 +139,7 @@ def test_the_score_is_a_count_of_pixels_one_image_at_a_time(measured, folders):
 
 def test_settings_are_kept(measured):
     settings = json.loads((trained_of(measured[0]) / 'settings.json').read_text())['settings']
-    assert settings['after_block'] == 4
+    assert settings['after_block'] == 2
     assert 'test_size' not in settings
 
 

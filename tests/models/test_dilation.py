@@ -26,7 +26,7 @@ def variables_of(model, shape):
 
 
 def maps_of(model, variables, images):
-    apply = functools.partial(model.apply, train=False, intermediates=True)
+    apply = functools.partial(model.apply, train=False, maps=True)
     return jax.device_get(jax.jit(apply)(variables, images))[1]
 
 

@@ -85,9 +85,9 @@ def test_representation_width(depth, width, features):
     'stem, sk_ratio, size, resolutions',
     [
         ('cifar', 0, 32, [32, 32, 16, 8, 4]),
-        ('imagenet', 0, 224, [56, 56, 28, 14, 7]),
-        ('imagenet', 0.0625, 224, [56, 56, 28, 14, 7]),
-        ('imagenet', 0.0625, 75, [19, 19, 10, 5, 3]),
+        ('imagenet', 0, 224, [112, 56, 28, 14, 7]),
+        ('imagenet', 0.0625, 224, [112, 56, 28, 14, 7]),
+        ('imagenet', 0.0625, 75, [38, 19, 10, 5, 3]),
         ('imagenet', 0, 1, [1, 1, 1, 1, 1]),
     ],
 )
@@ -96,7 +96,7 @@ def test_feature_maps(stem, sk_ratio, size, resolutions):
 
     def maps_of(key):
         images = jnp.zeros((2, size, size, 3))
-        return model.init_with_output(key, images, train=False, intermediates=True)[0]
+        return model.init_with_output(key, images, train=False, maps=True)[0]
 
     h, maps = jax.eval_shape(maps_of, jax.random.key(0))
     assert h.shape == (2, 512)
@@ -183,7 +183,7 @@ def test_probe_sends_no_gradient_to_the_encoder(small):
 def test_encode_needs_only_the_encoder(small):
     model, variables, images = small
     encoder_only = {name: {'encoder': collection['encoder']} for name, collection in variables.items()}
-    h, maps = jax.jit(lambda v: model.apply(v, images, intermediates=True, method='encode'))(encoder_only)
+    h, maps = jax.jit(lambda v: model.apply(v, images, maps=True, method='encode'))(encoder_only)
     outputs = jax.jit(lambda v: model.apply(v, images, train=False))(variables)
     # The two programs may order their sums differently.
     np.testing.assert_allclose(h, outputs['representation'], rtol=1e-5)
@@ -209,7 +209,7 @@ def test_bfloat16_reaches_every_stage(sk_ratio, se_ratio):
 
     def outputs_of(key):
         images = jnp.zeros((2, 32, 32, 3))
-        return model.init_with_output(key, images, train=True, intermediates=True)
+        return model.init_with_output(key, images, train=True, maps=True)
 
     (h, maps), variables = jax.eval_shape(outputs_of, jax.random.key(0))
     assert {x.dtype for x in maps.values()} == {jnp.dtype('bfloat16')}

@@ -92,7 +92,7 @@ def random_batch(seed, images=8):
 
 def make_task(devices, after_block):
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    return Segment(Segmenter(ENCODER.clone(output_stride=4), CLASSES, channels=4), SIZE, mesh, after_block)
+    return Segment(Segmenter(ENCODER.clone(output_stride=4), CLASSES, channels=4), SIZE, mesh, after_block + 1)
 
 
 def test_the_loss_is_the_mean_over_pixels_that_count(x64):

@@ -52,12 +52,12 @@ def write_run(network, directory):
 
 def torch_state_dict(network, *, head=True):
     """The network's state dict, as `simclr export` writes it."""
-    names = encoder_names(network.encoder) | (probe_names() if network.num_classes else {})
+    names = encoder_names(network.encoder) | (probe_names(network.encoder) if network.num_classes else {})
     names |= head_names(network.head_layers, is_whole=True) if head else {}
     return state_dict(network.variables, names)
 
 
-def torch_value(name, shape):
+def torch_value(name, shape, gain=2):
     """A value of the fixtures' PyTorch networks, by the rule of their description."""
     rng, last = np.random.default_rng(zlib.crc32(name.encode())), name.rpartition('.')[2]
     if last == 'num_batches_tracked':
@@ -66,7 +66,7 @@ def torch_value(name, shape):
         return rng.uniform(0.5, 1.5, shape).astype(np.float32)
     values = rng.standard_normal(shape)
     if last == 'weight' and len(shape) > 1:
-        values *= np.sqrt(2 / np.prod(shape[1:]))
+        values *= np.sqrt(gain / np.prod(shape[1:]))
     else:
         values = 0.1 * values + (last == 'weight')
     return values.astype(np.float32)

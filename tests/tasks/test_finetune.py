@@ -12,8 +12,9 @@ from simclr_jax import sharding
 from simclr_jax.losses.supervised import sigmoid_cross_entropy
 from simclr_jax.models.batch_norm import BatchNorm
 from simclr_jax.models.classifier import Classifier, pretrained_into
+from simclr_jax.models.encoders import is_in_frozen_part
 from simclr_jax.models.heads import ProjectionHead
-from simclr_jax.models.resnet import ResNet, frozen_parts
+from simclr_jax.models.resnet import ResNet
 from simclr_jax.models.simclr import SimCLR
 from simclr_jax.tasks.finetune import Finetune
 from simclr_jax.tasks.views import by_image, images_of, labels_of
@@ -41,10 +42,10 @@ def random_batch(seed, dtype=np.float32):
 class Run:
     """A few steps from the same pretrained variables."""
 
-    def __init__(self, train_after_block, *, optimizer='lars', head_layer=1, dtype=np.float32, num_devices=1):
+    def __init__(self, frozen, *, optimizer='lars', head_layer=1, dtype=np.float32, num_devices=1):
         mesh = sharding.make_mesh(jax.devices()[:num_devices])
         model = Classifier(ENCODER, HEAD, CLASSES, head_layer=head_layer, zero_init=True)
-        self.task = Finetune(model, SIZE, mesh, train_after_block)
+        self.task = Finetune(model, SIZE, mesh, frozen)
         schedule = warmup_cosine(0.5, 10, 0)
         tx = optim.make_optimizer(optimizer, schedule, weight_decay=0.01)
         tx = optim.freeze(tx, self.task.is_frozen)
@@ -72,10 +73,10 @@ def run_in_float64(*arguments, **settings):
         return Run(*arguments, **settings, dtype=np.float64)
 
 
-@pytest.mark.parametrize('train_after_block', [-1, pytest.param(0, marks=pytest.mark.slow), 2, 4])
-def test_frozen_parts_keep_their_bits_and_all_others_learn(train_after_block):
-    run = run_in_float32(train_after_block)
-    frozen = [f'encoder/{part}/' for part in ['stem', 'stage1', 'stage2', 'stage3', 'stage4'][: train_after_block + 1]]
+@pytest.mark.parametrize('frozen', [0, pytest.param(1, marks=pytest.mark.slow), 3, 5])
+def test_frozen_parts_keep_their_bits_and_all_others_learn(frozen):
+    run = run_in_float32(frozen)
+    frozen = [f'encoder/{part}/' for part in ['stem', 'stage1', 'stage2', 'stage3', 'stage4'][:frozen]]
     for before, after in [(run.start.params, run.state.params), (run.start.batch_stats, run.state.batch_stats)]:
         before, after = flat(before), flat(after)
         moved = {path for path in before if before[path].tobytes() != after[path].tobytes()}
@@ -83,7 +84,7 @@ def test_frozen_parts_keep_their_bits_and_all_others_learn(train_after_block):
 
 
 def test_the_start_is_the_pretraining_which_survives_the_run():
-    run = run_in_float32(-1)
+    run = run_in_float32(0)
     start, expected = flat({'params': run.start.params, 'batch_stats': run.start.batch_stats}), trained_variables()
     for path, value in flat(expected).items():
         if path in start and 'probe' not in path:
@@ -94,14 +95,14 @@ def test_the_start_is_the_pretraining_which_survives_the_run():
 
 
 def test_a_classifier_that_starts_at_zero_gives_all_classes_the_same_chance():
-    for train_after_block in (-1, 4):
-        loss = run_in_float32(train_after_block).metrics[0]['loss']
+    for frozen in (0, 5):
+        loss = run_in_float32(frozen).metrics[0]['loss']
         np.testing.assert_array_max_ulp(loss, np.float32(np.log(CLASSES)), maxulp=1)
 
 
 def test_no_gradient_is_computed_for_frozen_parts():
     """Operations of the compiled step fall with what is frozen, to one inference when all of the encoder is."""
-    everything, stem, half, all_frozen = (run_in_float32(k).flops for k in (-1, 0, 2, 4))
+    everything, stem, half, all_frozen = (run_in_float32(k).flops for k in (0, 1, 3, 5))
     assert everything > stem > half > all_frozen
     images, variables = random_batch(0)['views'][:, 0], trained_variables()
     encode = jax.jit(lambda v, x: SimCLR(ENCODER, HEAD).apply(v, x, method='encode'))
@@ -123,7 +124,7 @@ def test_frozen_stages_use_their_moving_statistics(bottleneck):
         return call(*arguments, **settings)
 
     def forward(variables, images):
-        return encoder.apply(variables, images, train=True, train_after_block=2, mutable=['batch_stats'])
+        return encoder.apply(variables, images, train=True, frozen=3, mutable=['batch_stats'])
 
     variables = shapes_of(encoder)
     with nn.intercept_methods(record):
@@ -148,7 +149,7 @@ def test_the_classifier_sees_the_layers_of_the_pretrained_model():
 
 
 def test_predictions_are_made_in_inference_mode():
-    run = run_in_float32(4)
+    run = run_in_float32(5)
     variables = {'params': run.state.params, 'batch_stats': run.state.batch_stats}
     images = random_batch(0)['views'][:, 0]
     logits = jax.jit(run.task.predict)(variables, images)
@@ -178,7 +179,7 @@ def nesterov_in_numpy(features, labels, rates, weight_decay, momentum=0.9):
 
 
 def test_linear_evaluation_is_nesterov_on_the_representations():
-    run = run_in_float64(4, optimizer='momentum', head_layer=0)
+    run = run_in_float64(5, optimizer='momentum', head_layer=0)
     batches = [random_batch(number, np.float64) for number in range(STEPS)]
     with jax.enable_x64(True):
         encode = jax.jit(lambda v, x: SimCLR(ENCODER, HEAD).apply(v, x, method='encode'))
@@ -192,7 +193,7 @@ def test_linear_evaluation_is_nesterov_on_the_representations():
 
 def test_eight_devices_are_one():
     """With a stage, a layer of the head and the classifier learning."""
-    one, eight = (run_in_float64(3, optimizer='momentum', num_devices=number) for number in (1, 8))
+    one, eight = (run_in_float64(4, optimizer='momentum', num_devices=number) for number in (1, 8))
     for name in ('loss', 'accuracy', 'gradient_norm'):
         np.testing.assert_allclose([m[name] for m in eight.metrics], [m[name] for m in one.metrics], rtol=RELATIVE)
     for found, expected in [
@@ -206,7 +207,7 @@ def test_eight_devices_are_one():
 
 def linear_loss():
     """Loss and metrics of a linear classifier, away from zero, on a frozen encoder: batch -> scalars."""
-    task = Finetune(Classifier(ENCODER, HEAD, CLASSES), SIZE, sharding.make_mesh(jax.devices()[:1]), 4)
+    task = Finetune(Classifier(ENCODER, HEAD, CLASSES), SIZE, sharding.make_mesh(jax.devices()[:1]), 5)
     variables = trained_variables()
     rng = np.random.default_rng(1)
     probe = {'kernel': rng.standard_normal((32, CLASSES)), 'bias': rng.standard_normal(CLASSES)}
@@ -310,7 +311,7 @@ def test_a_layer_that_the_head_has_not_is_named():
         shapes_of(Classifier(ENCODER, HEAD, CLASSES, head_layer=4))
 
 
-@pytest.mark.parametrize('train_after_block', [-2, 5])
-def test_parts_that_the_encoder_has_not_are_named(train_after_block):
-    with pytest.raises(ValueError, match=f'train_after_block={train_after_block} must be -1 .* at most 4'):
-        frozen_parts(train_after_block)
+@pytest.mark.parametrize('frozen', [-1, 6])
+def test_parts_that_the_encoder_has_not_are_named(frozen):
+    with pytest.raises(ValueError, match=f'frozen={frozen} must be from 0 .* to 5, .* stem, stage1, .*stage4'):
+        is_in_frozen_part(('encoder', 'stem'), ENCODER, frozen)

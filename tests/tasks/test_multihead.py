@@ -9,7 +9,7 @@ import pytest
 from simclr_jax import sharding
 from simclr_jax.losses.supervised import softmax_cross_entropy
 from simclr_jax.models.classifier import FeatureMapClassifiers
-from simclr_jax.models.resnet import PARTS, ResNet
+from simclr_jax.models.resnet import ResNet
 from simclr_jax.tasks.multihead import MultiHead
 from simclr_jax.training import optim
 from simclr_jax.training.schedule import step_decay
@@ -114,10 +114,10 @@ def test_each_classifier_sees_its_normalised_map(run, x64):
     def forward(variables):
         encoder = {collection: parts['encoder'] for collection, parts in variables.items()}
         logits, _ = task.model.apply(variables, images, train=True, mutable=['batch_stats'])
-        return logits, ENCODER.apply(encoder, images, train=False, intermediates=True)[1]
+        return logits, ENCODER.apply(encoder, images, train=False, maps=True)[1]
 
     logits, maps = jax.device_get(forward(variables))
-    for name, part in zip(FEATURES, PARTS, strict=True):
+    for name, part in zip(FEATURES, ENCODER.parts, strict=True):
         centred = maps[part] - maps[part].mean((0, 1, 2))
         normalised = centred / np.sqrt(np.square(centred).mean((0, 1, 2)) + 1e-5)
         expected = normalised.reshape(IMAGES, -1) @ variables['params'][name]['kernel']

@@ -17,7 +17,7 @@ PATHS = {
     'conv': 'encoder/conv1/kernel',
     'gamma': 'encoder/bn1/scale',
     'beta': 'encoder/shortcut_bn/bias',
-    'bias': 'encoder/se/conv1/bias',
+    'bias': 'encoder/conv1/bias',
     'zero': 'encoder/block1/conv2/kernel',
     'proj': 'head/dense1/kernel',
     'zg': 'head/dense2/kernel',

@@ -163,7 +163,7 @@ def _linear_task(extractor: FeatureExtractor, settings: ConfigDict, learnt: Exam
     classifier = Classifier(
         encoder=model.encoder, head=model.head, num_classes=learnt.num_classes, zero_init=True, dtype=model.dtype
     )
-    return Finetune(classifier, extractor.image_size, extractor.mesh, train_after_block=4)
+    return Finetune(classifier, extractor.image_size, extractor.mesh, frozen_parts=len(model.encoder.parts))
 
 
 def _finetune_task(extractor: FeatureExtractor, settings: ConfigDict, learnt: Examples, batch_size: int) -> Finetune:
@@ -177,7 +177,8 @@ def _finetune_task(extractor: FeatureExtractor, settings: ConfigDict, learnt: Ex
         head_layer=settings.head_layer,
         dtype=model.dtype,
     )
-    return Finetune(classifier, extractor.image_size, extractor.mesh, train_after_block=settings.after_block)
+    frozen = trainings.frozen_parts('finetune', settings, model.encoder)
+    return Finetune(classifier, extractor.image_size, extractor.mesh, frozen_parts=frozen)
 
 
 def _multihead_task(extractor: FeatureExtractor, settings: ConfigDict, learnt: Examples, batch_size: int) -> MultiHead:

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax import distributed
-from simclr_jax.build import make_model
+from simclr_jax.build import make_encoder, make_model
 from simclr_jax.data.mask_views import evaluation_batches, train_batches, unfitted
 from simclr_jax.data.masks import Masked
 from simclr_jax.data.reader import in_order
@@ -63,7 +63,8 @@ def segmentation(measurement: MeasurementOn[MaskedDataset]) -> list[Score]:
         draws=measurement.config.bootstrap_draws,
         seed=measurement.config.seed,
     )
-    detail = 'fine-tuned' if settings.after_block < 4 else 'frozen'
+    is_frozen = settings.after_block == len(make_encoder(measurement.extractor.config).parts) - 1
+    detail = 'frozen' if is_frozen else 'fine-tuned'
     row = dataset.name, NAME, detail, str(measurement.labels), 'miou', measurement.extractor.name
     return [Score(*row, value=value, low=low, high=high)]
 
@@ -86,7 +87,8 @@ def _compile(measurement: MeasurementOn[MaskedDataset], learnt: Masked) -> Progr
         channels=settings.channels,
         dtype=model.dtype,
     )
-    task = Segment(segmenter, settings.image_size, extractor.mesh, settings.after_block)
+    frozen = trainings.frozen_parts(NAME, settings, model.encoder)
+    task = Segment(segmenter, settings.image_size, extractor.mesh, frozen)
     return trainings.compile_programs(task, task.predict, settings, learnt.images, extractor)
 
 

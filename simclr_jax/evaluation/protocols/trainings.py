@@ -20,9 +20,10 @@ from ml_collections import ConfigDict
 from simclr_jax import distributed, sharding
 from simclr_jax.augment.views import MakeViews, given_views
 from simclr_jax.config.whole_file import write_whole
-from simclr_jax.data.spec import Examples, FeedBatch
+from simclr_jax.data.spec import DataError, Examples, FeedBatch
 from simclr_jax.evaluation.extractor import FeatureExtractor
 from simclr_jax.evaluation.protocols.measurement import MeasurementOn
+from simclr_jax.models.encoders import Encoder
 from simclr_jax.tasks.finetune import init_from
 from simclr_jax.training import optim
 from simclr_jax.training.loop import Training
@@ -77,6 +78,26 @@ def fitting_batch_size(settings: ConfigDict, learnt: Examples, extractor: Featur
     """The batch size of the settings, rounded down to a multiple of the devices, at most the number of images."""
     devices = extractor.mesh.size
     return max(min(settings.batch_size, learnt.size) // devices, 1) * devices
+
+
+def frozen_parts(protocol: str, settings: ConfigDict, encoder: Encoder) -> int:
+    """Number of frozen parts of an encoder, from the field `after_block`.
+
+    Args:
+        protocol: Name of the protocol and of its group in the configuration.
+        settings: Group of the protocol in the configuration.
+        encoder: Encoder to start from.
+
+    Raises:
+        DataError: The encoder has no such part.
+    """
+    last = len(encoder.parts) - 1
+    if settings.after_block > last:
+        raise DataError(
+            f'{protocol}.after_block={settings.after_block}: {encoder.title} has the parts 0 (stem) to {last} '
+            f'({encoder.parts[-1]}); choose at most {last}'
+        )
+    return settings.after_block + 1
 
 
 def compile_programs(
