@@ -18,8 +18,8 @@ from simclr_jax.config import ConfigError
 from simclr_jax.config.paths import directory_path
 from simclr_jax.interop.architecture import Path
 from simclr_jax.models.classifier import Classifier
+from simclr_jax.models.encoders import Encoder
 from simclr_jax.models.heads import ProjectionHead
-from simclr_jax.models.resnet import ResNet
 from simclr_jax.training import workdir
 from simclr_jax.training.checkpoints import Checkpoints
 
@@ -64,7 +64,7 @@ class Exported:
         return dataclasses.replace(self, variables=kept)
 
     @property
-    def encoder(self) -> ResNet:
+    def encoder(self) -> Encoder:
         """The encoder in float32."""
         return make_model(self.config, 0).encoder.clone(dtype=jnp.float32, remat=())
 
