@@ -33,8 +33,8 @@ TENSORFLOW_DOOR = {
     *('interop.saved_model', 'interop.tf1', 'interop.tf1_network', 'interop.tf2'),
 }
 
-# A file that `simclr export` puts beside weights for PyTorch.
-PYTORCH_DOOR = {'interop.simclr_resnet'}
+# Files that `simclr export` puts beside weights for PyTorch.
+PYTORCH_DOOR = {'interop.simclr_inverted', 'interop.simclr_resnet'}
 
 
 def module_name(path):

@@ -24,6 +24,13 @@ SK_RATIO, SE_RATIO = 0.0625, 0.25
 _LISTED = 40
 
 
+def make_resnet(config: ConfigDict) -> ResNet:
+    """The ResNet that a configuration describes."""
+    encoder = make_encoder(config)
+    assert isinstance(encoder, ResNet), f'{encoder.title} is no ResNet'
+    return encoder
+
+
 def encoder_layers(encoder: ResNet) -> Iterator[tuple[str, str]]:
     """(kind, place) of each layer with variables, in the order in which the reference makes them.
 
@@ -99,7 +106,7 @@ def find_encoder(
     nearest: list[str] = []
     for config in _candidates(found, names_of, fields):
         shapes = shapes_of(with_values(config, {'head.kind': 'none'}), 0)
-        named = names_of(make_encoder(config))
+        named = names_of(make_resnet(config))
         problems = differences({name: shapes[path] for name, path in named.items()}, found, shown)
         if not problems:
             return config
@@ -150,6 +157,6 @@ def _candidates(
         size = {'data.image_size': 32 if stem == 'cifar' else 224, 'model.width': channels / first}
         told = {name: value for name, value in fields.items() if name in blocks}
         config = with_values(base_config(), {'model.depth': depth, 'model.stem': stem, **size, **blocks, **told})
-        candidates.append((len(names_of(make_encoder(config)).keys() ^ found.keys()), config))
+        candidates.append((len(names_of(make_resnet(config)).keys() ^ found.keys()), config))
     candidates.sort(key=lambda candidate: candidate[0])
     return [config for missed, config in candidates if missed <= candidates[0][0]]

@@ -9,21 +9,24 @@ from simclr_jax.evaluation.result_file import read_results
 from simclr_jax.evaluation.results import Score, cell, headings
 from simclr_jax.interop.exported import Exported
 from simclr_jax.interop.imported import origin_of
+from simclr_jax.interop.torch_out import facts_of, module_of, torchvision_name
+from simclr_jax.models.encoders import Encoder
+from simclr_jax.models.resnet import ResNet
 
 _TORCH = """
 import torch
-import simclr_resnet  # the file beside the weights
+import {module}  # the file beside the weights
 
-model = simclr_resnet.load('model.safetensors')
+model = {module}.load('model.safetensors')
 outputs = model(torch.rand(1, 3, {size}, {size}))  # a dictionary: {outputs}
 maps = model.maps(torch.rand(1, 3, {size}, {size}))  # of the stem and each stage
 """
 _STOCK = """
 import torch
 import {library}
-import simclr_resnet  # the file beside the weights
+import {module}  # the file beside the weights
 
-model = simclr_resnet.adapt({make}, 'model.safetensors')
+model = {module}.adapt({make}, 'model.safetensors')
 outputs = model(torch.rand(1, 3, {size}, {size}))  # {last}
 """
 _SAVED_MODEL = """
@@ -49,8 +52,8 @@ outputs = session.run(None, {{'images': np.zeros([1, 3, {size}, {size}], np.floa
 """
 _LOADING = {
     'safetensors': _TORCH,
-    'torchvision': _STOCK.replace('{make}', 'torchvision.models.resnet{depth}()'),
-    'timm': _STOCK.replace('{make}', "timm.create_model('resnet{depth}')"),
+    'torchvision': _STOCK.replace('{make}', 'torchvision.models.{stock}()'),
+    'timm': _STOCK.replace('{make}', "timm.create_model('{stock}')"),
     'saved_model': _SAVED_MODEL,
     'stablehlo': _STABLEHLO,
     'onnx': _ONNX,
@@ -89,7 +92,15 @@ def text(network: Exported, kind: str, outputs: list[str], checked: str) -> str:
 
 def _title(network: Exported) -> str:
     what = {'finetune': 'fine-tuned as a classifier', 'linear_sgd': 'with a linear classifier'}.get(network.protocol)
-    return f'ResNet-{network.encoder.depth}, {what or _beginning(network)}'
+    return f'{_name(network.encoder)}, {what or _beginning(network)}'
+
+
+def _name(encoder: Encoder) -> str:
+    return encoder.title.partition(' ')[0]
+
+
+def _ratios(encoder: Encoder) -> str:
+    return f'sk_ratio {encoder.sk_ratio:g}, se_ratio {encoder.se_ratio:g}, ' if isinstance(encoder, ResNet) else ''
 
 
 def _beginning(network: Exported) -> str:
@@ -109,8 +120,8 @@ def _what(network: Exported) -> str:
         'pretraining': printable(pretraining),
         'learnt from': printable(network.images),
         'image size': f'{network.image_size} pixels',
-        'encoder': f'ResNet-{encoder.depth}, width {encoder.width:g}, stem {encoder.stem}, '
-        f'sk_ratio {encoder.sk_ratio:g}, se_ratio {encoder.se_ratio:g}, {encoder.feature_width} features',
+        'encoder': f'{_name(encoder)}, width {encoder.width:g}, stem {encoder.stem}, {_ratios(encoder)}'
+        f'{encoder.feature_width} features',
         'parameters': f'{sum(array.size for path, array in network.variables.items() if path[0] == "params"):,}',
         'projection head': f'{network.head_layers or "no"} layers',
         'classes': f'{network.num_classes or "none"}',
@@ -144,7 +155,8 @@ def _lines(network: Exported, kind: str, outputs: list[str]) -> str:
         size=network.image_size,
         outputs=', '.join(outputs),
         library=kind,
-        depth=network.encoder.depth,
+        module=module_of(network.encoder),
+        stock=torchvision_name(facts_of(network)),
         last=f'logits of {network.num_classes} classes' if network.num_classes else 'representations',
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from etils import epath
 
+from simclr_jax.build import make_encoder
 from simclr_jax.config import ConfigError
 from simclr_jax.config.storage import check_reachable
 from simclr_jax.data.spec import needs_tensorflow
@@ -54,9 +55,9 @@ def convert(
     check_reachable(source)
     place = check_new(out)
     found = _read(source, weights, normalize, pool, stem_padding)
-    model = found.config.model
+    ratio = f'sk_ratio {found.config.model.sk_ratio}, ' if found.config.model.encoder == 'resnet' else ''
     say(
-        f'{found.origin}, step {found.step:,}: ResNet-{model.depth} x{model.width:g}, sk_ratio {model.sk_ratio}, '
+        f'{found.origin}, step {found.step:,}: {make_encoder(found.config).title}, {ratio}'
         f'{found.config.head.kind} head, {found.num_classes or "no"} classes.'
     )
     for note in found.notes:

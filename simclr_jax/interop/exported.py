@@ -17,8 +17,8 @@ from simclr_jax.config import ConfigError
 from simclr_jax.config.paths import directory_path
 from simclr_jax.interop.architecture import Path
 from simclr_jax.models.classifier import Classifier
+from simclr_jax.models.encoders import Encoder
 from simclr_jax.models.heads import ProjectionHead
-from simclr_jax.models.resnet import ResNet
 from simclr_jax.trained import read_trained
 from simclr_jax.training.checkpoints import Checkpoints
 
@@ -60,7 +60,7 @@ class Exported:
         return dataclasses.replace(self, variables=kept)
 
     @property
-    def encoder(self) -> ResNet:
+    def encoder(self) -> Encoder:
         """The encoder in float32."""
         return make_model(self.config, 0).encoder.clone(dtype=jnp.float32, remat=())
 
@@ -141,4 +141,14 @@ def open_exported(directory: str, say: Callable[[str], None] = print) -> Exporte
         raise ConfigError(
             [f'{directory}/settings.json is damaged: the checkpoint has no layer {network.head_layer} of the head']
         )
-    return network
+    if trained.config.head.batch_norm or not network.head_layers:
+        return network
+    if network.head_layer:
+        raise ConfigError(
+            [
+                f'{directory}: its classifier takes layer {network.head_layer} of a head without batch norms, which no '
+                'format holds; fine-tune with finetune.head_layer=0'
+            ]
+        )
+    say('The projection head has no batch norms and is left out.')
+    return network.without_head()

@@ -4,74 +4,17 @@
 models/, not their forms that are made for speed.
 """
 
-import functools
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 from simclr_jax.interop.exported import Exported
-from simclr_jax.models.batch_norm import BATCH_NORM_EPSILON
+from simclr_jax.interop.inverted import Inverted
+from simclr_jax.interop.operations import Layers, Operations
+from simclr_jax.models.inverted import Block
+from simclr_jax.models.mobilenet import MobileNet
 from simclr_jax.models.resnet import ResNet
 
-
-class Operations(Protocol):
-    """Operations of a library on its own tensors. Maps have its own order of axes."""
-
-    def affine(self, x: Any, scale: np.ndarray, offset: np.ndarray) -> Any:
-        """Multiplies each channel of maps by scale [C] and adds offset [C]."""
-        ...
-
-    def conv(self, x: Any, kernel: np.ndarray, bias: np.ndarray | None, strides: int, padding: tuple[int, int]) -> Any:
-        """Convolves maps with a kernel HWIO, with zeros before and after the rows and the columns."""
-        ...
-
-    def norm(self, x: Any, scale: np.ndarray, offset: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> Any:
-        """Normalises each channel of maps by moving statistics, with the epsilon of models/batch_norm.py."""
-        ...
-
-    def relu(self, x: Any) -> Any:
-        """max(x, 0)."""
-        ...
-
-    def sigmoid(self, x: Any) -> Any:
-        """1 / (1 + exp(-x))."""
-        ...
-
-    def max_pool(self, x: Any, pool: str) -> Any:
-        """Largest values in 3x3 windows of stride 2. The padding is one of models.resnet.POOLS."""
-        ...
-
-    def mean_pool(self, x: Any, strides: int) -> Any:
-        """Means of 2x2 windows, see models/resnet.py: a border of zeros counts at stride 2, and none at stride 1."""
-        ...
-
-    def global_mean(self, x: Any) -> Any:
-        """Mean of each channel: maps of one pixel."""
-        ...
-
-    def rows(self, x: Any) -> Any:
-        """Maps of one pixel as rows [N, C]."""
-        ...
-
-    def halves(self, x: Any) -> tuple[Any, Any]:
-        """First and second half of the channels of maps."""
-        ...
-
-    def add(self, x: Any, y: Any) -> Any:
-        """x + y."""
-        ...
-
-    def subtract(self, x: Any, y: Any) -> Any:
-        """x - y."""
-        ...
-
-    def multiply(self, x: Any, y: Any) -> Any:
-        """x * y. One of them may be a map of one pixel."""
-        ...
-
-    def dense(self, x: Any, kernel: np.ndarray, bias: np.ndarray) -> Any:
-        """x @ kernel + bias, for rows x."""
-        ...
+# Our names of outputs -> those of the reference.
+NAMES = {'representation': 'final_avg_pool', 'projection': 'proj_head_output', 'logits': 'logits_sup'}
 
 
 def outputs(operations: Operations, network: Exported, images: Any) -> dict[str, Any]:
@@ -83,25 +26,35 @@ def outputs(operations: Operations, network: Exported, images: Any) -> dict[str,
         images: Images in [0, 1], in the library's order of axes.
 
     Returns:
-        The dictionary of the reference's SavedModels: 'initial_conv', 'initial_max_pool', 'block_group1', ...,
-        'final_avg_pool', with 'proj_head_output' and 'logits_sup' where the network has these heads.
+        The maps, 'final_avg_pool', and 'proj_head_output' and 'logits_sup' where the network has these heads. The maps
+        of a ResNet have the names of the reference's SavedModels: 'initial_conv', 'initial_max_pool', 'block_group1',
+        ... Those of another encoder have the names of its parts. 'final_avg_pool' is the representation.
     """
-    return _Walk(operations, network).outputs(images)
+    layers, encoder = Layers(operations, network), network.encoder
+    x = layers.normalised(images)
+    if isinstance(encoder, ResNet):
+        maps = _ResNet(layers, encoder).maps(x)
+        h = operations.rows(operations.global_mean(list(maps.values())[-1]))
+    else:
+        assert isinstance(encoder, Inverted), f'{encoder.title} has no graph'
+        maps = _Inverted(layers, encoder).maps(x)
+        h = operations.rows(operations.global_mean(maps['top']))
+        if isinstance(encoder, MobileNet):
+            kernel, bias = (layers.value('params', f'encoder/top/dense/{name}') for name in ('kernel', 'bias'))
+            h = layers.activate(operations.dense(h, kernel, bias), encoder.activation)
+    return maps | {'final_avg_pool': h} | layers.heads(h)
 
 
-# Our names of outputs -> those of the reference.
-NAMES = {'representation': 'final_avg_pool', 'projection': 'proj_head_output', 'logits': 'logits_sup'}
+class _ResNet:
+    """The maps of a ResNet by the reference's names."""
 
+    def __init__(self, layers: Layers, encoder: ResNet):
+        self._layers, self._do, self._encoder = layers, layers.do, encoder
+        self._conv, self._norm = layers.conv, layers.norm
 
-class _Walk:
-    def __init__(self, operations: Operations, network: Exported):
-        self._do, self._network, self._encoder = operations, network, network.encoder
-
-    def outputs(self, x: Any) -> dict[str, Any]:
+    def maps(self, x: Any) -> dict[str, Any]:
+        """The maps of normalised images."""
         encoder, found = self._encoder, {}
-        if encoder.mean:
-            scale = 1 / np.array(encoder.std, np.float32)
-            x = self._do.affine(x, scale, -np.array(encoder.mean, np.float32) * scale)
         found['initial_conv'], x = self._stem(x)
         found['initial_max_pool'] = x
         for stage, blocks in enumerate(ResNet.STAGES[encoder.depth], start=1):
@@ -110,8 +63,7 @@ class _Walk:
                 projects = is_first and (stage > 1 or encoder.projects_first)
                 x = self._block(x, f'stage{stage}/block{block}', 2 if stage > 1 and is_first else 1, projects)
             found[f'block_group{stage}'] = x
-        h = self._do.rows(self._do.global_mean(x))
-        return found | {'final_avg_pool': h} | self._heads(h)
+        return found
 
     def _stem(self, x: Any) -> tuple[Any, Any]:
         border = self._encoder.border
@@ -157,47 +109,41 @@ class _Walk:
         share = self._do.sigmoid(self._do.subtract(to_first, to_second))
         return self._do.add(second, self._do.multiply(self._do.subtract(first, second), share))
 
-    def _heads(self, h: Any) -> dict[str, Any]:
-        network, found, layers = self._network, {}, [h]
-        for number in range(1, network.head_layers + 1):
-            kernel = self._value('params', f'head/dense{number}/kernel')
-            scale, offset = self._scale_and_offset(f'head/bn{number}')
-            is_last = network.has_whole_head and number == network.head_layers
-            x = self._do.dense(layers[-1], kernel * scale, offset)
-            layers.append(x if is_last else self._do.relu(x))
-        if network.has_whole_head:
-            found['proj_head_output'] = layers[-1]
-        if network.num_classes:
-            kernel, bias = (self._value('params', f'probe/{name}') for name in ('kernel', 'bias'))
-            found['logits_sup'] = self._do.dense(layers[network.head_layer], kernel, bias)
-        return found
-
-    def _scale_and_offset(self, place: str) -> tuple[np.ndarray, np.ndarray]:
-        """A norm of the head as x * scale + offset. It becomes a part of the dense layer before it."""
-        scale, offset, mean, variance = self._norm_values(place)
-        scale = scale / np.sqrt(variance + np.float32(BATCH_NORM_EPSILON))
-        return scale, offset - mean * scale
-
     def _conv_norm(self, x: Any, conv: str, norm: str, strides: int = 1) -> Any:
         return self._do.relu(self._norm(self._conv(x, conv, strides), norm))
 
-    def _conv(self, x: Any, place: str, strides: int = 1, border: int = 0) -> Any:
-        kernel = self._value('params', f'encoder/{place}/kernel')
-        bias = self._network.variables.get(('params', 'encoder', *place.split('/'), 'bias'))
-        size = kernel.shape[0]
-        return self._do.conv(x, kernel, bias, strides, ((size - 1) // 2 + border, size // 2 + border))
 
-    def _norm(self, x: Any, place: str) -> Any:
-        return self._do.norm(x, *self._norm_values(f'encoder/{place}'))
+class _Inverted:
+    """The maps of an EfficientNet or a MobileNetV3 by the names of its parts."""
 
-    def _norm_values(self, place: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Scale, offset, mean and variance."""
-        value = functools.partial(self._value, 'params')
-        scale = value(f'{place}/scale')
-        # The last norm of a head has no offset.
-        offset = self._network.variables.get(('params', *place.split('/'), 'bias'), np.zeros_like(scale))
-        mean, variance = (self._value('batch_stats', f'{place}/{name}') for name in ('mean', 'var'))
-        return scale, offset, mean, variance
+    def __init__(self, layers: Layers, encoder: Inverted):
+        self._layers, self._do, self._encoder = layers, layers.do, encoder
 
-    def _value(self, tree: str, place: str) -> np.ndarray:
-        return self._network.variables[(tree, *place.split('/'))]
+    def maps(self, x: Any) -> dict[str, Any]:
+        """The maps of normalised images."""
+        encoder, found = self._encoder, {}
+        x = self._conv_norm(x, 'stem/conv', 'stem/bn', encoder.activation, encoder.stem_stride)
+        found['stem'], channels = x, encoder.stem_channels
+        for stage, (blocks, strides) in enumerate(zip(encoder.blocks(), encoder.strides(), strict=True), start=1):
+            for index, block in enumerate(blocks):
+                place = f'stage{stage}/block{index + 1}'
+                x = self._block(x, place, block, strides if index == 0 else 1, channels)
+                channels = block.features
+            found[f'stage{stage}'] = x
+        return found | {'top': self._conv_norm(x, 'top/conv', 'top/bn', encoder.activation)}
+
+    def _block(self, x: Any, place: str, block: Block, strides: int, channels: int) -> Any:
+        start, layers = x, self._layers
+        if block.expanded != channels:
+            x = self._conv_norm(x, f'{place}/expand', f'{place}/expand_bn', block.activation)
+        x = layers.norm(layers.depthwise(x, f'{place}/depthwise', strides), f'{place}/depthwise_bn')
+        x = layers.activate(x, block.activation)
+        if block.squeeze:
+            gate = layers.activate(layers.conv(self._do.global_mean(x), f'{place}/se/reduce'), block.inner)
+            x = self._do.multiply(x, layers.activate(layers.conv(gate, f'{place}/se/expand'), block.gate))
+        x = layers.norm(layers.conv(x, f'{place}/project'), f'{place}/project_bn')
+        has_shortcut = block.strides == 1 and block.features == channels
+        return self._do.add(x, start) if has_shortcut else x
+
+    def _conv_norm(self, x: Any, conv: str, norm: str, activation: str, strides: int = 1) -> Any:
+        return self._layers.activate(self._layers.norm(self._layers.conv(x, conv, strides), norm), activation)

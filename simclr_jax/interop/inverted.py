@@ -1,12 +1,15 @@
 """EfficientNet and MobileNetV3 under torchvision's names: features.N for convolutions, classifier.N for the rest."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from simclr_jax.models.efficientnet import EfficientNet
 from simclr_jax.models.mobilenet import MobileNet
 
 Inverted = EfficientNet | MobileNet
 
+# Families by their name in a configuration.
+FAMILIES = {'efficientnet': EfficientNet, 'mobilenet': MobileNet}
 # Place of the classifier. Dropout and activation are numbered too.
 CLASSIFIERS = {EfficientNet: 'classifier.1', MobileNet: 'classifier.3'}
 
@@ -48,3 +51,35 @@ def _layer(place: str, name: str) -> Iterator[tuple[str, str, str]]:
     else:
         yield 'conv', place, f'{name}.0'
         yield 'norm', f'{place}_bn', f'{name}.1'
+
+
+def facts_of(encoder: Inverted) -> dict[str, Any]:
+    """What a state dict does not say about an encoder.
+
+    Args:
+        encoder: Architecture.
+
+    Returns:
+        'encoder', 'variant', 'width' and 'stem' as in a configuration. 'epsilon' of the norms. 'activation' of the
+        first and the last convolution, 'inner' and 'gate' of squeeze-and-excitation. 'stem_strides'. And 'blocks', for
+        each block its stride, whether it has a shortcut, and its activation.
+    """
+    blocks, channels = [], encoder.stem_channels
+    for stage, strides in zip(encoder.blocks(), encoder.strides(), strict=True):
+        for index, block in enumerate(stage):
+            has_shortcut = block.strides == 1 and block.features == channels
+            blocks.append([strides if index == 0 else 1, has_shortcut, block.activation])
+            channels = block.features
+    first = encoder.blocks()[0][0]
+    return {
+        'encoder': next(name for name, family in FAMILIES.items() if isinstance(encoder, family)),
+        'variant': encoder.variant,
+        'width': encoder.width,
+        'stem': encoder.stem,
+        'epsilon': encoder.batch_norm_epsilon,
+        'activation': encoder.activation,
+        'inner': first.inner,
+        'gate': first.gate,
+        'stem_strides': encoder.stem_stride,
+        'blocks': blocks,
+    }

@@ -10,7 +10,6 @@ from simclr_jax.interop.exported import Exported
 from simclr_jax.interop.extras import needs_extra
 from simclr_jax.interop.graph import NAMES, outputs
 from simclr_jax.interop.torch_names import to_torch
-from simclr_jax.models.batch_norm import BATCH_NORM_EPSILON
 
 FILE = 'model.onnx'
 # Version of the operations. Runtimes since 2022 know it.
@@ -34,7 +33,7 @@ class _Operations:
         x = self._node('Mul', [x, self._constant(scale.reshape(shape))])
         return self._node('Add', [x, self._constant(offset.reshape(shape))])
 
-    def conv(self, x, kernel, bias, strides, padding):
+    def conv(self, x, kernel, bias, strides, padding, groups=1):
         size, (before, after) = kernel.shape[0], padding
         constants = [to_torch(kernel)] if bias is None else [to_torch(kernel), bias]
         return self._node(
@@ -43,17 +42,23 @@ class _Operations:
             kernel_shape=[size, size],
             strides=[strides, strides],
             pads=[before, before, after, after],
+            group=groups,
         )
 
-    def norm(self, x, scale, offset, mean, variance):
-        values = map(self._constant, (scale, offset, mean, variance))
-        return self._node('BatchNormalization', [x, *values], epsilon=BATCH_NORM_EPSILON)
+    def depthwise(self, x, kernel, strides, padding):
+        return self.conv(x, kernel, None, strides, padding, groups=kernel.shape[-1])
+
+    def norm(self, x, values, epsilon):
+        return self._node('BatchNormalization', [x, *map(self._constant, values)], epsilon=epsilon)
 
     def relu(self, x):
         return self._node('Relu', [x])
 
     def sigmoid(self, x):
         return self._node('Sigmoid', [x])
+
+    def hard_sigmoid(self, x):
+        return self._node('HardSigmoid', [x], alpha=1 / 6, beta=0.5)
 
     def max_pool(self, x, pool):
         padding = {'auto_pad': 'SAME_UPPER'} if pool == 'same' else {'pads': [1, 1, 1, 1]}

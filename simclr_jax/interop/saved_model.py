@@ -9,7 +9,6 @@ from etils import epath
 
 from simclr_jax.interop.exported import Exported
 from simclr_jax.interop.graph import NAMES, outputs
-from simclr_jax.models.batch_norm import BATCH_NORM_EPSILON
 
 
 class _Operations:
@@ -30,15 +29,24 @@ class _Operations:
         x = tf.nn.conv2d(x, self._variable(kernel), strides, around)
         return x if bias is None else x + self._variable(bias)
 
-    def norm(self, x, scale, offset, mean, variance):
+    def depthwise(self, x, kernel, strides, padding):
+        around: Any = [[0, 0], padding, padding, [0, 0]]
+        # TensorFlow wants the kernel as [K, K, C, 1].
+        return tf.nn.depthwise_conv2d(x, self._variable(kernel.swapaxes(2, 3)), [1, strides, strides, 1], around)
+
+    def norm(self, x, values, epsilon):
+        scale, offset, mean, variance = values
         values = map(self._variable, (mean, variance, offset, scale))
-        return tf.nn.batch_normalization(x, *values, variance_epsilon=BATCH_NORM_EPSILON)
+        return tf.nn.batch_normalization(x, *values, variance_epsilon=epsilon)
 
     def relu(self, x):
         return tf.nn.relu(x)
 
     def sigmoid(self, x):
         return tf.sigmoid(x)
+
+    def hard_sigmoid(self, x):
+        return tf.nn.relu6(x + 3) / 6
 
     def max_pool(self, x, pool):
         return tf.nn.max_pool2d(x, 3, 2, 'SAME' if pool == 'same' else [[0, 0], [1, 1], [1, 1], [0, 0]])

@@ -9,9 +9,8 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from simclr_jax.build import make_encoder
 from simclr_jax.config import ConfigError, with_values
-from simclr_jax.interop.architecture import Path, Shape, differences, find_encoder, shapes_of, shortened
+from simclr_jax.interop.architecture import Path, Shape, differences, find_encoder, make_resnet, shapes_of, shortened
 from simclr_jax.interop.imported import Imported
 from simclr_jax.interop.tf1_names import BASE, EMA, PROBE, encoder_names, head_names, head_prefix, probe_names
 from simclr_jax.interop.tf1_network import Network
@@ -103,7 +102,7 @@ def of_reference(
         variables={path: arrays[name] for name, path in names.items()},
         step=step,
         origin=source,
-        compute=Network(arrays, make_encoder(config), part),
+        compute=Network(arrays, make_resnet(config), part),
     )
 
 
@@ -144,4 +143,4 @@ def _names(prefix: str, shapes: Mapping[str, Shape], part: str) -> tuple[ConfigD
     problems = differences({name: expected[path] for name, path in names.items()}, of_heads)
     if problems:
         raise ConfigError([f'{prefix}: its heads are none of those that there are:', *shortened(problems)])
-    return config, num_classes, encoder_names(make_encoder(config), part) | names
+    return config, num_classes, encoder_names(make_resnet(config), part) | names

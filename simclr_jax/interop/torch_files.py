@@ -77,12 +77,18 @@ def _read_safetensors(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str
 def _are_facts(facts: Any) -> bool:
     """Whether these are facts as `torch_out.facts_of` gives them. The configuration checks their values."""
     kinds: dict[str, type | tuple[type, ...]] = {
-        **dict.fromkeys(('depth', 'image_size', 'border', 'step', 'head_layer'), int),
+        **dict.fromkeys(('image_size', 'step', 'head_layer'), int),
         **dict.fromkeys(('mean', 'std'), list),
-        **dict.fromkeys(('sk_ratio', 'se_ratio'), (int, float)),
-        **{'pool': str, 'whole_head': bool},
+        'whole_head': bool,
     }
-    return isinstance(facts, dict) and all(isinstance(facts.get(name), kind) for name, kind in kinds.items())
+    if not isinstance(facts, dict):
+        return False
+    if 'encoder' in facts:
+        kinds |= {**dict.fromkeys(('encoder', 'variant', 'stem'), str), 'width': (int, float)}
+    else:
+        kinds |= {**dict.fromkeys(('depth', 'border'), int), **dict.fromkeys(('sk_ratio', 'se_ratio'), (int, float))}
+        kinds |= {'pool': str}
+    return all(isinstance(facts.get(name), kind) for name, kind in kinds.items())
 
 
 def _read_pickle(path: epath.Path) -> dict[str, np.ndarray]:

@@ -4,58 +4,30 @@ The layers are found by torchvision's names. Nothing here knows our parameters.
 """
 
 import itertools
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-# Epsilon of the norms of torchvision's and timm's ResNets.
-EPSILON = 1e-5
+from simclr_jax.interop.torch_layers import StateDict, sigmoid, windows
 
 
-class Network:
-    """A ResNet with moving statistics.
+class Network(StateDict):
+    """A ResNet. Beside those of `StateDict`, its facts are 'pool' and 'border'."""
 
-    Args:
-        variables: State dict with torchvision's names.
-        facts: What the state dict does not say, see `torch_out.facts_of`: 'pool', 'mean', 'std', and for heads
-            'whole_head' and 'head_layer'.
-    """
+    def _encode(self, x: np.ndarray) -> np.ndarray:
+        return self._last_map(x).mean((1, 2))
 
-    def __init__(self, variables: Mapping[str, np.ndarray], facts: Mapping[str, Any]):
-        self._variables, self._facts = variables, facts
-        self._dtype = np.dtype(np.float32)
-
-    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Applies the network.
-
-        Args:
-            images: float32 or float64 [N, H, W, 3] in [0, 1].
-
-        Returns:
-            'representation' [N, F], and 'projection' [N, D] and 'logits' [N, K] if the state dict has these heads.
-        """
-        self._dtype = images.dtype
-        x = images
-        if self._facts['mean']:
-            mean, std = (np.array(self._facts[name], self._dtype) for name in ('mean', 'std'))
-            x = (x - mean) / std
+    def _last_map(self, x: np.ndarray) -> np.ndarray:
+        """The last map of normalised images."""
         x = self._stem(x)
         for stage in itertools.count(1):
             if f'layer{stage}.0.conv1.weight' not in self._variables:
-                break
+                return x
             for block in itertools.count():
                 place = f'layer{stage}.{block}'
                 if f'{place}.conv1.weight' not in self._variables:
                     break
                 x = self._block(x, place, 2 if stage > 1 and not block else 1)
-        h = x.mean((1, 2))
-        outputs, layers = {'representation': h}, self._head(h)
-        if len(layers) > 1 and self._facts['whole_head']:
-            outputs['projection'] = layers[-1]
-        if 'fc.weight' in self._variables:
-            outputs['logits'] = self._dense(layers[self._facts.get('head_layer', 0)], 'fc')
-        return outputs
+        raise AssertionError('unreachable')
 
     def _stem(self, x: np.ndarray) -> np.ndarray:
         border = self._facts.get('border', 0)
@@ -102,53 +74,8 @@ class Network:
         share = sigmoid(to_first - to_second)
         return share * first + (1 - share) * second
 
-    def _head(self, h: np.ndarray) -> list[np.ndarray]:
-        """[h, output of the head's layer 1, ...]. Only the last layer of a whole head has no ReLU."""
-        outputs = [h]
-        for layer in itertools.count(1):
-            if f'head.dense{layer}.weight' not in self._variables:
-                return outputs
-            x = self._norm(self._dense(outputs[-1], f'head.dense{layer}'), f'head.bn{layer}')
-            is_last = self._facts['whole_head'] and f'head.dense{layer + 1}.weight' not in self._variables
-            outputs.append(x if is_last else np.maximum(x, 0))
-        raise AssertionError('unreachable')
-
     def _conv_norm(self, x: np.ndarray, conv: str, norm: str, strides: int = 1) -> np.ndarray:
         return np.maximum(self._norm(self._conv(x, conv, strides), norm), 0)
-
-    def _conv(self, x: np.ndarray, name: str, strides: int = 1) -> np.ndarray:
-        kernel = self._value(f'{name}.weight')
-        padding = (kernel.shape[-1] - 1) // 2
-        patches = windows(x, kernel.shape[-1], strides, ((padding, padding), (padding, padding)), 0.0)
-        y = np.tensordot(patches, kernel, axes=([3, 4, 5], [1, 2, 3]))
-        return y + self._value(f'{name}.bias') if f'{name}.bias' in self._variables else y
-
-    def _dense(self, x: np.ndarray, name: str) -> np.ndarray:
-        y = x @ self._value(f'{name}.weight').T
-        return y + self._value(f'{name}.bias') if f'{name}.bias' in self._variables else y
-
-    def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
-        mean, variance, scale, offset = (
-            self._value(f'{name}.{part}') for part in ('running_mean', 'running_var', 'weight', 'bias')
-        )
-        return (x - mean) / np.sqrt(variance + self._dtype.type(EPSILON)) * scale + offset
-
-    def _value(self, name: str) -> np.ndarray:
-        return self._variables[name].astype(self._dtype)
-
-
-def windows(x: np.ndarray, size: int, strides: int, padding: tuple[tuple[int, int], ...], fill: float) -> np.ndarray:
-    """Square windows of feature maps: [N, H, W, C] -> [N, H', W', C, size, size].
-
-    Args:
-        x: Feature maps [N, H, W, C].
-        size: Rows and columns of a window.
-        strides: Distance of the windows.
-        padding: ((above, below), (left, right)).
-        fill: Value of the padding.
-    """
-    x = np.pad(x, ((0, 0), *padding, (0, 0)), constant_values=fill)
-    return np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(1, 2))[:, ::strides, ::strides]
 
 
 def max_pool(x: np.ndarray, pool: str) -> np.ndarray:
@@ -169,8 +96,3 @@ def mean_pool(x: np.ndarray, strides: int) -> np.ndarray:
     if strides > 1:
         return total / 4
     return total / windows(np.ones_like(x), 2, strides, padding, 0.0).sum((4, 5))
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """The logistic function."""
-    return (1 + np.tanh(x / 2)) / 2

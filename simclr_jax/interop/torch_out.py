@@ -1,5 +1,6 @@
 """safetensors files for PyTorch, with the module that computes the network."""
 
+import importlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -8,13 +9,19 @@ import numpy as np
 from etils import epath
 
 from simclr_jax.config import ConfigError
+from simclr_jax.interop import inverted
 from simclr_jax.interop.exported import Exported
 from simclr_jax.interop.extras import needs_extra
+from simclr_jax.interop.inverted import Inverted
 from simclr_jax.interop.torch_files import FACTS, read_state_dict
+from simclr_jax.interop.torch_inverted_network import Network as InvertedNetwork
+from simclr_jax.interop.torch_layers import StateDict
 from simclr_jax.interop.torch_names import encoder_names, head_names, probe_names, state_dict
 from simclr_jax.interop.torch_network import Network
+from simclr_jax.models.encoders import Encoder
+from simclr_jax.models.resnet import ResNet
 
-FILE, MODULE = 'model.safetensors', 'simclr_resnet.py'
+FILE = 'model.safetensors'
 # Depths that torchvision and timm have as resnetN.
 STOCK = {'torchvision': (18, 34, 50, 101, 152), 'timm': (18, 34, 50, 101, 152, 200)}
 
@@ -22,23 +29,31 @@ STOCK = {'torchvision': (18, 34, 50, 101, 152), 'timm': (18, 34, 50, 101, 152, 2
 def facts_of(network: Exported) -> dict[str, Any]:
     """What a reader must know about a network besides its arrays."""
     encoder = network.encoder
+    if isinstance(encoder, ResNet):
+        own: dict[str, Any] = {
+            name: getattr(encoder, name) for name in ('depth', 'pool', 'border', 'sk_ratio', 'se_ratio')
+        }
+    else:
+        assert isinstance(encoder, Inverted), f'{encoder.title} has no form in PyTorch'
+        own = inverted.facts_of(encoder)
     return {
-        'depth': encoder.depth,
+        **own,
         'image_size': network.image_size,
-        'pool': encoder.pool,
         'mean': list(encoder.mean),
         'std': list(encoder.std),
-        'border': encoder.border,
-        'sk_ratio': encoder.sk_ratio,
-        'se_ratio': encoder.se_ratio,
         'step': network.step,
         'whole_head': network.has_whole_head,
         'head_layer': network.head_layer,
     }
 
 
+def module_of(encoder: Encoder) -> str:
+    """Name of the module that computes an encoder in PyTorch. It lies beside the weights."""
+    return 'simclr_resnet' if isinstance(encoder, ResNet) else 'simclr_inverted'
+
+
 def write(network: Exported, directory: epath.Path, library: str = '') -> None:
-    """Writes model.safetensors, and simclr_resnet.py beside it.
+    """Writes model.safetensors, and the module that computes it beside it.
 
     Args:
         network: Network to write.
@@ -58,22 +73,32 @@ def write(network: Exported, directory: epath.Path, library: str = '') -> None:
     metadata = {'format': 'pt', FACTS: json.dumps(facts_of(network))}
     content = safetensors.numpy.save(state_dict(network.variables, names), metadata)
     (directory / FILE).write_bytes(content)
-    (directory / MODULE).write_bytes((epath.Path(__file__).parent / MODULE).read_bytes())
+    module = f'{module_of(network.encoder)}.py'
+    (directory / module).write_bytes((epath.Path(__file__).parent / module).read_bytes())
 
 
 def _check_stock(network: Exported, library: str) -> None:
-    encoder = network.encoder
-    problems = []
-    if encoder.depth not in STOCK[library]:
-        problems.append(f'depth {encoder.depth}')
+    encoder, problems = network.encoder, []
+    if isinstance(encoder, ResNet):
+        family = 'ResNet'
+        if encoder.depth not in STOCK[library]:
+            problems.append(f'depth {encoder.depth}')
+        problems += [f'{name} {value:g}' for name in ('sk_ratio', 'se_ratio') if (value := getattr(encoder, name)) > 0]
+    else:
+        family = encoder.title.partition('-')[0]
+        if library == 'timm':
+            raise ConfigError(
+                [f"--format=timm: timm's {family} has names of its own; choose --format=torchvision or safetensors"]
+            )
+        if encoder.stem != 'imagenet':
+            problems.append(f'stem {encoder.stem}')
     if encoder.width != 1:
         problems.append(f'width {encoder.width:g}')
-    problems += [f'{name} {value:g}' for name in ('sk_ratio', 'se_ratio') if (value := getattr(encoder, name)) > 0]
     if network.head_layer:
         problems.append(f'a classifier on layer {network.head_layer} of the head')
     if problems:
         raise ConfigError(
-            [f'--format={library}: {library} has no ResNet with {", ".join(problems)}; choose --format=safetensors']
+            [f'--format={library}: {library} has no {family} with {", ".join(problems)}; choose --format=safetensors']
         )
 
 
@@ -95,13 +120,28 @@ def load(directory: epath.Path, library: str = '') -> tuple[str, Callable[[np.nd
         except ModuleNotFoundError:
             continue
     arrays, facts = read_state_dict(path)
-    return 'NumPy', Network(arrays, facts)
+    return 'NumPy', network_of(arrays, facts)
+
+
+def network_of(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> StateDict:
+    """The network of a state dict, computed with NumPy.
+
+    Args:
+        arrays: State dict with torchvision's names.
+        facts: See `facts_of`.
+    """
+    return InvertedNetwork(arrays, facts) if 'encoder' in facts else Network(arrays, facts)
 
 
 def _our_module(path: str) -> tuple[str, Callable[[np.ndarray], dict[str, np.ndarray]]]:
-    from simclr_jax.interop import simclr_resnet
+    return 'PyTorch', _function(_module(path).load(path))
 
-    return 'PyTorch', _function(simclr_resnet.load(path))
+
+def _module(path: str) -> Any:
+    """The module beside the weights."""
+    _, facts = read_state_dict(path)
+    name = 'simclr_inverted' if 'encoder' in facts else 'simclr_resnet'
+    return importlib.import_module(f'simclr_jax.interop.{name}')
 
 
 def _torchvision(path: str) -> tuple[str, Callable[[np.ndarray], dict[str, np.ndarray]]]:
@@ -109,11 +149,17 @@ def _torchvision(path: str) -> tuple[str, Callable[[np.ndarray], dict[str, np.nd
         import torchvision  # pyright: ignore[reportMissingImports]
     except RuntimeError as error:  # Its build does not fit that of PyTorch.
         raise ModuleNotFoundError(str(error)) from error
-    from simclr_jax.interop import simclr_resnet
+    module = _module(path)
+    facts = module.facts(path)
+    model = getattr(torchvision.models, torchvision_name(facts))(weights=None)
+    return 'torchvision', _of_stock(module.adapt(model, path), facts)
 
-    facts = simclr_resnet.facts(path)
-    model = getattr(torchvision.models, f'resnet{facts["depth"]}')(weights=None)
-    return 'torchvision', _of_stock(simclr_resnet.adapt(model, path), facts)
+
+def torchvision_name(facts: dict[str, Any]) -> str:
+    """Name of torchvision's function that makes a network."""
+    if 'encoder' not in facts:
+        return f'resnet{facts["depth"]}'
+    return {'efficientnet': 'efficientnet_', 'mobilenet': 'mobilenet_v3_'}[facts['encoder']] + facts['variant']
 
 
 def _timm(path: str) -> tuple[str, Callable[[np.ndarray], dict[str, np.ndarray]]]:
@@ -134,7 +180,11 @@ def _of_stock(model: Any, facts: dict[str, Any]) -> Callable[[np.ndarray], dict[
     """A stock model as a function of images in [0, 1], with the representation beside the logits."""
     import torch  # pyright: ignore[reportMissingImports]
 
-    has_classifier, classify, model.fc = isinstance(model.fc, torch.nn.Linear), model.fc, torch.nn.Identity()
+    if hasattr(model, 'fc'):
+        classify, model.fc = model.fc, torch.nn.Identity()
+    else:
+        classify, model.classifier[-1] = model.classifier[-1], torch.nn.Identity()
+    has_classifier = isinstance(classify, torch.nn.Linear)
 
     def forward(images):
         if facts['mean']:

@@ -11,11 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.models.batch_norm import BATCH_NORM_MOMENTUM, BatchNorm
+from simclr_jax.models.batch_norm import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, BatchNorm
 from simclr_jax.models.encoders import check_common, prepared
-from simclr_jax.models.inverted import Block, ConvStem, Top, divisible, encode, make_stages, names_of
+from simclr_jax.models.inverted import Block, ConvStem, Top, divisible, encode, make_stages, names_of, strides_of
 
-BATCH_NORM_EPSILON = 1e-5
 # Stages of B0 (table 1): expansion, kernel size, stride, channels, blocks.
 STAGES = (
     (1, 3, 1, 16, 1),
@@ -100,9 +99,19 @@ class EfficientNet(nn.Module):
         return self.stochastic_depth > 0 or self.dropout > 0
 
     @property
+    def batch_norm_epsilon(self) -> float:
+        """Constant in the batch norms."""
+        return BATCH_NORM_EPSILON
+
+    @property
     def stem_stride(self) -> int:
         """Pixels of the image between neighbours on the stem's map."""
         return 1 if self.stem == 'cifar' else 2
+
+    @property
+    def activation(self) -> str:
+        """Activation of stem and top, one of `inverted.ACTIVATIONS`."""
+        return 'swish'
 
     @property
     def stem_channels(self) -> int:
@@ -128,11 +137,15 @@ class EfficientNet(nn.Module):
             stages.append(tuple(blocks))
         return tuple(stages)
 
+    def strides(self) -> list[int]:
+        """The stride of each stage, without dilation."""
+        return strides_of(self.blocks(), self.stem_stride)
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, frozen: int = 0, maps: bool = False) -> Any:
         """Encodes images, see `encoders.Encoder`."""
         x = prepared(x, self.mean, self.std)
-        norm = functools.partial(BatchNorm, momentum=self.batch_norm_momentum, epsilon=BATCH_NORM_EPSILON)
+        norm = functools.partial(BatchNorm, momentum=self.batch_norm_momentum, epsilon=self.batch_norm_epsilon)
         common = {'dtype': self.dtype, 'norm': norm}
         stages = make_stages(
             self.blocks(),
@@ -142,6 +155,6 @@ class EfficientNet(nn.Module):
             remat=self.remat,
             **common,
         )
-        stem = ConvStem(self.stem_channels, self.stem_stride, 'swish', name='stem', **common)
-        top = Top(self.feature_width, 0, 'swish', self.dropout, name='top', **common)
+        stem = ConvStem(self.stem_channels, self.stem_stride, self.activation, name='stem', **common)
+        top = Top(self.feature_width, 0, self.activation, self.dropout, name='top', **common)
         return encode(x, stem, stages, top, train=train, frozen=frozen, maps=maps)

@@ -22,7 +22,18 @@ class Encoder(Protocol):
 
     * `batch_norm_momentum`: Share of the old moving statistics that each training step keeps.
     * `output_stride`: Most pixels of the image between neighbours on a feature map, see `dilated`.
+
+    Attributes:
+        stem: One of STEMS.
+        width: Multiplier of each number of channels.
+        mean: Mean of each channel that is subtracted from the images. Empty: none.
+        std: Number that each channel is divided by after that. Empty like `mean`.
     """
+
+    stem: str
+    width: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -37,6 +48,11 @@ class Encoder(Protocol):
     @property
     def title(self) -> str:
         """Name and size for people, for example 'ResNet-18 x0.25'."""
+        ...
+
+    @property
+    def batch_norm_epsilon(self) -> float:
+        """Constant that the batch norms add to the variance."""
         ...
 
     @property

@@ -240,6 +240,20 @@ def drops_of(stages: Sequence[Sequence[Block]], last: float) -> list[tuple[float
     return found
 
 
+def strides_of(stages: Sequence[Sequence[Block]], stem_stride: int) -> list[int]:
+    """The stride of each stage.
+
+    Args:
+        stages: Blocks of each stage.
+        stem_stride: Stride of the stem, 2 as published. With 1, for small images, the first stage that would reduce the
+            resolution has stride 1 too.
+    """
+    strides = [blocks[0].strides for blocks in stages]
+    if stem_stride == 1:
+        strides[strides.index(2)] = 1
+    return strides
+
+
 def make_stages(
     stages: Sequence[tuple[Block, ...]],
     *,
@@ -254,17 +268,14 @@ def make_stages(
 
     Args:
         stages: Blocks of each stage.
-        stem_stride: Stride of the stem, 2 as published. With 1, for small images, the first stage that would reduce the
-            resolution has stride 1 too.
+        stem_stride: See `strides_of`.
         output_stride: Most pixels of the image between neighbours on a feature map, see `encoders.dilated`.
         stochastic_depth: See `drops_of`.
         remat: Stages, counted from 1, whose blocks are recomputed in the backward pass.
         dtype, norm: See `InvertedStage`.
     """
-    strides = [blocks[0].strides for blocks in stages]
-    if stem_stride == 1:
-        strides[strides.index(2)] = 1
-    drops, geometry = drops_of(stages, stochastic_depth), dilated(strides, stem_stride, output_stride)
+    drops = drops_of(stages, stochastic_depth)
+    geometry = dilated(strides_of(stages, stem_stride), stem_stride, output_stride)
     return [
         InvertedStage(
             blocks=blocks,

@@ -12,10 +12,8 @@ import jax.numpy as jnp
 
 from simclr_jax.models.batch_norm import BATCH_NORM_MOMENTUM, BatchNorm
 from simclr_jax.models.encoders import check_common, prepared
-from simclr_jax.models.inverted import Block, ConvStem, Top, divisible, encode, make_stages, names_of
+from simclr_jax.models.inverted import Block, ConvStem, Top, divisible, encode, make_stages, names_of, strides_of
 
-# As in torchvision. The batch norms of other encoders have 1e-5.
-BATCH_NORM_EPSILON = 1e-3
 # Stages of each variant (tables 1 and 2). A block is: kernel size, expanded channels, channels, gate, activation,
 # stride.
 RELU, SWISH = 'relu', 'hard_swish'
@@ -118,6 +116,11 @@ class MobileNet(nn.Module):
         return self.stochastic_depth > 0 or self.dropout > 0
 
     @property
+    def batch_norm_epsilon(self) -> float:
+        """Constant in the batch norms, torchvision's. That of the other encoders is 1e-5."""
+        return 1e-3
+
+    @property
     def stem_stride(self) -> int:
         """Pixels of the image between neighbours on the stem's map."""
         return 1 if self.stem == 'cifar' else 2
@@ -126,6 +129,11 @@ class MobileNet(nn.Module):
     def top_channels(self) -> int:
         """Channels of the last convolution."""
         return 6 * self.blocks()[-1][-1].features
+
+    @property
+    def activation(self) -> str:
+        """Activation of stem and top, one of `inverted.ACTIVATIONS`."""
+        return SWISH
 
     @property
     def stem_channels(self) -> int:
@@ -146,11 +154,15 @@ class MobileNet(nn.Module):
         hidden = divisible(expanded // 4) if is_gated else 0
         return Block(size, expanded, self.channels(features), strides, hidden, activation, RELU, 'hard_sigmoid')
 
+    def strides(self) -> list[int]:
+        """The stride of each stage, without dilation."""
+        return strides_of(self.blocks(), self.stem_stride)
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, frozen: int = 0, maps: bool = False) -> Any:
         """Encodes images, see `encoders.Encoder`."""
         x = prepared(x, self.mean, self.std)
-        norm = functools.partial(BatchNorm, momentum=self.batch_norm_momentum, epsilon=BATCH_NORM_EPSILON)
+        norm = functools.partial(BatchNorm, momentum=self.batch_norm_momentum, epsilon=self.batch_norm_epsilon)
         common = {'dtype': self.dtype, 'norm': norm}
         stages = make_stages(
             self.blocks(),
@@ -160,6 +172,6 @@ class MobileNet(nn.Module):
             remat=self.remat,
             **common,
         )
-        stem = ConvStem(self.stem_channels, self.stem_stride, SWISH, name='stem', **common)
-        top = Top(self.top_channels, self.feature_width, SWISH, self.dropout, name='top', **common)
+        stem = ConvStem(self.stem_channels, self.stem_stride, self.activation, name='stem', **common)
+        top = Top(self.top_channels, self.feature_width, self.activation, self.dropout, name='top', **common)
         return encode(x, stem, stages, top, train=train, frozen=frozen, maps=maps)

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.models.batch_norm import BATCH_NORM_MOMENTUM, BatchNorm
+from simclr_jax.models.batch_norm import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, BatchNorm
 from simclr_jax.models.blocks import Stage
 from simclr_jax.models.encoders import check_common, check_frozen, dilated, prepared
 from simclr_jax.models.layers import conv_bn
@@ -175,6 +175,11 @@ class ResNet(nn.Module):
     def is_random(self) -> bool:
         """Whether training draws random numbers. It does not."""
         return False
+
+    @property
+    def batch_norm_epsilon(self) -> float:
+        """Constant in the batch norms."""
+        return BATCH_NORM_EPSILON
 
     @property
     def bottleneck(self) -> bool:
