@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from simclr_jax import sharding
+from simclr_jax.training import checksum as checksums
 from simclr_jax.training.checkpoints import CheckpointError, Checkpoints
 from simclr_jax.training.checksum import checksum
 from simclr_jax.training.state import TrainState
@@ -297,6 +298,19 @@ def test_the_checksum_sees_every_bit(dtype):
         flipped[place] ^= 1 << random.integers(8)
         changed = np.frombuffer(flipped.tobytes(), array.dtype)
         assert checksum({'x': jnp.asarray(changed)}) != original
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16, jnp.int32, jnp.uint8])
+@pytest.mark.parametrize('shape', [(), (8,), (16, 3)])
+def test_the_checksum_is_the_same_on_devices_and_on_the_host(mesh, monkeypatch, shape, dtype):
+    """Whole on every device, and divided among them."""
+    array = np.random.default_rng(0).integers(-100, 100, shape).astype(dtype)
+    layouts = [sharding.replicated(mesh), *([sharding.by_rows(mesh)] if shape else [])]
+    trees = [jax.device_put({'x': array, 'y': array}, layout) for layout in layouts]
+    on_the_host = {checksum(tree) for tree in trees}
+    monkeypatch.setattr(checksums, '_is_on_the_host', lambda leaf: False)
+    assert {checksum(tree) for tree in trees} == on_the_host
+    assert len(on_the_host) == 1
 
 
 def test_the_checksum_sees_order():

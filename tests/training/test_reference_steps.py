@@ -8,7 +8,6 @@ import functools
 import flax.linen as nn
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -49,8 +48,8 @@ def run_steps(oracle):
     tx = optim.make_optimizer('lars', schedule, weight_decay=theirs['weight_decay'])
     shapes = dict(zip(oracle.info['variable_order'], variable_shapes(task, oracle.info['variable_order']), strict=True))
     variables = reference_variables([{'name': name, 'shape': shape} for name, shape in shapes.items()])
-    variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), variables)
-    state = TrainState(jnp.zeros((), jnp.int32), **variables, opt_state=tx.init(variables['params']))
+    variables = jax.tree.map(np.float64, variables)
+    state = TrainState(np.int32(0), **variables, opt_state=jax.jit(tx.init)(variables['params']))
     # Where the step leaves it, so that it is compiled once.
     state = jax.device_put(state, sharding.replicated(mesh))
     step = jax.jit(make_train_step(task, tx, mesh), compiler_options=COMPILER_OPTIONS)

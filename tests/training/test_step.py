@@ -7,6 +7,7 @@ In float64, where eight devices must equal one to 1e-9. In float32 the train-mod
 carry rounding errors of some percent, which would hide a real difference.
 """
 
+import functools
 import re
 
 import flax.traverse_util
@@ -153,7 +154,8 @@ def test_the_loss_has_the_negatives_of_all_devices(eight_devices):
     run = eight_devices
     images = random_batch(0)['views'].reshape(-1, SIZE, SIZE, 3)
     variables = {'params': run.start.params, 'batch_stats': run.start.batch_stats}
-    outputs, _ = run.task.model.apply(variables, images, train=True, mutable=['batch_stats'])
+    forward = jax.jit(functools.partial(run.task.model.apply, train=True, mutable=['batch_stats']))
+    outputs, _ = forward(variables, images)
     z = np.asarray(outputs['projection'])
     z = z / np.linalg.norm(z, axis=1, keepdims=True)
     similarity = z @ z.T / small_config().loss.temperature
