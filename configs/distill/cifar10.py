@@ -6,11 +6,11 @@
 The teacher is a directory in trained/ of a work directory, made by `simclr evaluate --protocols=finetune`, or the work
 directory of another distilled student. No labels are read, unless distill.alpha is below 1.
 
-| argument | student                 | epochs | source of the settings                                       |
-|----------|-------------------------|--------|--------------------------------------------------------------|
-| r18      | ResNet-18 (the default) | 200    | arXiv 2006.10029, appendix B, with the batch of 512 and rate |
-|          |                         |        | of configs/cifar10.py                                        |
-| cpu      | quarter-width ResNet-18 | 1      | chosen for two CPU cores                                     |
+| argument | student                 | temperature | epochs | source of the settings                                |
+|----------|-------------------------|-------------|--------|-------------------------------------------------------|
+| r18      | ResNet-18 (the default) | 1           | 200    | arXiv 2006.10029, with the rate of configs/cifar10.py |
+| self     | ResNet-18               | 0.1         | 200    | the same, for a teacher of the same architecture      |
+| cpu      | quarter-width ResNet-18 | 1           | 1      | chosen for two CPU cores                              |
 """
 
 from ml_collections import ConfigDict
@@ -19,16 +19,17 @@ from simclr_jax.config import ConfigError, base_config
 
 
 def get_config(arg: str = 'r18') -> ConfigDict:
-    """Argument: r18 (default) or cpu."""
+    """Argument: r18 (default), self or cpu."""
     arg = arg or 'r18'
-    if arg not in ('r18', 'cpu'):
-        raise ConfigError([f"config argument '{arg}': must be r18 or cpu"])
+    if arg not in ('r18', 'self', 'cpu'):
+        raise ConfigError([f"config argument '{arg}': must be r18, self or cpu"])
     config = base_config()
     config.task = 'distill'
     config.data.name = 'cifar10'
     config.data.eval_split = 'test'
     config.data.image_size = 32
     config.augment.views = ('crop flip',)
+    config.distill.temperature = 0.1 if arg == 'self' else 1.0
     config.head.kind = 'none'
     config.model.depth = 18
     config.batch_size = 512
