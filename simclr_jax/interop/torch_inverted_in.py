@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,13 @@ from ml_collections import ConfigDict
 from simclr_jax.build import make_encoder
 from simclr_jax.config import ConfigError, base_config, check, with_values
 from simclr_jax.config.pretraining import VARIANTS
-from simclr_jax.interop.architecture import differences, shapes_of, shortened
+from simclr_jax.interop.architecture import Shape, differences, shapes_of, shortened
 from simclr_jax.interop.inverted import FAMILIES, Inverted, facts_of
 from simclr_jax.interop.torch_names import encoder_names, from_torch, torch_shape
 
 _FIRST = 'features.0.0.weight'
 _OF_ENCODER = re.compile(r'features\.|classifier\.0\.')
-# Widths that are tried where a file does not tell its own, beside the one that the last convolution suggests.
+# Widths that are tried where a file does not tell its own.
 _WIDTHS = (1.0, 0.25, 0.35, 0.5, 0.75, 1.25, 1.4, 1.5, 2.0)
 
 
@@ -44,9 +44,7 @@ def find_inverted(source: str, own: Mapping[str, np.ndarray], facts: Mapping[str
     """
     found = {name: from_torch(array).shape for name, array in own.items() if _OF_ENCODER.match(name)}
     nearest: list[str] = []
-    for config in _candidates(own, facts):
-        if problems := check(config):
-            raise ConfigError([f'{source}: it describes a network that cannot be:', *problems])
+    for config in _likeliest(_candidates(source, own, facts), found):
         encoder = make_encoder(config)
         shapes, names = shapes_of(with_values(config, {'head.kind': 'none'}), 0), encoder_names(encoder)
         problems = differences({name: shapes[path] for name, path in names.items()}, found, torch_shape)
@@ -61,7 +59,24 @@ def find_inverted(source: str, own: Mapping[str, np.ndarray], facts: Mapping[str
     )
 
 
-def _candidates(own: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Iterator[ConfigDict]:
+def _likeliest(candidates: Iterable[ConfigDict], found: Mapping[str, Shape]) -> list[ConfigDict]:
+    """The candidates with the fewest differences in names and in the channels of the first and the last convolution."""
+    scored = []
+    for config in candidates:
+        encoder = make_encoder(config)
+        assert isinstance(encoder, Inverted), f'{encoder.title} has no names in torchvision'
+        names = encoder_names(encoder)
+        channels = {('stem', 'conv'): encoder.stem_channels, ('top', 'conv'): encoder.top_channels}
+        missed = len(names.keys() ^ found.keys())
+        for name, path in names.items():
+            wanted = channels.get(path[2:4]) if path[-1] == 'kernel' else None
+            missed += wanted is not None and found.get(name, (0,))[-1:] != (wanted,)
+        scored.append((missed, config))
+    least = min((missed for missed, _ in scored), default=0)
+    return [config for missed, config in scored if missed == least]
+
+
+def _candidates(source: str, own: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Iterator[ConfigDict]:
     """Configurations of encoders, the likeliest first."""
     is_staged = any(name.startswith('features.1.0.block.') for name in own)
     family = facts.get('encoder') or ('efficientnet' if is_staged else 'mobilenet')
@@ -71,7 +86,10 @@ def _candidates(own: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Iter
     for width, variant in itertools.product(widths, variants):
         fields = {'model.encoder': family, 'model.variant': variant, 'model.width': float(width), 'model.stem': stem}
         size = {'data.image_size': 32 if stem == 'cifar' else 240 if variant == 'b1' else 224}
-        yield with_values(base_config(), fields | size)
+        config = with_values(base_config(), fields | size)
+        if problems := check(config):
+            raise ConfigError([f'{source}: it describes a network that cannot be:', *problems])
+        yield config
 
 
 def inverted_facts(config: ConfigDict) -> dict[str, Any]:

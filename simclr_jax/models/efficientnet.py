@@ -89,6 +89,11 @@ class EfficientNet(nn.Module):
         return 4 * self.channels(STAGES[-1][3])
 
     @property
+    def top_channels(self) -> int:
+        """Channels of the last convolution."""
+        return self.feature_width
+
+    @property
     def title(self) -> str:
         """Name and size for people."""
         return f'EfficientNet-{self.variant.upper()} x{self.width:g}'

@@ -6,8 +6,9 @@ than that limit. In float32 on CPUs, convolutions are therefore computed as foll
 - 1x1 convolutions are matrix products.
 - 3x3 convolutions of stride 1 take a quarter of the multiplications (ops/winograd.py). Between few channels only the
   gradient of the kernel does.
-- For all other convolutions, dilated ones among them, the gradient of the kernel is a product with the patches of the
-  images.
+- Depthwise convolutions are sums of shifted products (ops/depthwise.py).
+- For all other convolutions without groups, dilated ones among them, the gradient of the kernel is a product with the
+  patches of the images.
 
 Accelerators, and CPUs in other precisions, run `jax.lax.conv_general_dilated` and its gradients.
 """
@@ -20,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.ops import winograd
+from simclr_jax.ops import depthwise, winograd
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -131,7 +132,11 @@ def _convolution(
 
 def _on_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, dilation: int, groups: int) -> _Method:
     plain = _plain(stride, padding, dilation, groups)
-    if x.dtype != jnp.float32 or groups > 1:
+    if x.dtype != jnp.float32:
+        return plain
+    if groups == x.shape[-1] == kernel.shape[-1]:
+        return _depthwise(stride, padding, dilation)
+    if groups > 1:
         return plain
     border = padding[0][0] if len({*padding[0], *padding[1]}) == 1 else None
     if kernel.shape[0] == 1 and border == 0:
@@ -144,6 +149,12 @@ def _on_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, dila
             return dataclasses.replace(plain, kernel_gradient=_WINOGRAD.kernel_gradient)
     by_patches = functools.partial(_kernel_gradient_by_patches, stride, padding, dilation)
     return dataclasses.replace(plain, kernel_gradient=by_patches)
+
+
+def _depthwise(stride: int, padding: Padding, dilation: int) -> _Method:
+    geometry = stride, padding, dilation
+    method = _from_forward(functools.partial(depthwise.convolve, *geometry))
+    return dataclasses.replace(method, kernel_gradient=functools.partial(depthwise.kernel_gradient, *geometry))
 
 
 def _is_within(limits: tuple[int, int], channels: int, sides: tuple[int, ...]) -> bool:

@@ -135,9 +135,14 @@ def test_the_lines_of_the_card_load_it(run, exported, tmp_path):
     assert len(found['outputs']) == 3
 
 
+INVERTED = {
+    **{'model.width': 0.125, 'model.stem': 'cifar', 'data.image_size': 32},
+    **{'model.mean': INPUTS['model.mean'], 'model.std': INPUTS['model.std']},
+}
 NETWORKS = {
     'small images': SMALL | {'model.border': 1},
     'normalised': TINY | INPUTS | {'model.first_shortcut': 'identity'},
+    'MobileNetV3': INVERTED | {'model.encoder': 'mobilenet', 'model.variant': 'small'},
     'squeeze-and-excitation': SMALL | {'model.se_ratio': 0.25, 'head.kind': 'linear'},
 }
 
@@ -344,3 +349,25 @@ def test_an_exported_run_is_the_run(run):
     for name, values in found.variables.items():
         np.testing.assert_array_equal(values, network.variables[name])
     assert (found.step, found.image_size, found.num_classes) == (7, 64, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['safetensors', 'onnx', 'stablehlo', 'saved_model'])
+@pytest.mark.parametrize('encoder', ['efficientnet', 'mobilenet'])
+def test_inverted_residual_networks(tmp_path, encoder, kind):
+    network = random_network(INVERTED | {'model.encoder': encoder, 'model.stem': 'imagenet'})
+    sides = (32,) if kind == 'stablehlo' else (32, 45)
+    assert_computes_the_same(network, written(network, kind, tmp_path), sides, counts=(2,))
+
+
+@pytest.mark.parametrize(
+    'kind, fields, message',
+    [
+        ('torchvision', {}, 'torchvision has no MobileNetV3 with stem cifar, width 0.125; choose --format=safetensors'),
+        ('timm', {'model.width': 1.0}, "timm's MobileNetV3 has names of its own; choose --format=torchvision"),
+    ],
+)
+def test_a_library_without_such_a_network_is_told(tmp_path, kind, fields, message):
+    network = random_network({**INVERTED, 'model.encoder': 'mobilenet', 'model.variant': 'small', **fields})
+    with pytest.raises(ConfigError, match=message):
+        torch_out.write(network, epath.Path(tmp_path), kind)

@@ -257,7 +257,7 @@ WRONG = {
     'one layer too many': ({'layer3.0.odd.weight': np.zeros(3, np.float32)}, r'layer3.0.odd.weight: unknown, \[3\]'),
     'an odd head': ({'head.dense1.weight': np.zeros((4, 3), np.float32)}, r'head.dense1.weight: \[4, 3\], \[4, 16\]'),
     'quantised': ({'layer1.0.conv1.weight': np.ones((8, 8, 3, 3), np.int8)}, r'layer1.0.conv1.weight: int8'),
-    'no network': ({'layer1.0.conv1.weight': None}, 'it holds no ResNet with the names of torchvision'),
+    'no network': ({'layer1.0.conv1.weight': None}, 'it holds no ResNet, EfficientNet or MobileNetV3'),
     'a number where a head is': ({'head.dense1.weight': np.float32(1)}, r'head.dense1.weight: \[\]'),
     'not finite': ({'conv1.weight': np.full((8, 3, 7, 7), np.nan, np.float32)}, 'not finite'),
 }

@@ -70,6 +70,32 @@ def test_values_and_gradients_are_those_of_xla_in_float64(shape):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-6 * np.abs(theirs).max())
 
 
+# [N, H, C, kernel size, stride, dilation].
+@pytest.mark.parametrize('shape', [(2, 9, 5, 3, 1, 1), (2, 9, 5, 5, 2, 1), (2, 8, 4, 5, 2, 1), (1, 7, 4, 3, 1, 2)])
+def test_depthwise_convolutions_are_those_of_xla_in_float64(shape):
+    images, side, channels, size, stride, dilation = shape
+    random, padding = np.random.default_rng(0), ((dilation * (size // 2),) * 2,) * 2
+    x, kernel = random.normal(size=(images, side, side, channels)), random.normal(size=(size, size, 1, channels))
+    dy = random.normal(size=(images, -(-side // stride), -(-side // stride), channels))
+
+    def run(x, kernel, dy):
+        y, pull_back = jax.vjp(lambda *arrays: convolve(*arrays, stride, padding, dilation, channels), x, kernel)
+        return y, *pull_back(dy)
+
+    def lowered(platform, *arrays):
+        return jax.jit(run).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+
+    with jax.enable_x64(True):
+        # In double precision it is XLA's own.
+        assert _convolutions(lowered('cpu', x, kernel, dy)) == _convolutions(lowered('tpu', x, kernel, dy))
+        expected = jax.jit(run)(x, kernel, dy)
+    single = [jnp.asarray(array, jnp.float32) for array in (x, kernel, dy)]
+    assert not _convolutions(lowered('cpu', *single))
+    assert len(_convolutions(lowered('cuda', *single))) == 3
+    for ours, theirs in zip(jax.jit(run)(*single), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-6 * np.abs(theirs).max())
+
+
 @pytest.mark.parametrize('shape', [WIDE, STRIDED, POINTWISE])
 def test_double_precision_is_xlas_own(shape):
     with jax.enable_x64(True):

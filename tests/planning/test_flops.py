@@ -70,6 +70,15 @@ def test_a_convolution_counts_the_same_however_a_cpu_computes_it(side, channels)
     assert flops(gradient, *shapes) == 3 * flops(layer, *shapes)
 
 
+def test_a_depthwise_convolution_counts_one_channel_per_result():
+    layer = functools.partial(convolution.convolve, stride=2, padding=((2, 2), (2, 2)), groups=6)
+    shapes = [(2, 16, 16, 6), (5, 5, 1, 6)]
+    assert flops(layer, *shapes) == 2 * 2 * 8**2 * 25 * 6
+    gradient = jax.grad(lambda a, b: jnp.sum(layer(a, b) ** 2), argnums=(0, 1))
+    # What the gradient of the images adds between the rows of a stride does not count.
+    assert flops(gradient, *shapes) == pytest.approx(3 * flops(layer, *shapes), rel=0.3)
+
+
 def test_loops_conditions_and_recomputation():
     def loop(a, b):
         return jax.lax.scan(lambda carry, _: (carry @ b, None), a, length=7)[0]
