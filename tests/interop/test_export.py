@@ -1,13 +1,13 @@
 """Exported files compute what our network computes, in other programs."""
 
 import contextlib
+import functools
 import io
 import json
 import re
 import subprocess
 import sys
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +28,7 @@ from simclr_jax.interop.imported import CheckError, fixed_images
 from simclr_jax.models.classifier import Classifier
 from simclr_jax.training.checkpoints import Checkpoints
 from simclr_jax.training.state import TrainState
-from support.weights import SMALL, TINY, random_network, share, write_run
+from support.weights import SMALL, TINY, random_network, random_variables, share, write_run
 
 MODULES = {'safetensors': torch_out, 'onnx': onnx_out, 'stablehlo': stablehlo}
 INPUTS = {'model.mean': (0.4, 0.5, 0.6), 'model.std': (0.2, 0.3, 0.4), 'model.pool': 'symmetric'}
@@ -210,32 +210,33 @@ def test_a_saved_model_returns_the_references_dictionary(exported):
 
 
 def write_classifier(run, head_layer, classes=3):
-    """A fine-tuned classifier as an evaluation keeps it. Returns its directory, and the logits of fixed images."""
+    """A fine-tuned classifier as an evaluation keeps it. Returns its directory, and its function of images."""
     path, network = run
     model = make_model(network.config, 0)
     classifier = Classifier(model.encoder, model.head, classes, head_layer)
-    images = fixed_images(64, 64)
-    variables = jax.jit(lambda key: classifier.init(key, images, train=False))(jax.random.key(head_layer))
-    variables = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), variables)
+    draw = functools.partial(classifier.init, train=False)
+    shapes = jax.eval_shape(draw, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
+    variables = random_variables(shapes, seed=head_layer)
     directory = epath.Path(path) / 'trained' / f'finetune-{head_layer}'
     directory.mkdir(parents=True, exist_ok=True)
     facts = {'of': 'simclr digits 10%', 'images': 'digits (10% of the labels) (143)', 'image_size': 64}
     settings = {'protocol': 'finetune', **facts, 'settings': {'head_layer': head_layer}}
     (directory / 'settings.json').write_text(json.dumps(settings))
     checkpoints = Checkpoints(str(directory))
-    state = TrainState(jnp.int32(9), **flax.core.unfreeze(variables), opt_state=optax.sgd(0.1).init({}))
-    checkpoints.save(state)
+    state = TrainState(jnp.int32(9), **variables, opt_state=optax.sgd(0.1).init({}))
+    checkpoints.save(jax.device_put(state))
     checkpoints.close()
-    return str(directory), images, classifier.apply(variables, images, train=False)
+    return str(directory), functools.partial(jax.jit(functools.partial(classifier.apply, train=False)), variables)
 
 
 @pytest.mark.parametrize('kind, head_layer', [('safetensors', 1), ('onnx', 2)])
 def test_a_fine_tuned_classifier(run, tmp_path, kind, head_layer):
-    directory, images, logits = write_classifier(run, head_layer)
+    directory, logits_of = write_classifier(run, head_layer)
     check = export(directory, kind, str(tmp_path / 'out'))
     assert set(check.differences) == {'representation', 'logits'} | ({'projection'} if head_layer == 2 else set())
     _, compute = module_of(kind).load(epath.Path(tmp_path / 'out'))
-    assert share(compute(images)['logits'], logits) < 1e-5
+    images = fixed_images(64, 64)
+    assert share(compute(images)['logits'], logits_of(images)) < 1e-5
     card = (tmp_path / 'out' / 'README.md').read_text()
     assert card.startswith('# ResNet-6, fine-tuned as a classifier')
     assert '| start | converted from random |' in card
@@ -243,7 +244,7 @@ def test_a_fine_tuned_classifier(run, tmp_path, kind, head_layer):
 
 
 def test_several_classifiers_are_refused(run, tmp_path, capsys):
-    directory, *_ = write_classifier(run, 0)
+    directory, _ = write_classifier(run, 0)
     settings = epath.Path(directory) / 'settings.json'
     good = settings.read_text()
     for text, message in (

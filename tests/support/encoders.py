@@ -11,9 +11,10 @@ from simclr_jax.training.checkpoints import Checkpoints
 from simclr_jax.training.optim import make_optimizer
 from simclr_jax.training.state import TrainState
 from support.runs import DIGITS_HERE
+from support.weights import random_variables
 
 
-def make_workdir(path, seed=0, draw=7):
+def make_workdir(path, seed=0, draw=0):
     """A work directory as a converted encoder has it: configuration and model, not trained, nothing else.
 
     The seed is that of the configuration. `draw` chooses the variables.
@@ -24,7 +25,7 @@ def make_workdir(path, seed=0, draw=7):
         [*overrides, ('model.depth', '6'), ('model.width', '0.0625'), ('seed', str(seed))],
     )
     mesh = sharding.make_mesh()
-    variables = jax.jit(make_task(config, 10, mesh).init)(jax.random.key(draw))
+    variables = random_variables(jax.eval_shape(make_task(config, 10, mesh).init, jax.random.key(0)), draw)
     tx = make_optimizer('momentum', lambda step: 0.1, weight_decay=0.0)
     state = TrainState(np.int32(3), opt_state=jax.jit(tx.init)(variables['params']), **variables)
     workdir.claim(str(path), config, allow_change=False)

@@ -25,10 +25,15 @@ def random_network(fields=TINY, *, classes=CLASSES, seed=0, **attributes):
     model, size = make_model(config, classes), config.data.image_size
     images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
     shapes = jax.eval_shape(lambda key, images: model.init(key, images, train=False), jax.random.key(0), images)
-    rng = np.random.default_rng(seed)
-    variables = {path: _draw(rng, path[-1], leaf.shape) for path, leaf in traverse_util.flatten_dict(shapes).items()}
+    variables = traverse_util.flatten_dict(random_variables(shapes, seed))
     common = {'config': config, 'variables': variables, 'step': 7, 'directory': 'random', 'image_size': size}
     return Exported(**common | attributes)
+
+
+def random_variables(shapes, seed=0):
+    """Random values of these shapes, drawn without a program to compile."""
+    rng, leaves = np.random.default_rng(seed), traverse_util.flatten_dict(shapes)
+    return traverse_util.unflatten_dict({path: _draw(rng, path[-1], leaf.shape) for path, leaf in leaves.items()})
 
 
 def _draw(rng, kind, shape):
