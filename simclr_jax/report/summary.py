@@ -124,7 +124,7 @@ def _draw_curves(axes, rows: list[dict], names: dict[str, str], title: str) -> N
     axes.set_xlabel('step')
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend()
+        axes.legend(fontsize=8)
 
 
 def _draw_scores(axes, results: Results) -> None:

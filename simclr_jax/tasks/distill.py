@@ -83,7 +83,7 @@ class Distill:
             frozen: Not used, because the teacher has been at work in `outputs`.
 
         Returns:
-            loss [], and metrics.
+            loss [], and metrics. The accuracies of a batch without labels are NaN, which the log leaves out.
         """
         del frozen
         student, teacher = outputs['logits'], outputs['teacher']
@@ -101,8 +101,10 @@ class Distill:
         choice = jnp.argmax(teacher, axis=-1).astype(labels.dtype)
         metrics |= {'loss': loss, 'agreement': accuracy(student, choice, weights)}
         if self.measures_accuracy:
-            metrics['accuracy'] = accuracy(student, labels, weights)
-            metrics['teacher_accuracy'] = accuracy(teacher, labels, weights)
+            # Of a small label budget, a batch may hold none.
+            is_labelled = jnp.any((labels >= 0) & (weights > 0))
+            for name, logits in (('accuracy', student), ('teacher_accuracy', teacher)):
+                metrics[name] = jnp.where(is_labelled, accuracy(logits, labels, weights), jnp.nan)
         return loss, metrics
 
     def encode(self, variables: dict[str, Any], images: jax.Array) -> jax.Array:

@@ -106,7 +106,12 @@ class Meter:
         self.check_finite(all_steps=True)
         rows = jax.device_get(self._metrics)
         scalars = {'epoch': self._step / self._schedule.epoch_steps}
-        scalars |= {name: float(np.mean([row[name] for row in rows])) for name in rows[-1] if name != 'z_gram'}
+        for name in sorted(rows[-1].keys() - {'z_gram'}):
+            values = np.array([row[name] for row in rows])
+            # A step without any labelled image has no accuracy.
+            known = values[~np.isnan(values)]
+            if known.size:
+                scalars[name] = float(np.mean(known))
         if 'z_gram' in rows[-1]:
             scalars['effective_rank'] = representation.effective_rank_from_gram(rows[-1]['z_gram'])
         scalars['learning_rate'] = float(self._learning_rate(self._step - 1))

@@ -136,7 +136,9 @@ def test_a_teacher_does_not_change_by_a_bit(task):
 def test_a_distillation_with_alpha_1_reads_no_labels():
     run = ran('distill')
     without = [{**batch, 'label': np.full_like(batch['label'], -1)} for batch in batches_of('distill')]
-    states, _ = run.steps.run(without)
+    states, rows = run.steps.run(without)
+    assert np.isnan([rows[-1][name] for name in ('accuracy', 'teacher_accuracy')]).all()
+    assert np.isfinite([run.rows[-1][name] for name in ('accuracy', 'teacher_accuracy')]).all()
     assert_same_bits((states[-1].params, states[-1].batch_stats), (run.states[-1].params, run.states[-1].batch_stats))
 
 

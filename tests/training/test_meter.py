@@ -62,6 +62,16 @@ def test_seconds_of_a_step_are_waiting_computing_and_saving(monkeypatch):
     assert seconds_left == pytest.approx(98 * scalars['step_seconds'])
 
 
+def test_steps_that_do_not_know_a_metric_do_not_count():
+    clock = Meter(Schedule(100, 10.0, 1, 10, 0, learning_rate=lambda step: 0.5), checkpoints=None)
+    for step, accuracy in enumerate([np.nan, 0.5, 1.0], start=1):
+        metrics = {'loss': np.float32(1), 'gradient_norm': np.float32(1), 'accuracy': np.float32(accuracy)}
+        clock.add(step, metrics | {'teacher_accuracy': np.float32(np.nan)}, images=8)
+    scalars, _ = clock.read()
+    assert scalars['accuracy'] == 0.75
+    assert 'teacher_accuracy' not in scalars
+
+
 def test_means_are_over_steps_and_a_loss_that_is_not_finite_stops(tmp_path):
     schedule = Schedule(100, 10.0, 1, 10, 0, learning_rate=lambda step: 0.5)
     clock = Meter(schedule, Checkpoints(str(tmp_path), say=print))
