@@ -272,8 +272,8 @@ FIELDS = (
     Field(
         'optimizer.name',
         'lars',
-        'Optimizer. momentum is that of Nesterov.',
-        choices=('lars', 'momentum', 'adam'),
+        'Optimizer. momentum is that of Nesterov, sgd the plain one of PyTorch.',
+        choices=('lars', 'momentum', 'sgd', 'adam'),
     ),
     Field('optimizer.learning_rate', 0.1, 'Learning rate before the scaling with the batch size.', POSITIVE),
     Field(
@@ -285,10 +285,10 @@ FIELDS = (
     Field(
         'optimizer.weight_decay',
         1e-4,
-        'Weight decay. lars: on kernels. momentum, adam: on all parameters except batch norm.',
+        'Weight decay. lars: on kernels. momentum, adam: on all parameters except batch norm. sgd: on all.',
         AMOUNT,
     ),
-    Field('optimizer.momentum', 0.9, 'lars, momentum: momentum.', BELOW_ONE),
+    Field('optimizer.momentum', 0.9, 'lars, momentum, sgd: momentum.', BELOW_ONE),
     # During the run.
     Field(
         'knn.every_epochs',
