@@ -32,6 +32,7 @@ TINY = {
     'batch_size': BATCH,
     'model.depth': 6,
     'model.width': 0.0625,
+    'head.layers': 1,
     'head.out_dim': WIDTH,
     'warmup_epochs': 0,
     'train_epochs': 10,

@@ -209,6 +209,7 @@ def test_own_images_without_labels(tmp_path, capsys):
         '--config.data.image_size=8', '--config.model.depth=6', '--config.model.width=0.125',
         '--config.batch_size=16', '--config.train_steps=3', '--config.log_every_steps=1',
         '--config.warmup_epochs=0', '--config.data.max_unreadable=0.1',
+        '--config.head.layers=1', '--config.optimizer.name=momentum',
     ]  # fmt: skip
     workdir = tmp_path / 'run'
     assert train(workdir, *options, base=[f'--config={REPOSITORY}/configs/folder.py:{tmp_path}']) == 0
