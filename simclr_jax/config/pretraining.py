@@ -178,7 +178,7 @@ FIELDS = (
     Field(
         'model.depth',
         50,
-        'resnet: number of layers. Other encoders do not read it. For tests: 6 (two stages of one block) and 10 (four).',
+        'resnet: layers. Other encoders do not read it. For tests: 6 (two stages of one block) and 10 (four).',
         choices=(6, 10, 18, 34, 50, 101, 152, 200),
     ),
     Field('model.width', 1.0, 'Factor on all channel counts, also fractions.', POSITIVE),
