@@ -74,9 +74,7 @@ def _margin_triplet(loss: ConfigDict) -> Contrast:
 def _info_nce(loss: ConfigDict) -> Contrast:
     def contrast(z, keys, queue):
         assert keys is not None, 'InfoNCE needs a momentum encoder'
-        # The student of DisCo sees the keys' view too, for the sake of the teacher alone.
-        queries = z if z.shape[1] == 1 else z[:, :-1]
-        return info_nce(queries, keys, queue, temperature=loss.temperature, in_batch=loss.in_batch, axis_name=DATA_AXIS)
+        return info_nce(z, keys, queue, temperature=loss.temperature, in_batch=loss.in_batch, axis_name=DATA_AXIS)
 
     return contrast
 
@@ -210,6 +208,11 @@ def make_model(config: ConfigDict, num_classes: int) -> SimCLR:
     return SimCLR(encoder=make_encoder(config), head=head, num_classes=num_classes if config.probe else 0, dtype=dtype)
 
 
+def projection_width(config: ConfigDict) -> int:
+    """Values of a projection, which is the representation where there is no head."""
+    return make_encoder(config).feature_width if config.head.kind == 'none' else config.head.out_dim
+
+
 def make_loss(config: ConfigDict) -> Contrast:
     """The contrastive loss that a configuration describes.
 
@@ -217,16 +220,24 @@ def make_loss(config: ConfigDict) -> Contrast:
         A function of projections, keys and queue. It is called inside a shard_map over DATA_AXIS, whose other members'
         projections it gathers.
     """
-    return LOSSES[config.loss.name](config.loss)
+    contrast = LOSSES[config.loss.name](config.loss)
+    if config.loss.name != 'info_nce':
+        return contrast
+    # The student of DisCo sees the keys' view too, for the sake of the teacher alone.
+    queries = _number_of_queries(config)
+    return lambda z, keys, queue: contrast(z[:, :queries], keys, queue)
+
+
+def _number_of_queries(config: ConfigDict) -> int:
+    """Views that InfoNCE compares with the keys. The last view is that of the keys."""
+    return len(config.augment.views) - 1
 
 
 def make_memory(config: ConfigDict, mesh: Mesh) -> MomentumMemory | None:
     """The momentum encoder and the queue that a configuration describes. None: it needs none."""
     if config.task == 'distill' or not (config.loss.queue_size or config.loss.name == 'info_nce'):
         return None
-    model = make_model(config, 0)
-    width = model.encoder.feature_width if config.head.kind == 'none' else config.head.out_dim
-    return MomentumMemory(config.loss.momentum, config.loss.queue_size, width, mesh)
+    return MomentumMemory(config.loss.momentum, config.loss.queue_size, projection_width(config), mesh)
 
 
 def make_task(
@@ -259,7 +270,7 @@ def _pretrain(config: ConfigDict, num_classes: int, mesh: Mesh, make_views: Make
         block_size=config.loss.block_size or None,
         make_views=make_views,
         makes_keys=make_memory(config, mesh) is not None,
-        encoded_views=len(config.augment.views) - 1 if is_query else None,
+        encoded_views=_number_of_queries(config) if is_query else None,
     )
 
 

@@ -95,7 +95,7 @@ def pretrain(
         key=step_key,
         evaluate=online_evaluation(config, program.task, examples, eval_examples, mesh),
         make_views=program.feed.make_views,
-        step_flops=step_flops(config, examples.num_classes, mesh),
+        step_flops=step_flops(config, examples.num_classes, mesh, None if opened is None else opened[1]),
         profile=Profile(profile_steps, str(epath.Path(directory) / 'profile')),
     )
     return start_or_resume(
@@ -165,7 +165,8 @@ def _first_state(config: ConfigDict, program: Program, key: jax.Array, say: Say)
 
 
 def _initialised_from(config: ConfigDict, state: TrainState, mesh: Mesh, say: Say) -> TrainState:
-    """Takes encoder and heads from another run. A head of another shape stays fresh.
+    """Takes encoder and heads from another run. A head of another shape stays fresh, and a distilled classifier too,
+    unless the other run is a distillation.
 
     Raises:
         ConfigError: The encoder of the other run has another shape, or the directory holds no run.
@@ -176,10 +177,12 @@ def _initialised_from(config: ConfigDict, state: TrainState, mesh: Mesh, say: Sa
     loaded, step = source.restore_model(mesh)
     source.close()
     variables = {'params': dict(state.params), 'batch_stats': dict(state.batch_stats)}
+    # The probe of a pretraining has learnt from all labels, and a distillation reads only those that it may.
+    starts_classifier = config.task == 'distill' and workdir.read_config(directory).task != 'distill'
     fresh = set()
     for collection, parts in variables.items():
         for part, values in parts.items():
-            candidate = loaded[collection].get(part)
+            candidate = None if part == 'probe' and starts_classifier else loaded[collection].get(part)
             if jax.tree.map(jax.numpy.shape, candidate) == jax.tree.map(jax.numpy.shape, values):
                 parts[part] = candidate
             else:

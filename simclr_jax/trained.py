@@ -1,5 +1,6 @@
 """A trained network in a directory: that of a run, or of a training that an evaluation has kept."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax.build import Teacher
+from simclr_jax.build import Teacher, projection_width
 from simclr_jax.config import ConfigError
 from simclr_jax.config.paths import directory_path
 from simclr_jax.config.storage import check_reachable
@@ -22,6 +23,8 @@ _CLASSIFIERS = ('finetune', 'linear_sgd')
 _PATTERN = '*?['
 # Directories that a message names.
 _NAMED = 5
+# File in a work directory that tells where its weights were converted from.
+ORIGIN = 'origin.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +93,13 @@ def find_teacher(pattern: str) -> str:
     Raises:
         ConfigError: No directory matches the pattern, or several do.
     """
+    pattern = directory_path(pattern)
     if not any(character in pattern for character in _PATTERN):
-        return directory_path(pattern)
+        return pattern
     check_reachable(pattern)
     path = epath.Path(pattern)
     fixed = next(part for part in path.parents if not any(character in str(part) for character in _PATTERN))
-    found = sorted(str(match) for match in fixed.glob(str(path.relative_to(fixed))))
+    found = sorted(str(match) for match in fixed.glob(str(path.relative_to(fixed))) if match.is_dir())
     if len(found) == 1:
         return found[0]
     told = ', '.join(found[:_NAMED]) + (', ...' if len(found) > _NAMED else '')
@@ -117,7 +121,8 @@ def open_teacher(config: ConfigDict) -> tuple[Trained, Teacher] | None:
     if config.task == 'simclr':
         return None
     network = read_trained(find_teacher(config.teacher.path))
-    saved = Checkpoints(network.directory, reads_only=True).model_shapes()
+    with contextlib.closing(Checkpoints(network.directory, reads_only=True)) as checkpoints:
+        saved = checkpoints.model_shapes()
     bias = saved['params'].get('probe', {}).get('bias')
     chosen = config.teacher.head_layer
     teacher = Teacher(
@@ -140,21 +145,41 @@ def teacher_of(config: ConfigDict) -> Teacher | None:
 
 def _problem(config: ConfigDict, network: Trained, teacher: Teacher) -> str:
     """Why a network cannot teach a student. '' if it can."""
-    head = network.config.head
     if config.task == 'distill':
-        layers = teacher.projector().head.num_layers
-        if teacher.head_layer > layers:
-            return f'its head has {layers} layers; choose at most that for teacher.head_layer={teacher.head_layer}'
-        if not teacher.num_classes:
-            return 'it has no classifier; choose a fine-tuned network, such as a directory in trained/ of its run'
-        return ''
+        return _problem_of_classifier(config.teacher.head_layer, network, teacher)
     if network.protocol:
         return 'DisCo needs the projection head of a pretraining; choose the work directory of the run'
-    if head.kind == 'none':
+    if network.config.head.kind == 'none':
         return 'it has no projection head, which DisCo needs; choose the work directory of a pretraining'
-    if head.out_dim != config.head.out_dim:
-        return f'its projections have {head.out_dim} values; set head.out_dim={head.out_dim} for the student too'
+    theirs, ours = network.config.head.out_dim, projection_width(config)
+    if theirs != ours:
+        kind = ' and head.kind=nonlinear' if config.head.kind == 'none' else ''
+        return f'its projections have {theirs} values, those of the student {ours}; set head.out_dim={theirs}{kind}'
     return ''
+
+
+def _problem_of_classifier(chosen: int, network: Trained, teacher: Teacher) -> str:
+    """Why a network cannot teach class probabilities, with this value of teacher.head_layer. '' if it can."""
+    layers = teacher.projector().head.num_layers
+    if teacher.head_layer > layers:
+        return f'its head has {layers} layers; choose at most that for teacher.head_layer={teacher.head_layer}'
+    if not teacher.num_classes:
+        return 'it has no classifier; choose a fine-tuned network, such as a directory in trained/ of its run'
+    # A classifier on another layer of the same width would run too, and teach nonsense.
+    if not _is_converted(network):
+        own = network.head_layer
+        is_known = chosen in (-1, own)
+        return '' if is_known else f'its classifier takes layer {own}, not teacher.head_layer={chosen}; set it to -1'
+    if layers and chosen < 0:
+        return (
+            'converted weights do not say which layer of the head their classifier takes; set teacher.head_layer, 1 '
+            "for SimCLRv2's networks that were fine-tuned on 1 % or 10 % of the labels, otherwise 0"
+        )
+    return ''
+
+
+def _is_converted(network: Trained) -> bool:
+    return (epath.Path(network.directory) / ORIGIN).exists()
 
 
 def load_teacher(network: Trained, teacher: Teacher, task: str, mesh: Mesh, say: Callable[[str], None]) -> Any:
@@ -173,8 +198,10 @@ def load_teacher(network: Trained, teacher: Teacher, task: str, mesh: Mesh, say:
     checkpoints = Checkpoints(network.directory, say=say, reads_only=True)
     variables, step = checkpoints.restore_model(mesh)
     checkpoints.close()
-    kind = f', {network.learnt}' if network.learnt else ''
-    say(f'Teacher: step {step:,} of {network.directory}{kind}.')
+    what = network.learnt
+    if task == 'distill' and not what and network.config.task != 'distill' and not _is_converted(network):
+        what = 'the probe of its pretraining'
+    say(f'Teacher: step {step:,} of {network.directory}' + (f', {what}.' if what else '.'))
     return _needed(teacher.shapes(task), variables, network.directory)
 
 

@@ -33,7 +33,7 @@ TEACHER_FIELDS = (
         'teacher.head_layer',
         -1,
         'distill: layer of the head whose output the teacher classifies, 0 for the representation. -1: as its '
-        'directory says. Converted weights do not say it.',
+        'directory says. Converted weights do not say it and need it.',
         ('an integer >= -1', lambda value: value >= -1),
     ),
     Field('distill.alpha', 1.0, 'Share of the teacher in the loss. 1: no labels are read.', SHARE),
@@ -42,7 +42,8 @@ TEACHER_FIELDS = (
     Field(
         'distill.labels',
         'all',
-        'Labels that may be read: all, a number per class, or a share such as 1%.',
+        'Labels that may be read: all, a number per class, or a share such as 1%. They are drawn by `seed`, like those '
+        'of `simclr evaluate` by its own.',
         ('all, a number of labels per class, or a share such as 1%', _is_label_budget),
     ),
     Field('distill.images', 'all', 'Images of the training: all, or the labelled ones.', choices=('all', 'labelled')),
@@ -84,7 +85,13 @@ def _check_teacher(config: ConfigDict) -> list[str]:
         problems.append(
             f'head.kind={config.head.kind}: a distilled student classifies its representation; set head.kind=none'
         )
-    if config.loss_scale == 0 and config.task != 'disco':
+    settings = config.distill
+    if config.task == 'distill' and settings.alpha == 1 and settings.images == 'all' and settings.labels != 'all':
+        problems.append(
+            f'distill.labels={settings.labels}: no labels are read with distill.alpha=1 and distill.images=all; set it '
+            'to all, distill.alpha below 1, or distill.images=labelled'
+        )
+    if config.loss_scale == 0 and config.task == 'simclr':
         problems.append('loss_scale=0: task=disco alone learns without a contrastive loss; set it above 0, usually 1')
     return problems
 

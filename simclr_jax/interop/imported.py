@@ -13,12 +13,11 @@ from ml_collections import ConfigDict
 
 from simclr_jax.interop.architecture import Path
 from simclr_jax.interop.exported import Exported
+from simclr_jax.trained import ORIGIN
 from simclr_jax.training import optim, workdir
 from simclr_jax.training.checkpoints import Checkpoints
 from simclr_jax.training.state import TrainState
 
-# File in a work directory that tells where its weights are from.
-ORIGIN = 'origin.json'
 # Largest difference of an output from the other program's, as a share of its largest entry.
 TOLERANCE = 1e-4
 # Above this difference the outputs are compared in float64 too: some networks magnify the roundings of float32.

@@ -8,12 +8,11 @@ from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax.build import make_program, make_schedule
+from simclr_jax.build import Teacher, make_program, make_schedule
 from simclr_jax.chips import peak_flops
 from simclr_jax.config import with_values
 from simclr_jax.data.feed import plan_feed
 from simclr_jax.ops import batch_statistics, winograd
-from simclr_jax.trained import teacher_of
 
 # Scopes of operations that do not belong to the network, but to the way in which it is computed.
 UNCOUNTED = batch_statistics.STATISTICS_SCOPE, winograd.SCOPE
@@ -68,13 +67,14 @@ def _repetitions(kind: str, parameters: dict) -> int:
     return parameters['mesh'].size if kind == 'shard_map' else 1
 
 
-def step_flops(config: ConfigDict, num_classes: int, mesh: Mesh) -> float:
+def step_flops(config: ConfigDict, num_classes: int, mesh: Mesh, teacher: Teacher | None = None) -> float:
     """Counts the operations of a training step without recomputation, for the share of the peak in the log.
 
     Args:
         config: Configuration of the pretraining.
         num_classes: Classes of the data, for the probe. 0: no probe.
         mesh: Devices of the run.
+        teacher: Network that a student learns from. The task 'simclr' has none.
 
     Returns:
         Operations per step over all devices. 0 if the peak of the devices is unknown.
@@ -82,6 +82,6 @@ def step_flops(config: ConfigDict, num_classes: int, mesh: Mesh) -> float:
     if peak_flops(jax.devices()[0].device_kind) is None:
         return 0.0
     plain = with_values(config, {'microbatch': 0, 'sharding': 'replicated', 'data.feed': 'host', 'model.remat': ()})
-    feed, teacher = plan_feed(plain, mesh), teacher_of(plain)
-    program = make_program(plain, num_classes, make_schedule(plain, plain.batch_size), mesh, feed, teacher)
+    schedule, feed = make_schedule(plain, plain.batch_size), plan_feed(plain, mesh)
+    program = make_program(plain, num_classes, schedule, mesh, feed, teacher)
     return float(count_flops(jax.make_jaxpr(program.step)(*program.abstract_arguments()).jaxpr))

@@ -26,7 +26,7 @@ class MomentumMemory:
     oldest rows of the queue.
 
     Attributes:
-        momentum: Share m of the old parameters that a step keeps, in [0, 1].
+        momentum: Share m of the old parameters that a step keeps, in [0, 1).
         queue_size: Rows K of the queue, a multiple of the global batch. 0: no queue.
         dimensions: Width D of a key.
         mesh: Devices that train.

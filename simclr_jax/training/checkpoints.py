@@ -135,26 +135,30 @@ class Checkpoints:
                 f'correct this error; the same command resumes from the newest checkpoint (saved steps: {steps})'
             ) from error
 
-    def check_fits(self, like: TrainState) -> None:
+    def check_fits(self, like: TrainState, constant: Parts | None = None) -> None:
         """Asserts that the newest checkpoint has the arrays of a state. Nothing is moved or written.
 
         Args:
             like: State, or its shapes.
+            constant: Constant frozen parts of the state by name. None: there are none.
 
         Raises:
             CheckpointError: Arrays are missing, are too many, or have another shape or type. The message names them.
+                Or a constant part is another one than before.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             with quiet():
                 try:
                     differing = self._differences_of(step, like)
+                    meta = self._meta_of(step) if constant else {}
                 except Exception:  # Damage, which `restore` names.
-                    differing = None
+                    differing, meta = None, {}
                 if differing is None:
                     gc.collect()
                     continue
             if differing:
                 raise misfit(str(self._directory), step, differing)
+            self._check_constant(constant or {}, step, meta)
             return
 
     def _differences_of(self, step: int, like: TrainState) -> list[str]:
@@ -165,10 +169,18 @@ class Checkpoints:
         """
         lines = []
         for item, part in zip(('model', 'train'), _parts(like), strict=True):
-            # Without this file Orbax makes up a description from the names of the arrays.
-            (self._directory / str(step) / item / '_METADATA').read_bytes()
-            lines += differences(self._manager.item_metadata(step)[item].tree, part)
+            lines += differences(self._description_of(step, item), part)
         return lines
+
+    def _description_of(self, step: int, item: str) -> Any:
+        """Shapes and types of an item of a checkpoint. Raises Exception if they cannot be read."""
+        # Without this file Orbax makes up a description from the names of the arrays.
+        (self._directory / str(step) / item / '_METADATA').read_bytes()
+        return self._manager.item_metadata(step)[item].tree
+
+    def _meta_of(self, step: int) -> dict[str, Any]:
+        """Checksums of a checkpoint. Raises Exception if they cannot be read."""
+        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
 
     def restore(self, like: TrainState, constant: Parts | None = None) -> TrainState | None:
         """Restores the newest undamaged state. Damaged newer checkpoints are named and moved to `damaged/`.
@@ -188,7 +200,7 @@ class Checkpoints:
         restored = self._newest_undamaged(lambda _: {'model': model, 'train': train}, set_aside=True)
         if restored is not None:
             constant = constant or {}
-            self._check_constant(constant, restored)
+            self._check_constant(constant, restored['step'], restored['meta'])
             updated = restored['train'].pop(UPDATED, {})
             return TrainState(**restored['model'], **restored['train'], frozen=Frozen(dict(constant), updated))
         aside = self._directory.parent / 'damaged'
@@ -197,30 +209,38 @@ class Checkpoints:
             raise self._all_are_damaged(sorted(names, key=lambda name: (len(name), name)))
         return None
 
-    def _check_constant(self, constant: Parts, restored: dict[str, Any]) -> None:
+    def _check_constant(self, constant: Parts, step: int, meta: dict[str, Any]) -> None:
         for name, part in constant.items():
-            found, saved = checksum(part), restored['meta'].get(name)
-            if found != saved:
-                before = 'there was none' if saved is None else f'it was {saved:#x}'
+            found, saved = checksum(part), meta.get(name)
+            if saved is None:
                 raise CheckpointError(
-                    f'the {name} has changed since step {restored["step"]} was saved in {self._directory}: its '
-                    f'checksum is {found:#x}, {before}. Put the old {name} back, or choose another --workdir'
+                    f'the checkpoint of step {step} in {self._directory} was trained without a {name}; choose another '
+                    '--workdir'
+                )
+            if found != saved:
+                raise CheckpointError(
+                    f'the {name} has changed since step {step} was saved in {self._directory}: its checksum is '
+                    f'{found:#x}, it was {saved:#x}. Put the old {name} back, or choose another --workdir'
                 )
 
     def model_shapes(self) -> dict[str, Any]:
-        """Shapes and types of the newest checkpoint's model, without reading it.
+        """Shapes and types of the model in the newest checkpoint whose description can be read.
 
         Raises:
-            CheckpointError: There is no checkpoint, or its description cannot be read.
+            CheckpointError: There is no checkpoint, or no description can be read.
         """
-        step = self.latest_step()
-        if step is None:
+        failures = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            with quiet():
+                try:
+                    return self._description_of(step, 'model')
+                except Exception as error:  # Damage, which `restore_model` names.
+                    failures.append(f'step {step}: {reason(error)}')
+        if not failures:
             raise self._no_checkpoint()
-        with quiet():
-            try:
-                return self._manager.item_metadata(step)['model'].tree
-            except Exception as error:
-                raise CheckpointError(f'the checkpoint of step {step} in {self._directory}: {reason(error)}') from error
+        raise CheckpointError(
+            f'no checkpoint in {self._directory} can be read ({"; ".join(failures)}); put an undamaged one there'
+        )
 
     def _no_checkpoint(self) -> CheckpointError:
         return CheckpointError(f'there is no checkpoint in {self._directory}; train first (simclr train)')

@@ -52,7 +52,7 @@ def start_or_resume(
     """
     with _locked(directory) as lock:
         with contextlib.closing(Checkpoints(directory, reads_only=True)) as saved:
-            saved.check_fits(like)
+            saved.check_fits(like, constant)
         changed = distributed.together(lambda: claim() if distributed.is_first() else [], MISTAKES)
         log = Log(directory, training.schedule.total_steps, tensorboard=True)
         with contextlib.closing(log):

@@ -38,7 +38,7 @@ class Task(Protocol):
 
 
 class Memory(Protocol):
-    """Frozen parts that the step updates, see `state.Frozen.updated`. `tasks.memory.Memory` is one.
+    """Frozen parts that the step updates, see `state.Frozen.updated`. `tasks.memory.MomentumMemory` is one.
 
     * `init` makes the parts from a key and fresh variables of the task.
     * `before` gives the parts with which the step computes, from the parameters before the step.

@@ -4,11 +4,15 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from simclr_jax import sharding
-from simclr_jax.build import Teacher, make_memory, make_task
+from simclr_jax.build import Teacher, make_loss, make_memory, make_task
+from simclr_jax.losses.contrastive import info_nce
+from simclr_jax.sharding import DATA_AXIS
 from simclr_jax.tasks.memory import KEY_ENCODER, QUEUE, TEACHER
 from simclr_jax.training import optim
 from simclr_jax.training.schedule import warmup_cosine
@@ -153,6 +157,22 @@ def test_keys_enter_the_queue_and_the_key_encoder_follows():
     np.testing.assert_array_equal(first[QUEUE]['rows'][IMAGES:], start.frozen.updated[QUEUE]['rows'][IMAGES:])
     for parts in (second, third):
         np.testing.assert_allclose(np.linalg.norm(parts[QUEUE]['rows'], axis=1), 1, rtol=1e-9)
+
+
+@pytest.mark.parametrize('seen', [2, 3])
+def test_every_view_but_that_of_the_keys_is_a_query(seen):
+    """Of three views the student of DisCo sees all, and other students the first two."""
+    config = student_config('disco')
+    config.augment.views = 3 * ('crop flip',)
+    z, keys, queue = (
+        jax.random.normal(jax.random.key(n), shape) for n, shape in enumerate([(4, 3, 5), (4, 5), (6, 5)])
+    )
+    queue = queue / jnp.linalg.norm(queue, axis=1, keepdims=True)
+    rows, everywhere = PartitionSpec(DATA_AXIS), PartitionSpec()
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    loss = jax.shard_map(make_loss(config), mesh=mesh, in_specs=(rows, rows, everywhere), out_specs=everywhere)
+    expected, _ = info_nce(z[:, :2], keys, queue, temperature=config.loss.temperature)
+    np.testing.assert_allclose(jax.jit(loss)(z[:, :seen], keys, queue)[0], expected, rtol=1e-12)
 
 
 def test_microbatches_with_the_statistics_of_the_batch_make_the_same_keys():

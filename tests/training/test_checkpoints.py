@@ -244,6 +244,22 @@ class TestFit:
         assert_same_bits(checkpoints.restore(make_state(mesh, 0)), make_state(mesh, 5))
         checkpoints.close()
 
+    def test_shapes_are_those_of_the_checkpoint_that_can_be_read(self, saved):
+        (saved[0] / 'checkpoints' / '6' / 'model' / '_METADATA').unlink()
+        checkpoints = Checkpoints(str(saved[0]), reads_only=True)
+        assert checkpoints.model_shapes()['params']['encoder']['kernel'].shape == (64, 65)
+        for path in (saved[0] / 'checkpoints').glob('*/model/_METADATA'):
+            path.unlink()
+        with pytest.raises(CheckpointError, match=r'step 6.*step 5.*put an undamaged one there'):
+            checkpoints.model_shapes()
+        checkpoints.close()
+
+    def test_a_constant_part_that_was_not_there_is_told(self, saved, mesh):
+        checkpoints = Checkpoints(str(saved[0]), reads_only=True)
+        with pytest.raises(CheckpointError, match='without a teacher; choose another --workdir'):
+            checkpoints.check_fits(make_state(mesh, 0), {'teacher': {'kernel': jnp.ones(3)}})
+        checkpoints.close()
+
 
 @pytest.mark.parametrize('name, found', [('[lr=0.1]', r'contains \['), ('a*b', r'contains \*'), ('a?', r'contains \?'),
                                          ('a\\b', r'contains \\'), ('caf\udce9', 'not UTF-8')])  # fmt: skip

@@ -7,7 +7,8 @@ import pytest
 
 from simclr_jax import sharding
 from simclr_jax.cli.main import main
-from simclr_jax.config import with_values
+from simclr_jax.config import ConfigError, with_values
+from simclr_jax.trained import ORIGIN, find_teacher
 from simclr_jax.training import workdir
 from support.encoders import make_workdir
 from support.runs import DIGITS_HERE, assert_same_bits, mesh_of, model_of, rows_of
@@ -75,12 +76,18 @@ class TestQueue:
         message = capsys.readouterr().err
         assert 'the teacher has changed since step 6' in message
         assert 'Traceback' not in message
+        # It still names the old teacher.
+        assert (again / 'config.json').read_bytes() == (finished / 'config.json').read_bytes()
 
 
 def test_a_distilled_student_is_evaluated_by_its_own_classifier(teacher, tmp_path, capsys):
+    """The field `probe` is about pretrainings. The probe of one has learnt from labels, and is not taken over."""
     student = tmp_path / 'student'
-    assert train(student, f'{teacher.parent}/r*', *DISTILL) == 0
-    assert 'Teacher: step 3' in capsys.readouterr().out
+    options = ('--config.model.width=0.0625', '--config.probe=false', f'--config.init_from={teacher}')
+    assert train(student, f'{teacher.parent}/r*', *DISTILL, *options) == 0
+    told = capsys.readouterr().out
+    assert f'Teacher: step 3 of {teacher}, the probe of its pretraining.' in told
+    assert f'Initialised from step 3 of {teacher}. Fresh: probe.' in told
     scored = [row for row in rows_of(student) if 'student_top1' in row]
     assert main(['evaluate', f'--workdir={student}', '--protocols=classifier', '--baselines=untrained']) == 0
     result = json.loads((student / 'result.json').read_text())
@@ -94,7 +101,10 @@ def test_a_distilled_student_is_evaluated_by_its_own_classifier(teacher, tmp_pat
         (('--config.task=distill',), 'set head.kind=none'),
         ((*DISTILL, '--config.distill.alpha=0.5', '--config.distill.labels=0'), 'distill.labels'),
         ((*DISTILL, '--config.teacher.head_layer=7'), 'teacher.head_layer=7'),
+        ((*DISTILL, '--config.teacher.head_layer=1'), 'its classifier takes layer 0'),
+        ((*DISTILL, '--config.distill.labels=1%'), 'no labels are read'),
         (('--config.task=disco', '--config.head.out_dim=64'), 'set head.out_dim=128'),
+        (('--config.task=disco', '--config.head.kind=none'), 'set head.out_dim=128 and head.kind=nonlinear'),
         (('--config.task=simclr',), 'set task=distill or task=disco'),
         ((*DISCO, '--config.loss.queue_size=100'), 'nearest: 64, 128'),
         ((*DISCO, '--config.teacher.path='), "teacher.path=''"),
@@ -113,7 +123,24 @@ def test_what_does_not_fit_is_told(teacher, tmp_path, capsys, options, message):
     assert not (tmp_path / 'student').exists()
 
 
-def test_a_teacher_without_a_classifier_is_refused(tmp_path, capsys):
+def test_converted_weights_need_the_layer_of_their_classifier(teacher, tmp_path, capsys):
+    converted = tmp_path / 'converted'
+    shutil.copytree(teacher, converted)
+    (converted / ORIGIN).write_text('{"source": "model.ckpt-751"}')
+    assert train(tmp_path / 'student', converted, *DISTILL) == 2
+    assert 'set teacher.head_layer' in capsys.readouterr().err
+
+
+def test_a_pattern_matches_directories_alone(tmp_path):
+    (tmp_path / 'finetune-a').mkdir()
+    (tmp_path / 'finetune-b.txt').touch()
+    assert find_teacher(f'{tmp_path}/finetune-*') == f'{tmp_path}/finetune-a'
+    (tmp_path / 'finetune-c').mkdir()
+    with pytest.raises(ConfigError, match=r'matches \S+/finetune-a, \S+/finetune-c'):
+        find_teacher(f'{tmp_path}/finetune-*')
+
+
+def test_a_teacher_of_other_parameters_is_refused(tmp_path, capsys):
     source = make_workdir(tmp_path / 'teacher')
     config = workdir.read_config(str(source))
     assert config.head.kind != 'none'

@@ -33,7 +33,8 @@ def classifier(measurement: Measurement) -> list[Score]:
             f'the classifier of this run has {num_classes} classes, {dataset.name} has {dataset.num_classes}; '
             'choose the data of its training, or --protocols=linear'
         )
-    model = make_model(extractor.config, num_classes)
+    # A distilled student has a classifier whatever the field `probe` says.
+    model = make_model(extractor.config, 0).clone(num_classes=num_classes)
     predict = jax.jit(functools.partial(model.apply, method='classify'))
     logits = extractor.encode(dataset.test, functools.partial(predict, extractor.variables)).labelled()
     return [
