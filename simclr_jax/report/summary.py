@@ -18,6 +18,26 @@ from simclr_jax.training.metrics_file import read_metrics
 
 COLORS = {'pixels': '#b0b0b0', 'untrained': '#7f9fc8', 'simclr': '#d1495b'}
 IMAGES_SHOWN = 8
+# Curves of each panel, by their names in metrics.jsonl. A run has those of its task.
+_OF_LOSSES = {
+    'distillation_loss': 'distillation',
+    'cross_entropy': 'cross-entropy of the labels',
+    'teacher_distance': 'squared distances from the teacher',
+}
+_OF_ACCURACIES = {
+    'contrast_accuracy': 'contrast',
+    'probe_accuracy': 'linear probe, training images',
+    'accuracy': 'student, training images',
+    'teacher_accuracy': 'teacher, training images',
+    'agreement': 'agreement with the teacher',
+    'student_top1': 'student, test images',
+}
+_CONTRASTIVE = {
+    'nt_xent': 'NT-Xent',
+    'nt_logistic': 'NT-Logistic',
+    'margin_triplet': 'margin triplet',
+    'info_nce': 'InfoNCE',
+}
 
 
 def draw(directory: str, results: Results) -> epath.Path:
@@ -42,13 +62,10 @@ def draw(directory: str, results: Results) -> epath.Path:
     heights = (1.9, 2.8, 1.2 + 0.14 * len(_shares(results)))
     figure = pyplot.figure(figsize=(13, sum(heights)), layout='constrained')
     panels = figure.add_gridspec(3, 3, height_ratios=heights)
-    _draw_views(figure.add_subplot(panels[0, :]), directory)
-    _draw_curves(figure.add_subplot(panels[1, 0]), rows, {'contrast_loss': 'NT-Xent'}, 'loss')
-    accuracies = {'contrast_accuracy': 'contrast', 'probe_accuracy': 'linear probe, training images'}
-    accuracies |= {name: f'kNN, k = {name[10:]}' for row in rows for name in row if name.startswith('knn_top1_k')}
-    _draw_curves(figure.add_subplot(panels[1, 1]), rows, accuracies, 'accuracy')
-    ranks = {'effective_rank': 'effective rank of z'}
-    _draw_curves(figure.add_subplot(panels[1, 2]), rows, ranks, 'effective rank')
+    config = workdir.read_config(directory)
+    _draw_views(figure.add_subplot(panels[0, :]), config)
+    for number, (title, names) in enumerate(curves_of(config, rows).items()):
+        _draw_curves(figure.add_subplot(panels[1, number]), rows, names, title)
     _draw_scores(figure.add_subplot(panels[2, :]), results)
 
     path = epath.Path(directory) / 'report' / 'summary.png'
@@ -56,9 +73,24 @@ def draw(directory: str, results: Results) -> epath.Path:
     return path
 
 
-def _draw_views(axes, directory: str) -> None:
-    """Two views of images of the training split, one above the other. Converted encoders have no such images."""
-    config = workdir.read_config(directory)
+def curves_of(config: ConfigDict, rows: list[dict]) -> dict[str, dict[str, str]]:
+    """Labels of the curves of a run by their names in metrics.jsonl, for the title of each of the three panels.
+
+    Args:
+        config: Configuration of the run.
+        rows: Rows of metrics.jsonl.
+    """
+    of_knn = {name: f'kNN, k = {name[10:]}' for row in rows for name in row if name.startswith('knn_top1_k')}
+    # A distilled student has no projections.
+    third = {'effective rank': {'effective_rank': 'effective rank of z'}}
+    if config.task == 'distill':
+        third = {'learning rate': {'learning_rate': 'learning rate'}}
+    losses = {'contrast_loss': _CONTRASTIVE[config.loss.name], **_OF_LOSSES}
+    return {'loss': losses, 'accuracy': _OF_ACCURACIES | of_knn, **third}
+
+
+def _draw_views(axes, config: ConfigDict) -> None:
+    """Up to two views of images of the training split, one above the other. Converted encoders have no such images."""
     axes.axis('off')
     try:
         feed, views = _first_views(config)
@@ -67,7 +99,8 @@ def _draw_views(axes, directory: str) -> None:
         return
     rows = [np.concatenate(views[:, number], axis=1) for number in range(views.shape[1])]
     axes.imshow(np.concatenate(rows[:2], axis=0), interpolation='nearest')
-    axes.set_title(f'two views of each image, as the encoder sees them (feed: {feed})')
+    number = 'two views' if len(rows) > 1 else 'a view'
+    axes.set_title(f'{number} of each image, as the encoder sees them (feed: {feed})')
 
 
 def _first_views(config: ConfigDict) -> tuple[str, np.ndarray]:

@@ -104,6 +104,8 @@ def _summary(scalars: Mapping[str, float]) -> str:
         'contrast_accuracy': 'contrast {:.1%}',
         'probe_accuracy': 'probe {:.1%}',
         'accuracy': 'accuracy {:.1%}',
+        'agreement': 'agreement {:.1%}',
+        'teacher_distance': 'distance {:.3f}',
         'effective_rank': 'rank {:.1f}',
         'z_std': 'std {:.3f}',
         'learning_rate': 'lr {:.4g}',

@@ -241,7 +241,7 @@ QUEUE_AND_TEACHER = (
     '--config.loss.queue_size=448',
     '--config.loss_scale=1',
 )
-CLASSIFIER = ('--config.task=distill', '--config.head.kind=none', '--config.augment.views=crop flip,')
+CLASSIFIER = ('--config.task=distill', '--config.head.kind=none', '--config.augment.views=crop flip')
 
 
 @pytest.mark.parametrize(

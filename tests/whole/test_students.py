@@ -8,6 +8,7 @@ import pytest
 from simclr_jax import sharding
 from simclr_jax.cli.main import main
 from simclr_jax.config import ConfigError, with_values
+from simclr_jax.report import summary
 from simclr_jax.trained import ORIGIN, find_teacher
 from simclr_jax.training import workdir
 from support.encoders import make_workdir
@@ -16,7 +17,7 @@ from support.runs import DIGITS_HERE, assert_same_bits, mesh_of, model_of, rows_
 DISTILL = (
     '--config.task=distill',
     '--config.head.kind=none',
-    '--config.augment.views=crop flip,',
+    '--config.augment.views=crop flip',
     '--config.train_steps=6',
 )
 DISCO = (
@@ -93,6 +94,11 @@ def test_a_distilled_student_is_evaluated_by_its_own_classifier(teacher, tmp_pat
     result = json.loads((student / 'result.json').read_text())
     found = [score['value'] for score in result['scores'] if score['protocol'] == 'classifier']
     assert found == [pytest.approx(scored[-1]['student_top1'])]
+    # The directory's picture has curves of a distillation.
+    names = {name for row in rows_of(student) for name in row}
+    assert {'distillation_loss', 'accuracy', 'teacher_accuracy', 'agreement', 'student_top1', 'learning_rate'} <= names
+    for curves in summary.curves_of(workdir.read_config(str(student)), rows_of(student)).values():
+        assert names & curves.keys()
 
 
 @pytest.mark.parametrize(
