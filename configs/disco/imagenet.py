@@ -43,7 +43,7 @@ def get_config(arg: str = '') -> ConfigDict:
     config.loss.queue_size = 65536
     config.loss.temperature = 0.2
     config.loss_scale = 1.0
-    config.optimizer.name = 'momentum'
+    config.optimizer.name = 'sgd'
     config.optimizer.learning_rate = 0.03
     config.optimizer.scaling = 'linear'
     return config

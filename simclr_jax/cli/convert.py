@@ -9,10 +9,11 @@ Examples:
 SOURCE is one of these:
   * a TensorFlow 1 checkpoint of google-research/simclr: its prefix, one of its files, or its directory
   * the directory of a SavedModel of google-research/simclr
-  * the state dict of a ResNet of torchvision, timm, lightly, solo-learn, VISSL or MoCo, or a file of `simclr export`:
-    .safetensors, or a pickle (.pth, .pt, .ckpt, .bin, .tar), which PyTorch opens as weights alone
+  * the state dict of a ResNet of torchvision, timm, lightly, solo-learn, VISSL or MoCo, of an EfficientNet or
+    MobileNetV3 of torchvision, or a file of `simclr export`: .safetensors, or a pickle (.pth, .pt, .ckpt, .bin, .tar),
+    which PyTorch opens as weights alone
 
-Depth, width, selective kernels and heads are found from the file. What does not fit is listed. The network is then
+Architecture, width and heads are found from the file. What does not fit is listed. The network is then
 computed by TensorFlow or NumPy and here, and the largest differences are printed. Above 1e-4 nothing is written, and
 the exit code is 1.
 """

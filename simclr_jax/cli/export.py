@@ -8,9 +8,9 @@ Examples:
 The written file is loaded anew and computes fixed images. The largest differences are printed. Above 1e-4 nothing is
 kept, and the exit code is 1. The limit is higher, up to 1e-2, where float32 alone moves our own outputs that far.
 
-  safetensors   everything, for PyTorch, with the module simclr_resnet.py beside it
-  torchvision   ResNets of width 1 under torchvision's names
-  timm          the same under timm's names
+  safetensors   everything, for PyTorch, with the module that computes it beside it
+  torchvision   ResNets, EfficientNet and MobileNetV3 of width 1 under torchvision's names
+  timm          ResNets of width 1 under timm's names
   saved_model   TensorFlow, with the outputs of google-research/simclr
   stablehlo     JAX and XLA on CPUs, NVIDIA GPUs and TPUs
   onnx          ONNX, opset 17

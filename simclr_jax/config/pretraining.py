@@ -41,8 +41,8 @@ _DEVIATIONS = ('empty or three finite numbers > 0', lambda value: _COLOURS[1](va
 VARIANTS: dict[str, tuple[str, ...]] = {'resnet': (), 'efficientnet': ('b0', 'b1'), 'mobilenet': ('large', 'small')}
 # Number of stages that model.remat may name, by encoder or variant.
 _STAGES = {'resnet': 4, 'efficientnet': 7, 'large': 6, 'small': 5}
-# Fields of single encoders.
-_OF_RESNET = ('depth', 'pool', 'border', 'first_shortcut', 'sk_ratio', 'se_ratio')
+# Fields of single encoders. The depth is not among them: recipes set it, and another encoder does not read it.
+_OF_RESNET = ('pool', 'border', 'first_shortcut', 'sk_ratio', 'se_ratio')
 _OF_OTHERS = ('variant', 'stochastic_depth', 'dropout')
 
 _SEVERAL_IMAGES = ('an integer >= 2, because the loss compares different images', lambda value: value >= 2)
@@ -178,7 +178,7 @@ FIELDS = (
     Field(
         'model.depth',
         50,
-        'resnet: number of layers. For tests: 6 (two stages of one block) and 10 (four).',
+        'resnet: layers. Other encoders do not read it. For tests: 6 (two stages of one block) and 10 (four).',
         choices=(6, 10, 18, 34, 50, 101, 152, 200),
     ),
     Field('model.width', 1.0, 'Factor on all channel counts, also fractions.', POSITIVE),
@@ -272,8 +272,8 @@ FIELDS = (
     Field(
         'optimizer.name',
         'lars',
-        'Optimizer. momentum is that of Nesterov.',
-        choices=('lars', 'momentum', 'adam'),
+        'Optimizer. momentum is that of Nesterov, sgd the plain one of PyTorch.',
+        choices=('lars', 'momentum', 'sgd', 'adam'),
     ),
     Field('optimizer.learning_rate', 0.1, 'Learning rate before the scaling with the batch size.', POSITIVE),
     Field(
@@ -285,10 +285,10 @@ FIELDS = (
     Field(
         'optimizer.weight_decay',
         1e-4,
-        'Weight decay. lars: on kernels. momentum, adam: on all parameters except batch norm.',
+        'Weight decay. lars: on kernels. momentum, adam: on all parameters except batch norm. sgd: on all.',
         AMOUNT,
     ),
-    Field('optimizer.momentum', 0.9, 'lars, momentum: momentum.', BELOW_ONE),
+    Field('optimizer.momentum', 0.9, 'lars, momentum, sgd: momentum.', BELOW_ONE),
     # During the run.
     Field(
         'knn.every_epochs',

@@ -273,8 +273,8 @@ def _heads(
     encoder = make_encoder(config)
     name = classifier_name(encoder)
     kernel, has_bias = arrays.get(f'{name}.weight'), f'{name}.bias' in arrays
-    is_probe = not is_projection and has_bias and np.shape(kernel)[1:] == (encoder.feature_width,)
-    num_classes = len(kernel) if is_probe and kernel is not None else 0
+    is_probe = kernel is not None and has_bias and np.shape(kernel)[1:] == (encoder.feature_width,)
+    num_classes = len(kernel) if is_probe and not is_projection and kernel is not None else 0
     found = (name for name in arrays if re.match(r'head\.dense\d{1,4}\.weight$', name))
     kernels = sorted(found, key=lambda name: (len(name), name))
     fields: dict[str, Any] = {'head.kind': 'none', 'probe': num_classes > 0}

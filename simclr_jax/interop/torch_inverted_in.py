@@ -66,10 +66,10 @@ def _likeliest(candidates: Iterable[ConfigDict], found: Mapping[str, Shape]) -> 
         encoder = make_encoder(config)
         assert isinstance(encoder, Inverted), f'{encoder.title} has no names in torchvision'
         names = encoder_names(encoder)
-        channels = {('stem', 'conv'): encoder.stem_channels, ('top', 'conv'): encoder.top_channels}
+        channels = {'stem/conv': encoder.stem_channels, 'top/conv': encoder.top_channels}
         missed = len(names.keys() ^ found.keys())
         for name, path in names.items():
-            wanted = channels.get(path[2:4]) if path[-1] == 'kernel' else None
+            wanted = channels.get('/'.join(path[2:4])) if path[-1] == 'kernel' else None
             missed += wanted is not None and found.get(name, (0,))[-1:] != (wanted,)
         scored.append((missed, config))
     least = min((missed for missed, _ in scored), default=0)

@@ -291,7 +291,7 @@ def make_stages(
     ]
 
 
-def names_of(stages: Sequence[Sequence[Block]]) -> tuple[str, ...]:
+def names_of(stages: Sequence[Any]) -> tuple[str, ...]:
     """Names of the parts of an encoder with these stages: ('stem', 'stage1', ..., 'top')."""
     return 'stem', *(f'stage{number + 1}' for number in range(len(stages))), 'top'
 

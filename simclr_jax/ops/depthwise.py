@@ -5,8 +5,9 @@ these values. XLA fuses the sum into one pass over the image. Its own depthwise 
 on CPUs, and their gradients too.
 """
 
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +34,7 @@ def convolve(stride: int, padding: Padding, dilation: int, x: jax.Array, kernel:
     ]
     taps = _taps(stride, padding, dilation, x, len(kernel), sides)
     weights = kernel.reshape(-1, kernel.shape[-1])
-    first, *others = (tap * weight for tap, weight in zip(taps, weights, strict=True))
-    return sum(others, start=first)
+    return functools.reduce(jnp.add, (tap * weight for tap, weight in zip(taps, weights, strict=True)))
 
 
 def kernel_gradient(
@@ -55,7 +55,9 @@ def kernel_gradient(
     return jnp.stack([(tap * dy).sum((0, 1, 2)) for tap in taps]).reshape(kernel.shape)
 
 
-def _taps(stride: int, padding: Padding, dilation: int, x: jax.Array, size: int, sides) -> Iterator[jax.Array]:
+def _taps(
+    stride: int, padding: Padding, dilation: int, x: jax.Array, size: int, sides: Sequence[int]
+) -> Iterator[jax.Array]:
     """For each tap, row by row, the values of the image that it meets, [N, H', W', C]."""
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     rows, columns = sides

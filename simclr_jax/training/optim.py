@@ -1,4 +1,4 @@
-"""Optimisers of the published runs: LARS, SGD with Nesterov momentum, and Adam.
+"""Optimisers of the published runs: LARS, SGD with Nesterov or plain momentum, and Adam.
 
 The path of a parameter decides whether it decays:
 
@@ -7,7 +7,7 @@ The path of a parameter decides whether it decays:
 * The top-level module `probe` is the supervised linear classifier.
 
 The learning rate enters the momentum (v = m v + lr g, not p -= lr v), as in the reference. Under a schedule the two
-are different optimisers.
+are different optimisers. 'sgd' is the other one, PyTorch's, with which MoCo and DisCo were trained.
 """
 
 from collections.abc import Callable
@@ -33,15 +33,17 @@ def make_optimizer(
                                     p -= v
         'momentum' (Nesterov)       v = m v - lr g
                                     p += m v - lr g
+        'sgd' (PyTorch's)           v = m v + g
+                                    p -= lr v
         'adam' (arXiv 1412.6980)    beta 0.9 and 0.999, epsilon 1e-7
 
     With 'lars' kernels decay, and all kernels except the probe's have a trust ratio. Biases and batch norms have
     neither. With 'momentum' and 'adam' the decay is the L2 penalty wd / 2 |p|^2 of all parameters except those of
-    batch norms. Biases and the probe are included. The penalty passes through the moments like any gradient. Adam
-    adds epsilon to the root of the uncorrected second moment.
+    batch norms. Biases and the probe are included. With 'sgd' all parameters decay. The penalty passes through the
+    moments like any gradient. Adam adds epsilon to the root of the uncorrected second moment.
 
     Args:
-        name: 'lars', 'momentum' or 'adam'.
+        name: 'lars', 'momentum', 'sgd' or 'adam'.
         schedule: Function from the step to the learning rate, for example from `warmup_cosine`.
         weight_decay: Weight decay wd, at least 0.
         momentum: Momentum m, from 0 to below 1. Adam does not use it.
@@ -61,13 +63,15 @@ def make_optimizer(
             trust_ratio_mask=_kernels_outside_probe,
             momentum=momentum,
         )
+    if name == 'sgd':
+        return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum))
     penalty = optax.add_decayed_weights(weight_decay, mask=_all_but_norms)
     rate = optax.scale_by_learning_rate(schedule)
     if name == 'momentum':
         return optax.chain(penalty, rate, optax.trace(momentum, nesterov=True))
     if name == 'adam':
         return optax.chain(penalty, _scale_by_adam(beta1=0.9, beta2=0.999, epsilon=1e-7), rate)
-    raise ValueError(f"optimizer '{name}' is unknown; choose 'lars', 'momentum' or 'adam'")
+    raise ValueError(f"optimizer '{name}' is unknown; choose 'lars', 'momentum', 'sgd' or 'adam'")
 
 
 def freeze(

@@ -33,11 +33,11 @@ def test_values_defaults_and_meaning(printed):
     assert text == (
         'model.remat = 1,2 (default: ())\n'
         '    Stages that the backward pass recomputes. This saves memory and costs time.\n'
-        '    Accepts: stages from 1 to 4\n'
+        '    Accepts: numbers of stages, from 1\n'
         '\n'
         'optimizer.name = adam (default: lars)\n'
-        '    Optimizer. momentum is that of Nesterov.\n'
-        '    Accepts: lars | momentum | adam\n'
+        '    Optimizer. momentum is that of Nesterov, sgd the plain one of PyTorch.\n'
+        '    Accepts: lars | momentum | sgd | adam\n'
     )
 
 

@@ -29,7 +29,10 @@ def save(path, arrays):
     return str(path)
 
 
-@pytest.mark.parametrize('encoder, variant', VARIANTS)
+SLOW = [pytest.param(*names, marks=pytest.mark.slow) for names in VARIANTS[:3]]
+
+
+@pytest.mark.parametrize('encoder, variant', [*SLOW, VARIANTS[3]])
 def test_variant_and_width_are_found_by_names_and_shapes(tmp_path, encoder, variant):
     network = network_of(encoder, variant, 0.5)
     arrays = {f'module.{name}': array for name, array in torch_state_dict(network, head=False).items()}
@@ -55,18 +58,17 @@ def test_what_the_file_says_comes_back_and_computes_the_same(tmp_path):
     [
         ({}, {'normalize': None}, 'does not say how its images were normalised'),
         ({}, {'pool': 'same'}, '--pool=same: .* holds no ResNet; leave this out'),
-        ({'features.2.0.block.0.0.weight': None}, {}, r'features.2.0.block.0.0.weight: missing, \[96, 16, 1, 1\]'),
         (
-            {'features.0.0.weight': np.zeros((7, 3, 3, 3), np.float32)},
+            {'features.2.block.0.0.weight': None, 'features.0.0.weight': np.zeros((7, 3, 3, 3), np.float32)},
             {},
-            r'\[7, 3, 3, 3\], \[32, 3, 3, 3\] is expected',
+            r'\[7, 3, 3, 3\], \[16, 3, 3, 3\] is expected.*features.2.block.0.0.weight: missing, \[72, 16, 1, 1\]',
         ),
     ],
 )
 def test_what_does_not_fit_is_listed(tmp_path, changed, options, message):
-    arrays = torch_state_dict(network_of('efficientnet', 'b0', 1.0), head=False) | changed
+    arrays = torch_state_dict(network_of('mobilenet', 'small', 1.0), head=False) | changed
     source = save(tmp_path / 'model.safetensors', {name: a for name, a in arrays.items() if a is not None})
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=f'(?s){message}'):
         read_torch(source, **{**READ, **options})
 
 

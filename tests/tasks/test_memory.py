@@ -5,13 +5,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from simclr_jax import sharding
 from simclr_jax.losses.contrastive import info_nce
 from simclr_jax.ops.similarities import l2_normalize
 from simclr_jax.tasks.memory import KEY_ENCODER, QUEUE, MomentumMemory
+from simclr_jax.training import optim
 from simclr_jax.training.state import Frozen, TrainState
 from simclr_jax.training.step import make_train_step
 
@@ -50,9 +50,8 @@ def test_three_steps_are_those_of_pytorch(oracle, number, devices):
     mesh = sharding.make_mesh(jax.devices()[:devices])
     memory = MomentumMemory(momentum, info['queue'], info['dim'], mesh)
     params = {'encoder': {'weight': jnp.asarray(numbers['queue/weight']), 'bias': jnp.asarray(numbers['queue/bias'])}}
-    tx = optax.chain(
-        optax.add_decayed_weights(info['weight_decay']),
-        optax.sgd(info['learning_rate'], momentum=info['sgd_momentum']),
+    tx = optim.make_optimizer(
+        'sgd', lambda step: info['learning_rate'], weight_decay=info['weight_decay'], momentum=info['sgd_momentum']
     )
     queue = {'rows': jnp.asarray(numbers['queue/queue']), 'next': jnp.zeros((), jnp.int32)}
     copy = memory.copy_of({'params': params, 'batch_stats': {}})
