@@ -151,7 +151,7 @@ def test_options_that_must_be_given(mistake, tmp_path):
     'arguments, right',
     [
         (['train', '--batch_size=4'], '--config.batch_size=4'),
-        (['train', '--temperature', '0.1'], '--config.loss.temperature or --config.knn.temperature'),
+        (['train', '--temperature', '0.1'], '--config.distill.temperature or --config.knn.temperature'),
         (['train', '--learning-rate=1'], '--config.optimizer.learning_rate=1'),
         (['train', '--wrokdir=x'], '--workdir=x'),
         (['evaluate', '--epochs=3'], '--config.finetune.epochs=3'),
