@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from simclr_jax import sharding
-from simclr_jax.build import Teacher, make_model, make_task
+from simclr_jax.build import make_task
 from simclr_jax.config import load_config
 from simclr_jax.models.classifier import Classifier
+from simclr_jax.networks import Teacher, make_model
 from simclr_jax.tasks.finetune import Finetune
 from simclr_jax.tasks.memory import TEACHER
 from simclr_jax.training import optim, workdir

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax_resnet import FlaxResNet
 from jax.experimental import topologies
 
-from simclr_jax import build
+from simclr_jax import networks
 from simclr_jax.config import load_config
 from simclr_jax.planning import libtpu
 from simclr_jax.planning.compiling import compile_step
@@ -54,7 +54,7 @@ def main():
 def compile_network(network, topology, batch_size):
     """Compiles the step with one of the networks and returns the compiler's figures."""
     if network == 'flax':
-        build.make_encoder = lambda config: FlaxResNet(jnp.dtype(config.model.dtype))
+        networks.make_encoder = lambda config: FlaxResNet(jnp.dtype(config.model.dtype))
     topology = parse_topology(topology)
     described = topologies.get_topology_desc(str(topology), 'tpu', **topology.compiler_options)
     # With views as floats from the host, the step is the network and the loss alone.

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import distributed, sharding
-from simclr_jax.build import Program, Teacher, make_encoder, make_program, make_schedule
+from simclr_jax.build import Program, make_program, make_schedule
 from simclr_jax.config import ConfigError, check
 from simclr_jax.config.label_budget import parse_labels
 from simclr_jax.config.paths import directory_path
@@ -19,9 +19,10 @@ from simclr_jax.data.labelled import with_label_budget
 from simclr_jax.data.sources import align_classes, load_examples, without_multi_labels
 from simclr_jax.data.spec import DataError, Examples
 from simclr_jax.evaluation.online import online_evaluation
+from simclr_jax.networks import Teacher, make_encoder
 from simclr_jax.planning.flops import step_flops
 from simclr_jax.tasks.memory import TEACHER
-from simclr_jax.trained import Trained, load_teacher, open_teacher
+from simclr_jax.trained import load_teacher, open_teacher
 from simclr_jax.training import workdir
 from simclr_jax.training.checkpoints import CheckpointError, Checkpoints
 from simclr_jax.training.loop import Training
@@ -67,25 +68,23 @@ def pretrain(
     def prepare():
         name = config.data.name if config.data.source == 'tfds' else config.data.path
         distributed.say(f'Reading {name or config.data.source}.')
-        opened = open_teacher(config)
-        examples, eval_examples = _open_data(config, opened)
+        teacher = open_teacher(config)
+        examples, eval_examples = _open_data(config, teacher)
         feed = open_feed(config, examples, mesh)
         schedule = make_schedule(config, examples.size)
-        program = make_program(
-            config, examples.num_classes, schedule, mesh, feed, None if opened is None else opened[1]
-        )
+        program = make_program(config, examples.num_classes, schedule, mesh, feed, teacher)
         if distributed.is_first():
             workdir.check_claim(directory, config, allow_change=allow_change)
         # A run that resumes does not read it again.
         if config.init_from and not (epath.Path(directory) / 'checkpoints').exists():
             _check_inputs(config)
-        return opened, eval_examples, schedule, program
+        return teacher, eval_examples, schedule, program
 
-    opened, eval_examples, schedule, program = distributed.together(prepare, MISTAKES)
+    teacher, eval_examples, schedule, program = distributed.together(prepare, MISTAKES)
     examples = program.feed.examples
     assert examples is not None, 'only a planned feed has none'
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    constant = _constant_parts(config, program, opened, mesh)
+    constant = {} if teacher is None else _constant_parts(config, program, teacher)
 
     training = Training(
         step=program.step,
@@ -95,7 +94,7 @@ def pretrain(
         key=step_key,
         evaluate=online_evaluation(config, program.task, examples, eval_examples, mesh),
         make_views=program.feed.make_views,
-        step_flops=step_flops(config, examples.num_classes, mesh, None if opened is None else opened[1]),
+        step_flops=step_flops(config, examples.num_classes, mesh, teacher),
         profile=Profile(profile_steps, str(epath.Path(directory) / 'profile')),
     )
     return start_or_resume(
@@ -111,10 +110,10 @@ def pretrain(
     )
 
 
-def _open_data(config: ConfigDict, opened: tuple[Trained, Teacher] | None) -> tuple[Examples, Examples | None]:
+def _open_data(config: ConfigDict, teacher: Teacher | None) -> tuple[Examples, Examples | None]:
     examples = without_multi_labels(load_examples(config.data, config.data.split))
-    if config.task == 'distill' and opened is not None:
-        examples = _with_allowed_labels(config, examples, opened[1])
+    if config.task == 'distill' and teacher is not None:
+        examples = _with_allowed_labels(config, examples, teacher)
     if config.batch_size > examples.size:
         raise ConfigError(
             [f'batch_size={config.batch_size}: {examples.name} has only {examples.size} images; choose at most that']
@@ -142,13 +141,9 @@ def _with_allowed_labels(config: ConfigDict, examples: Examples, teacher: Teache
     return with_label_budget(examples, config.data, labels, only_labelled=only_labelled, seed=config.seed)
 
 
-def _constant_parts(
-    config: ConfigDict, program: Program, opened: tuple[Trained, Teacher] | None, mesh: Mesh
-) -> dict[str, Any]:
+def _constant_parts(config: ConfigDict, program: Program, teacher: Teacher) -> dict[str, Any]:
     """The constant frozen parts of the state: the variables of a teacher."""
-    if opened is None:
-        return {}
-    variables = load_teacher(*opened, config.task, mesh, distributed.say)
+    variables = load_teacher(teacher, config.task, program.mesh, distributed.say)
     return jax.device_put({TEACHER: variables}, program.shardings.frozen.constant)
 
 

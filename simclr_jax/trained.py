@@ -10,10 +10,10 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax.build import Teacher, projection_width
 from simclr_jax.config import ConfigError
 from simclr_jax.config.paths import directory_path
 from simclr_jax.config.storage import check_reachable
+from simclr_jax.networks import Teacher, projection_width
 from simclr_jax.training import workdir
 from simclr_jax.training.checkpoints import CheckpointError, Checkpoints
 
@@ -106,14 +106,14 @@ def find_teacher(pattern: str) -> str:
     raise ConfigError([f'teacher.path={pattern}: must match one directory; it matches {told or "none"}'])
 
 
-def open_teacher(config: ConfigDict) -> tuple[Trained, Teacher] | None:
+def open_teacher(config: ConfigDict) -> Teacher | None:
     """Reads what a student's configuration says about its teacher, without the weights.
 
     Args:
         config: Checked configuration of a pretraining.
 
     Returns:
-        The network and its part in the program. None for the task 'simclr'.
+        The teacher. None for the task 'simclr'.
 
     Raises:
         ConfigError, CheckpointError: The directory holds no network, or one that cannot teach this student.
@@ -129,18 +129,14 @@ def open_teacher(config: ConfigDict) -> tuple[Trained, Teacher] | None:
         config=network.config,
         num_classes=0 if bias is None else bias.shape[0],
         head_layer=network.head_layer if chosen < 0 else chosen,
+        directory=network.directory,
+        learnt=network.learnt,
     )
     problem = _problem(config, network, teacher)
     if problem:
         raise ConfigError([f'teacher.path={network.directory}: {problem}'])
     _needed(teacher.shapes(config.task), saved, network.directory)
-    return network, teacher
-
-
-def teacher_of(config: ConfigDict) -> Teacher | None:
-    """The teacher's part in the program that a configuration describes, see `open_teacher`."""
-    opened = open_teacher(config)
-    return None if opened is None else opened[1]
+    return teacher
 
 
 def _problem(config: ConfigDict, network: Trained, teacher: Teacher) -> str:
@@ -166,7 +162,7 @@ def _problem_of_classifier(chosen: int, network: Trained, teacher: Teacher) -> s
     if not teacher.num_classes:
         return 'it has no classifier; choose a fine-tuned network, such as a directory in trained/ of its run'
     # A classifier on another layer of the same width would run too, and teach nonsense.
-    if not _is_converted(network):
+    if not _is_converted(network.directory):
         own = network.head_layer
         is_known = chosen in (-1, own)
         return '' if is_known else f'its classifier takes layer {own}, not teacher.head_layer={chosen}; set it to -1'
@@ -178,16 +174,15 @@ def _problem_of_classifier(chosen: int, network: Trained, teacher: Teacher) -> s
     return ''
 
 
-def _is_converted(network: Trained) -> bool:
-    return (epath.Path(network.directory) / ORIGIN).exists()
+def _is_converted(directory: str) -> bool:
+    return (epath.Path(directory) / ORIGIN).exists()
 
 
-def load_teacher(network: Trained, teacher: Teacher, task: str, mesh: Mesh, say: Callable[[str], None]) -> Any:
+def load_teacher(teacher: Teacher, task: str, mesh: Mesh, say: Callable[[str], None]) -> Any:
     """The variables of a teacher that a task needs, on all devices.
 
     Args:
-        network: Network to read.
-        teacher: Its part in the program.
+        teacher: Teacher from `open_teacher`.
         task: Task of the student.
         mesh: Devices that train.
         say: Function that receives lines for the user.
@@ -195,14 +190,13 @@ def load_teacher(network: Trained, teacher: Teacher, task: str, mesh: Mesh, say:
     Raises:
         CheckpointError: There is no undamaged checkpoint.
     """
-    checkpoints = Checkpoints(network.directory, say=say, reads_only=True)
-    variables, step = checkpoints.restore_model(mesh)
-    checkpoints.close()
-    what = network.learnt
-    if task == 'distill' and not what and network.config.task != 'distill' and not _is_converted(network):
+    with contextlib.closing(Checkpoints(teacher.directory, say=say, reads_only=True)) as checkpoints:
+        variables, step = checkpoints.restore_model(mesh)
+    what = teacher.learnt
+    if task == 'distill' and not what and teacher.config.task != 'distill' and not _is_converted(teacher.directory):
         what = 'the probe of its pretraining'
-    say(f'Teacher: step {step:,} of {network.directory}' + (f', {what}.' if what else '.'))
-    return _needed(teacher.shapes(task), variables, network.directory)
+    say(f'Teacher: step {step:,} of {teacher.directory}' + (f', {what}.' if what else '.'))
+    return _needed(teacher.shapes(task), variables, teacher.directory)
 
 
 def _needed(shapes: Mapping[str, Any], there: Mapping[str, Any], directory: str, place: str = '') -> dict[str, Any]:

@@ -18,6 +18,7 @@ FLOORS = (
     ('distributed', 'probes', 'data'),
     ('training',),
     ('tasks',),
+    ('networks',),
     ('build',),
     ('trained',),
     ('evaluation', 'planning'),
@@ -79,8 +80,8 @@ def test_first_level_names_have_no_circle():
 
 def test_the_root_has_few_modules():
     roots = {path.stem for path in PACKAGE.glob('*.py')}
-    modules = {'build', 'cache', 'chips', 'distributed', 'exits', 'liveness', 'pretraining', 'sharding', 'trained'}
-    assert roots == {'__init__', '__main__', *modules}
+    modules = {'build', 'cache', 'chips', 'distributed', 'exits', 'liveness', 'networks', 'pretraining', 'sharding'}
+    assert roots == {'__init__', '__main__', 'trained', *modules}
 
 
 @pytest.mark.parametrize('method', METHODS)

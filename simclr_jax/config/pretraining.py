@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax.augment import policy
 from simclr_jax.config import schema
+from simclr_jax.config.encoders import MODEL_FIELDS, check_encoders
 from simclr_jax.config.fields import (
     AMOUNT,
     BELOW_ONE,
@@ -29,21 +30,6 @@ from simclr_jax.config.schema import Schema, to_json
 from simclr_jax.config.students import MEMORY_FIELDS, TASK, TEACHER_FIELDS, check_students
 
 __all__ = ['ConfigError', 'base_config', 'check', 'differences', 'flatten', 'from_json', 'load_config', 'to_json']
-
-_COLOURS = (
-    'empty or three finite numbers',
-    lambda value: not value or (len(value) == 3 and all(map(math.isfinite, value))),
-)
-_DEVIATIONS = ('empty or three finite numbers > 0', lambda value: _COLOURS[1](value) and all(x > 0 for x in value))
-
-
-# Variants of each encoder, the default first. A ResNet has its depth instead.
-VARIANTS: dict[str, tuple[str, ...]] = {'resnet': (), 'efficientnet': ('b0', 'b1'), 'mobilenet': ('large', 'small')}
-# Number of stages that model.remat may name, by encoder or variant.
-_STAGES = {'resnet': 4, 'efficientnet': 7, 'large': 6, 'small': 5}
-# Fields of single encoders. The depth is not among them: recipes set it, and another encoder does not read it.
-_OF_RESNET = ('pool', 'border', 'first_shortcut', 'sk_ratio', 'se_ratio')
-_OF_OTHERS = ('variant', 'stochastic_depth', 'dropout')
 
 _SEVERAL_IMAGES = ('an integer >= 2, because the loss compares different images', lambda value: value >= 2)
 _SIDE = ('an integer >= 4', lambda value: value >= 4)
@@ -168,75 +154,7 @@ FIELDS = (
         for name, (default, meaning, rule) in parameters.items()
     ),
     # Network.
-    Field('model.encoder', 'resnet', 'Family of the encoder.', choices=tuple(VARIANTS)),
-    Field(
-        'model.variant',
-        '',
-        "efficientnet: b0 or b1. mobilenet: large or small. '': the first of them.",
-        choices=('', *(variant for variants in VARIANTS.values() for variant in variants)),
-    ),
-    Field(
-        'model.depth',
-        50,
-        'resnet: layers. Other encoders do not read it. For tests: 6 (two stages of one block) and 10 (four).',
-        choices=(6, 10, 18, 34, 50, 101, 152, 200),
-    ),
-    Field('model.width', 1.0, 'Factor on all channel counts, also fractions.', POSITIVE),
-    Field(
-        'model.stem',
-        'auto',
-        'First layers: for small images (cifar) or large ones. auto: cifar for image_size <= 32.',
-        choices=('auto', 'cifar', 'imagenet'),
-    ),
-    Field(
-        'model.pool',
-        'same',
-        "resnet: padding of the large stem's max pooling: as in TensorFlow (same) or as in PyTorch (symmetric).",
-        choices=('same', 'symmetric'),
-    ),
-    Field('model.mean', (), 'Mean of each colour, which the network subtracts. Empty: none.', _COLOURS, of=float),
-    Field(
-        'model.std', (), 'Deviation of each colour, which the network divides by. Empty: none.', _DEVIATIONS, of=float
-    ),
-    Field(
-        'model.border',
-        0,
-        "resnet: pixels of zeros around the images. solo-learn's networks for small images: 1.",
-        NATURAL,
-    ),
-    Field(
-        'model.first_shortcut',
-        'projection',
-        'resnet: first shortcut of stage 1 in depths below 50: a convolution, or the identity as in PyTorch.',
-        choices=('projection', 'identity'),
-    ),
-    Field('model.sk_ratio', 0.0, 'resnet: ratio of the selective kernels, 0.0625 in SimCLRv2. 0: none.', SHARE),
-    Field('model.se_ratio', 0.0, 'resnet: ratio of squeeze-and-excitation, usually 0.25. 0: none.', SHARE),
-    Field(
-        'model.stochastic_depth',
-        0.0,
-        'efficientnet, mobilenet: chance of the last block to be left out for an image. 0: off. EfficientNet: 0.2.',
-        BELOW_ONE,
-    ),
-    Field(
-        'model.dropout',
-        0.0,
-        "efficientnet, mobilenet: share of the representation's values that training makes 0. Published: 0.2.",
-        BELOW_ONE,
-    ),
-    Field(
-        'model.dtype',
-        'float32',
-        'Type of the computation. State and loss are always float32.',
-        choices=('float32', 'bfloat16'),
-    ),
-    Field(
-        'model.remat',
-        (),
-        'Stages that the backward pass recomputes. This saves memory and costs time.',
-        ('numbers of stages, from 1', lambda value: all(stage >= 1 for stage in value)),
-        of=int,
-    ),
+    *MODEL_FIELDS,
     Field('head.kind', 'nonlinear', 'Projection head.', choices=('nonlinear', 'linear', 'none')),
     Field('head.layers', 3, 'nonlinear: number of layers, 2 in SimCLR and 3 in SimCLRv2.', COUNT),
     Field('head.out_dim', 128, 'Width of the projection.', COUNT),
@@ -353,43 +271,7 @@ def _check_together(config: ConfigDict) -> list[str]:
         problems.append(f"data.path='': source {config.data.source} needs it; set --config.data.path=PATH")
     if config.data.source == 'tfds' and not config.data.name:
         problems.append("data.name='': source tfds needs it; set it, for example --config.data.name=cifar10")
-    problems += _check_encoder(config.model)
-    if config.model.sk_ratio > 0 and config.model.se_ratio > 0:
-        problems.append(
-            f'model.sk_ratio={config.model.sk_ratio}, model.se_ratio={config.model.se_ratio}: '
-            'at most one may be above 0; set the other to 0'
-        )
-    if config.model.encoder == 'resnet' and config.model.sk_ratio > 0 and config.model.depth < 50:
-        problems.append(
-            f'model.sk_ratio={config.model.sk_ratio}: needs bottleneck blocks; set model.depth >= 50, or sk_ratio to 0'
-        )
-    if len(config.model.mean) != len(config.model.std):
-        problems.append(f'model.mean={config.model.mean}, model.std={config.model.std}: set both or neither')
-    return problems
-
-
-def _check_encoder(model: ConfigDict) -> list[str]:
-    """Messages about fields that the chosen encoder does not have."""
-    if model.encoder not in VARIANTS:
-        return []
-    default, variants = base_config().model, VARIANTS[model.encoder]
-    others = _OF_OTHERS if model.encoder == 'resnet' else _OF_RESNET
-    problems = [
-        f'model.{name}={model[name]}: model.encoder={model.encoder} does not have this field; set it to its default '
-        f'{default[name]!r}'
-        for name in others
-        if model[name] != default[name]
-    ]
-    if model.variant and variants and model.variant not in variants:
-        problems.append(
-            f'model.variant={model.variant}: model.encoder={model.encoder} has {", ".join(variants)}; choose one of '
-            'them'
-        )
-        return problems
-    stages = _STAGES.get(model.variant or next(iter(variants), '')) or _STAGES[model.encoder]
-    if max(model.remat, default=0) > stages:
-        problems.append(f'model.remat={model.remat}: must be stages from 1 to {stages}, for example (1, 2)')
-    return problems
+    return problems + check_encoders(config.model)
 
 
 SCHEMA = Schema(FIELDS, _check_together, retired=('steps_per_dispatch',))

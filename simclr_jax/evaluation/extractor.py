@@ -17,12 +17,12 @@ from ml_collections import ConfigDict
 
 from simclr_jax import distributed, sharding
 from simclr_jax.augment.policy import CENTER_CROP_PROPORTION
-from simclr_jax.build import make_model
 from simclr_jax.config.paths import directory_path
 from simclr_jax.data.reader import check_unreadable
 from simclr_jax.data.spec import DataError, Examples
 from simclr_jax.evaluation.features import Features, features_of, keep_features, read_features
 from simclr_jax.models.pooling import pool_to
+from simclr_jax.networks import make_model
 from simclr_jax.training import workdir
 from simclr_jax.training.checkpoints import Checkpoints
 from simclr_jax.training.checksum import checksum

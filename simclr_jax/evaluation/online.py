@@ -1,9 +1,12 @@
 """Evaluation during a pretraining: kNN of the representations, and the accuracy of a classifier that is learnt."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -40,28 +43,34 @@ def online_evaluation(
     if eval_examples is None or not examples.num_classes or not eval_examples.num_classes:
         return None
     encode = jax.jit(task.encode)
-    predict = None
+    num_logits, encode_test = 0, encode
     if isinstance(task, Distill) and task.teacher.num_classes == eval_examples.num_classes:
-        predict = jax.jit(task.predict)
+        num_logits, encode_test = eval_examples.num_classes, jax.jit(functools.partial(_with_logits, task))
     compute = functools.partial(features_of, image_size=config.data.image_size, batch_size=config.batch_size, mesh=mesh)
     skipped: set[str] = set()
 
     def evaluate(state: TrainState) -> dict[str, float]:
         variables = {'params': state.params, 'batch_stats': state.batch_stats}
         bank = compute(functools.partial(encode, variables), examples, limit=config.knn.bank_images).labelled()
-        queries = compute(functools.partial(encode, variables), eval_examples)
+        queries = compute(functools.partial(encode_test, variables), eval_examples)
         _tell_missing(eval_examples, queries, skipped)
         queries = queries.labelled()
+        width = queries.values.shape[1] - num_logits
+        queries, logits = dataclasses.replace(queries, values=queries.values[:, :width]), queries.values[:, width:]
         scores = {}
         # Of a label budget, none may lie in the bank.
         if len(bank.labels):
             scores |= _knn(config, bank, queries, examples.num_classes)
-        if predict is not None:
-            logits = compute(functools.partial(predict, variables), eval_examples).labelled()
-            scores['student_top1'] = float(np.mean(np.argmax(logits.values, axis=1) == logits.labels))
+        if num_logits:
+            scores['student_top1'] = float(np.mean(np.argmax(logits, axis=1) == queries.labels))
         return scores
 
     return evaluate
+
+
+def _with_logits(task: Distill, variables: dict[str, Any], images: jax.Array) -> jax.Array:
+    """Representations and logits, [N, F + K], in one pass over images [N, H, W, 3]."""
+    return jnp.concatenate([task.encode(variables, images), task.predict(variables, images)], axis=1)
 
 
 def _knn(config: ConfigDict, bank: Features, queries: Features, num_classes: int) -> dict[str, float]:

@@ -10,9 +10,9 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from simclr_jax.build import make_encoder, make_model
 from simclr_jax.config import ConfigError, base_config, with_values
 from simclr_jax.models.resnet import SHORTCUTS, ResNet
+from simclr_jax.networks import make_encoder, make_model
 
 # Our path of a variable, for example ('params', 'encoder', 'stem', 'conv', 'kernel').
 Path = tuple[str, ...]

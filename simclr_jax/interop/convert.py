@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 from etils import epath
 
-from simclr_jax.build import make_encoder
 from simclr_jax.config import ConfigError
 from simclr_jax.config.storage import check_reachable
 from simclr_jax.data.spec import needs_tensorflow
 from simclr_jax.interop.imported import TOLERANCE, Imported
 from simclr_jax.interop.places import check_new, new_directory
 from simclr_jax.interop.torch_files import PICKLES, SAFETENSORS
+from simclr_jax.networks import make_encoder
 
 # Mean and deviation of each colour, by the value of --normalize.
 NORMALIZATIONS = {

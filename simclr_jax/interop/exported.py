@@ -12,13 +12,13 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from simclr_jax import sharding
-from simclr_jax.build import make_model
 from simclr_jax.config import ConfigError
 from simclr_jax.config.paths import directory_path
 from simclr_jax.interop.architecture import Path
 from simclr_jax.models.classifier import Classifier
 from simclr_jax.models.encoders import Encoder
 from simclr_jax.models.heads import ProjectionHead
+from simclr_jax.networks import make_model
 from simclr_jax.trained import read_trained
 from simclr_jax.training.checkpoints import Checkpoints
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax.build import make_encoder
 from simclr_jax.config import ConfigError, check, with_values
 from simclr_jax.interop.architecture import Path, differences, find_encoder, shapes_of, shortened
 from simclr_jax.interop.imported import Imported
@@ -27,6 +26,7 @@ from simclr_jax.interop.torch_names import (
     torch_shape,
 )
 from simclr_jax.interop.torch_network import Network
+from simclr_jax.networks import make_encoder
 
 # Parts of names that mark the moving average of an encoder: MoCo's key encoder, BYOL's target, DINO's teacher.
 _AVERAGED = re.compile(r'(^|[._])(encoder_k|ema|\w*momentum\w*|\w*target\w*|\w*teacher\w*)\.')

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax.build import make_encoder
 from simclr_jax.config import ConfigError, base_config, check, with_values
-from simclr_jax.config.pretraining import VARIANTS
+from simclr_jax.config.encoders import VARIANTS
 from simclr_jax.interop.architecture import Shape, differences, shapes_of, shortened
 from simclr_jax.interop.inverted import FAMILIES, Inverted, facts_of
 from simclr_jax.interop.torch_names import encoder_names, from_torch, torch_shape
+from simclr_jax.networks import make_encoder
 
 _FIRST = 'features.0.0.weight'
 _OF_ENCODER = re.compile(r'features\.|classifier\.0\.')

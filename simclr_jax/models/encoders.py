@@ -152,16 +152,16 @@ def dilated(strides: Sequence[int], stem_stride: int, output_stride: int) -> lis
     return found
 
 
-def check_common(
-    *, width: float, stem: str, stem_stride: int, output_stride: int, mean: Sequence[float], std: Sequence[float]
-) -> None:
+def check_common(encoder: Any) -> None:
     """Raises ValueError for a wrong value of an attribute that every encoder has."""
-    if stem not in STEMS:
-        raise ValueError(f"stem='{stem}' is unknown; choose one of {STEMS}")
-    if len(mean) != len(std):
-        raise ValueError(f'mean={mean}, std={std}: set both or neither, each with a number per channel')
-    if width <= 0:
-        raise ValueError(f'width={width} must be positive')
-    allowed = [stride for stride in OUTPUT_STRIDES if stride >= stem_stride]
-    if output_stride not in allowed:
-        raise ValueError(f"output_stride={output_stride}: stem='{stem}' allows {', '.join(map(str, allowed))}")
+    if encoder.stem not in STEMS:
+        raise ValueError(f"stem='{encoder.stem}' is unknown; choose one of {STEMS}")
+    if len(encoder.mean) != len(encoder.std):
+        raise ValueError(f'mean={encoder.mean}, std={encoder.std}: set both or neither, each with a number per channel')
+    if encoder.width <= 0:
+        raise ValueError(f'width={encoder.width} must be positive')
+    allowed = [stride for stride in OUTPUT_STRIDES if stride >= encoder.stem_stride]
+    if encoder.output_stride not in allowed:
+        raise ValueError(
+            f"output_stride={encoder.output_stride}: stem='{encoder.stem}' allows {', '.join(map(str, allowed))}"
+        )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from simclr_jax.models.batch_norm import BatchNorm
 from simclr_jax.models.blocks import SqueezeExcitation
-from simclr_jax.models.encoders import check_frozen, dilated
+from simclr_jax.models.encoders import check_frozen, dilated, prepared
 from simclr_jax.models.layers import conv_bn, dense
 from simclr_jax.ops.precision import at_least_float32
 from simclr_jax.ops.rectifier import relu
@@ -254,69 +254,28 @@ def strides_of(stages: Sequence[Sequence[Block]], stem_stride: int) -> list[int]
     return strides
 
 
-def make_stages(
-    stages: Sequence[tuple[Block, ...]],
-    *,
-    stem_stride: int,
-    output_stride: int,
-    stochastic_depth: float,
-    remat: Sequence[int],
-    dtype: Any,
-    norm: Any,
-) -> list[InvertedStage]:
-    """Makes the stages 'stage1', 'stage2', ... of an encoder, in whose compact method this is called.
-
-    Args:
-        stages: Blocks of each stage.
-        stem_stride: See `strides_of`.
-        output_stride: Most pixels of the image between neighbours on a feature map, see `encoders.dilated`.
-        stochastic_depth: See `drops_of`.
-        remat: Stages, counted from 1, whose blocks are recomputed in the backward pass.
-        dtype, norm: See `InvertedStage`.
-    """
-    drops = drops_of(stages, stochastic_depth)
-    geometry = dilated(strides_of(stages, stem_stride), stem_stride, output_stride)
-    return [
-        InvertedStage(
-            blocks=blocks,
-            drops=drops[index],
-            strides=geometry[index][0],
-            dilations=geometry[index][1],
-            dtype=dtype,
-            norm=norm,
-            remat=index + 1 in remat,
-            name=f'stage{index + 1}',
-        )
-        for index, blocks in enumerate(stages)
-    ]
-
-
 def names_of(stages: Sequence[Any]) -> tuple[str, ...]:
     """Names of the parts of an encoder with these stages: ('stem', 'stage1', ..., 'top')."""
     return 'stem', *(f'stage{number + 1}' for number in range(len(stages))), 'top'
 
 
-def encode(
-    x: jax.Array,
-    stem: ConvStem,
-    stages: Sequence[InvertedStage],
-    top: Top,
-    *,
-    train: bool,
-    frozen: int,
-    maps: bool,
-) -> Any:
-    """Applies the parts of an encoder one after the other, see `encoders.Encoder`.
+def encode(encoder: Any, x: jax.Array, *, hidden: int, train: bool, frozen: int, maps: bool) -> Any:
+    """Makes the parts of an encoder, in whose compact method this is called, and applies them.
 
     Args:
-        x: Normalised images [N, H, W, C].
-        stem, stages, top: Parts of the encoder.
+        encoder: `EfficientNet` or `MobileNet`, which explain the attributes.
+        x: Images [N, H, W, C].
+        hidden: Width of the dense layer of the top. 0: none.
         train, frozen, maps: See `encoders.Encoder`.
     """
-    parts = stem, *stages
-    names = *(str(part.name) for part in parts), str(top.name)
+    norm = functools.partial(BatchNorm, momentum=encoder.batch_norm_momentum, epsilon=encoder.batch_norm_epsilon)
+    common = {'dtype': encoder.dtype, 'norm': norm}
+    parts = [ConvStem(encoder.stem_channels, encoder.stem_stride, encoder.activation, name='stem', **common)]
+    parts += _stages(encoder, common)
+    top = Top(encoder.top_channels, hidden, encoder.activation, encoder.dropout, name='top', **common)
+    names = names_of(encoder.blocks())
     check_frozen(names, frozen)
-    found = {}
+    x, found = prepared(x, encoder.mean, encoder.std), {}
     for index, part in enumerate(parts):
         x = part(x, train=train and index >= frozen)
         if index < frozen:
@@ -328,3 +287,22 @@ def encode(
         x, h = jax.lax.stop_gradient((x, h))
     found[names[-1]] = x
     return (h, found) if maps else h
+
+
+def _stages(encoder: Any, common: dict[str, Any]) -> list[InvertedStage]:
+    """The stages 'stage1', 'stage2', ... of an encoder."""
+    stages = encoder.blocks()
+    drops = drops_of(stages, encoder.stochastic_depth)
+    geometry = dilated(strides_of(stages, encoder.stem_stride), encoder.stem_stride, encoder.output_stride)
+    return [
+        InvertedStage(
+            blocks=blocks,
+            drops=drops[index],
+            strides=geometry[index][0],
+            dilations=geometry[index][1],
+            remat=index + 1 in encoder.remat,
+            name=f'stage{index + 1}',
+            **common,
+        )
+        for index, blocks in enumerate(stages)
+    ]

@@ -3,16 +3,15 @@
 Parameters are named after their place: stage2/block1/depthwise/kernel.
 """
 
-import functools
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.models.batch_norm import BATCH_NORM_MOMENTUM, BatchNorm
-from simclr_jax.models.encoders import check_common, prepared
-from simclr_jax.models.inverted import Block, ConvStem, Top, divisible, encode, make_stages, names_of, strides_of
+from simclr_jax.models.batch_norm import BATCH_NORM_MOMENTUM
+from simclr_jax.models.encoders import check_common
+from simclr_jax.models.inverted import Block, divisible, encode, names_of, strides_of
 
 # Stages of each variant (tables 1 and 2). A block is: kernel size, expanded channels, channels, gate, activation,
 # stride.
@@ -86,14 +85,7 @@ class MobileNet(nn.Module):
         super().__post_init__()
         if self.variant not in self.WIDTHS:
             raise ValueError(f"variant='{self.variant}' is unknown; choose one of {tuple(self.WIDTHS)}")
-        check_common(
-            width=self.width,
-            stem=self.stem,
-            stem_stride=self.stem_stride,
-            output_stride=self.output_stride,
-            mean=self.mean,
-            std=self.std,
-        )
+        check_common(self)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -161,17 +153,4 @@ class MobileNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, frozen: int = 0, maps: bool = False) -> Any:
         """Encodes images, see `encoders.Encoder`."""
-        x = prepared(x, self.mean, self.std)
-        norm = functools.partial(BatchNorm, momentum=self.batch_norm_momentum, epsilon=self.batch_norm_epsilon)
-        common = {'dtype': self.dtype, 'norm': norm}
-        stages = make_stages(
-            self.blocks(),
-            stem_stride=self.stem_stride,
-            output_stride=self.output_stride,
-            stochastic_depth=self.stochastic_depth,
-            remat=self.remat,
-            **common,
-        )
-        stem = ConvStem(self.stem_channels, self.stem_stride, self.activation, name='stem', **common)
-        top = Top(self.top_channels, self.feature_width, self.activation, self.dropout, name='top', **common)
-        return encode(x, stem, stages, top, train=train, frozen=frozen, maps=maps)
+        return encode(self, x, hidden=self.feature_width, train=train, frozen=frozen, maps=maps)

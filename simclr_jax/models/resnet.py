@@ -152,14 +152,7 @@ class ResNet(nn.Module):
                 f'sk_ratio={self.sk_ratio}: selective kernels are the 3x3 convolutions of bottlenecks, and '
                 f'depth={self.depth} has none; choose depth 50 or more, or sk_ratio 0'
             )
-        check_common(
-            width=self.width,
-            stem=self.stem,
-            stem_stride=self.stem_stride,
-            output_stride=self.output_stride,
-            mean=self.mean,
-            std=self.std,
-        )
+        check_common(self)
 
     @property
     def parts(self) -> tuple[str, ...]:

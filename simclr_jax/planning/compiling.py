@@ -13,7 +13,7 @@ from simclr_jax.build import make_program, make_schedule
 from simclr_jax.data.feed import plan_feed
 from simclr_jax.planning.flops import count_flops
 from simclr_jax.planning.hlo import Collective, Fusion, Hlo
-from simclr_jax.trained import teacher_of
+from simclr_jax.trained import open_teacher
 from simclr_jax.training.state import TrainState
 
 # Number of instructions that a plan lists, the costliest ones.
@@ -110,7 +110,7 @@ def compile_step(
     """
     schedule = make_schedule(config, num_images)
     mesh = sharding.make_mesh(devices)
-    program = make_program(config, num_classes, schedule, mesh, plan_feed(config, mesh), teacher_of(config))
+    program = make_program(config, num_classes, schedule, mesh, plan_feed(config, mesh), open_teacher(config))
     state, batch, key = program.abstract_arguments()
     started = time.perf_counter()
     traced = program.step.trace(state, batch, key)

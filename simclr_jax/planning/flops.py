@@ -8,10 +8,11 @@ from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax.build import Teacher, make_program, make_schedule
+from simclr_jax.build import make_program, make_schedule
 from simclr_jax.chips import peak_flops
 from simclr_jax.config import with_values
 from simclr_jax.data.feed import plan_feed
+from simclr_jax.networks import Teacher
 from simclr_jax.ops import batch_statistics, winograd
 
 # Scopes of operations that do not belong to the network, but to the way in which it is computed.

@@ -7,7 +7,7 @@ missing and truncated files, but not flipped bits. The checksums find those.
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -22,7 +22,6 @@ from simclr_jax.training.checkpoint_errors import CheckpointError, check_path, i
 from simclr_jax.training.checkpoint_fit import differences, misfit
 from simclr_jax.training.checksum import checksum
 from simclr_jax.training.state import Frozen, TrainState
-from simclr_jax.training.task import Parts
 
 __all__ = ['CheckpointError', 'Checkpoints']
 
@@ -42,6 +41,7 @@ class Checkpoints:
         before_saving: Function that is called before each save, and may refuse it.
         reads_only: Whether to leave the directory as it is. A run may save into it meanwhile. Otherwise what an
             interrupted save has left behind is removed.
+        constant: Checksums of the constant frozen parts of the states by name. No checkpoint holds these parts.
 
     Raises:
         CheckpointError: No checkpoint can be read below this path.
@@ -55,6 +55,7 @@ class Checkpoints:
         say: Callable[[str], None] = print,
         before_saving: Callable[[], None] = lambda: None,
         reads_only: bool = False,
+        constant: Mapping[str, int] | None = None,
     ):
         self._directory = absolute(workdir) / 'checkpoints'
         check_path(str(self._directory))
@@ -65,6 +66,7 @@ class Checkpoints:
                 max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
             )
         self._reads_only, self._say, self._before_saving = reads_only, say, before_saving
+        self._constant = dict(constant or {})
         self._has_failed, self._has_saved = False, False
         self._open()
 
@@ -96,8 +98,7 @@ class Checkpoints:
             return
         self._before_saving()
         model, train = _parts(state)
-        meta = {'model': checksum(model), 'train': checksum(train)}
-        meta |= {name: checksum(part) for name, part in state.frozen.constant.items()}
+        meta = {'model': checksum(model), 'train': checksum(train), **self._constant}
         with self._writing():
             self._manager.save(
                 step,
@@ -135,12 +136,11 @@ class Checkpoints:
                 f'correct this error; the same command resumes from the newest checkpoint (saved steps: {steps})'
             ) from error
 
-    def check_fits(self, like: TrainState, constant: Parts | None = None) -> None:
+    def check_fits(self, like: TrainState) -> None:
         """Asserts that the newest checkpoint has the arrays of a state. Nothing is moved or written.
 
         Args:
             like: State, or its shapes.
-            constant: Constant frozen parts of the state by name. None: there are none.
 
         Raises:
             CheckpointError: Arrays are missing, are too many, or have another shape or type. The message names them.
@@ -150,7 +150,7 @@ class Checkpoints:
             with quiet():
                 try:
                     differing = self._differences_of(step, like)
-                    meta = self._meta_of(step) if constant else {}
+                    meta = self._meta_of(step) if self._constant else {}
                 except Exception:  # Damage, which `restore` names.
                     differing, meta = None, {}
                 if differing is None:
@@ -158,7 +158,7 @@ class Checkpoints:
                     continue
             if differing:
                 raise misfit(str(self._directory), step, differing)
-            self._check_constant(constant or {}, step, meta)
+            self._check_constant(step, meta)
             return
 
     def _differences_of(self, step: int, like: TrainState) -> list[str]:
@@ -182,15 +182,14 @@ class Checkpoints:
         """Checksums of a checkpoint. Raises Exception if they cannot be read."""
         return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
 
-    def restore(self, like: TrainState, constant: Parts | None = None) -> TrainState | None:
+    def restore(self, like: TrainState) -> TrainState | None:
         """Restores the newest undamaged state. Damaged newer checkpoints are named and moved to `damaged/`.
 
         Args:
             like: State, or its shapes, with the shardings of the result.
-            constant: Constant frozen parts of the state by name, which no checkpoint holds. None: there are none.
 
         Returns:
-            The state, or None if there has never been a checkpoint.
+            The state without constant frozen parts, or None if there has never been a checkpoint.
 
         Raises:
             CheckpointError: There are checkpoints, or were, and all of them are damaged; or they cannot be reached; or
@@ -199,19 +198,18 @@ class Checkpoints:
         model, train = _parts(like)
         restored = self._newest_undamaged(lambda _: {'model': model, 'train': train}, set_aside=True)
         if restored is not None:
-            constant = constant or {}
-            self._check_constant(constant, restored['step'], restored['meta'])
+            self._check_constant(restored['step'], restored['meta'])
             updated = restored['train'].pop(UPDATED, {})
-            return TrainState(**restored['model'], **restored['train'], frozen=Frozen(dict(constant), updated))
+            return TrainState(**restored['model'], **restored['train'], frozen=Frozen(updated=updated))
         aside = self._directory.parent / 'damaged'
         names = [path.name for path in aside.iterdir()] if aside.exists() else []
         if names:
             raise self._all_are_damaged(sorted(names, key=lambda name: (len(name), name)))
         return None
 
-    def _check_constant(self, constant: Parts, step: int, meta: dict[str, Any]) -> None:
-        for name, part in constant.items():
-            found, saved = checksum(part), meta.get(name)
+    def _check_constant(self, step: int, meta: dict[str, Any]) -> None:
+        for name, found in self._constant.items():
+            saved = meta.get(name)
             if saved is None:
                 raise CheckpointError(
                     f'the checkpoint of step {step} in {self._directory} was trained without a {name}; choose another '

@@ -7,6 +7,7 @@ from simclr_jax import distributed
 from simclr_jax.config import ConfigError
 from simclr_jax.training import loop
 from simclr_jax.training.checkpoints import CheckpointError, Checkpoints
+from simclr_jax.training.checksum import checksum
 from simclr_jax.training.lock import Lock
 from simclr_jax.training.log import Log
 from simclr_jax.training.loop import Training
@@ -50,9 +51,11 @@ def start_or_resume(
         CheckpointError: Checkpoints cannot be read or written, or belong to a state of other shapes.
         NotFiniteError, Preempted: See `loop.train`.
     """
+    constant = constant or {}
+    sums = {name: checksum(part) for name, part in constant.items()}
     with _locked(directory) as lock:
-        with contextlib.closing(Checkpoints(directory, reads_only=True)) as saved:
-            saved.check_fits(like, constant)
+        with contextlib.closing(Checkpoints(directory, reads_only=True, constant=sums)) as saved:
+            saved.check_fits(like)
         changed = distributed.together(lambda: claim() if distributed.is_first() else [], MISTAKES)
         log = Log(directory, training.schedule.total_steps, tensorboard=True)
         with contextlib.closing(log):
@@ -62,19 +65,21 @@ def start_or_resume(
                 # A run that resumes there must find the rows up to this step, also in a storage.
                 log.flush()
 
-            checkpoints = Checkpoints(directory, keep=checkpoints_kept, say=log.say, before_saving=before_saving)
+            checkpoints = Checkpoints(
+                directory, keep=checkpoints_kept, say=log.say, before_saving=before_saving, constant=sums
+            )
             with contextlib.closing(checkpoints):
                 introduce(log.say)
                 for line in changed:
                     log.say(f'Configuration changed: {line}')
-                state = checkpoints.restore(like, constant)
+                state = checkpoints.restore(like)
                 if state is None:
                     log.say('Making the first parameters.')
-                    state = with_constant(first_state(log.say), constant or {})
+                    state = first_state(log.say)
                 else:
                     log.say(f'Resuming at step {int(state.step)}.')
                 log.resume(int(state.step))
-                return loop.train(state, training, checkpoints, log)
+                return loop.train(with_constant(state, constant), training, checkpoints, log)
 
 
 @contextlib.contextmanager

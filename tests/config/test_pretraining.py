@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from simclr_jax.build import make_encoder
 from simclr_jax.config import ConfigError, base_config, check, evaluation, flatten, load_config, with_values
 from simclr_jax.config import pretraining as configuration
+from simclr_jax.networks import make_encoder
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / 'configs'
 FILES = sorted(CONFIGS.glob('*.py'))

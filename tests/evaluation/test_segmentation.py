@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from simclr_jax import sharding
-from simclr_jax.build import make_model
 from simclr_jax.cli.main import main
 from simclr_jax.config import base_evaluation, load_evaluation
 from simclr_jax.config.label_budget import Labels
@@ -21,6 +20,7 @@ from simclr_jax.evaluation.protocols import PROTOCOLS
 from simclr_jax.evaluation.protocols import segmentation as protocol
 from simclr_jax.metrics.segmentation import IGNORED
 from simclr_jax.models.segmenter import Segmenter
+from simclr_jax.networks import make_model
 from simclr_jax.report import segmentation
 from simclr_jax.training import workdir
 from support.drawings import NAMES, draw_folders

@@ -18,7 +18,6 @@ pytest.importorskip('onnx', reason="needs pip install 'simclr_jax[export]'")
 
 from etils import epath
 
-from simclr_jax.build import make_model
 from simclr_jax.cli.main import main
 from simclr_jax.config import ConfigError
 from simclr_jax.interop import onnx_out, stablehlo, torch_out
@@ -26,6 +25,7 @@ from simclr_jax.interop.export import FORMATS, compare, export
 from simclr_jax.interop.exported import open_exported
 from simclr_jax.interop.imported import CheckError, fixed_images
 from simclr_jax.models.classifier import Classifier
+from simclr_jax.networks import make_model
 from simclr_jax.training.checkpoints import Checkpoints
 from simclr_jax.training.state import TrainState
 from support.weights import SMALL, TINY, random_network, random_variables, share, write_run

@@ -14,7 +14,6 @@ import tensorflow as tf
 from flax.traverse_util import flatten_dict
 
 from simclr_jax import sharding
-from simclr_jax.build import make_model
 from simclr_jax.cli.main import main
 from simclr_jax.interop.architecture import encoder_layers
 from simclr_jax.interop.tf1 import find_checkpoint, read_tf1
@@ -22,6 +21,7 @@ from simclr_jax.interop.tf1_names import encoder_names, head_names, probe_names
 from simclr_jax.interop.tf1_network import Network
 from simclr_jax.models.classifier import Classifier
 from simclr_jax.models.resnet import ResNet
+from simclr_jax.networks import make_model
 from simclr_jax.tasks.finetune import Finetune, init_from
 from simclr_jax.training import workdir
 from simclr_jax.training.checkpoints import Checkpoints

@@ -11,10 +11,10 @@ pytest.importorskip('safetensors', reason="needs pip install 'simclr_jax[export]
 import torch
 from etils import epath
 
-from simclr_jax.build import make_model
 from simclr_jax.cli.main import main
 from simclr_jax.interop import simclr_resnet, torch_out
 from simclr_jax.interop.torch_in import read_torch
+from simclr_jax.networks import make_model
 from support.runs import assert_same_bits
 from support.weights import images_by_rule, random_network, share, write_run
 

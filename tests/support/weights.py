@@ -6,11 +6,11 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from simclr_jax.build import make_model
 from simclr_jax.config import base_config, with_values
 from simclr_jax.interop.exported import Exported
 from simclr_jax.interop.imported import Imported
 from simclr_jax.interop.torch_names import encoder_names, head_names, probe_names, state_dict
+from simclr_jax.networks import make_model
 
 # The smallest encoders with either stem.
 SMALL = {'model.depth': 6, 'model.width': 0.125, 'model.stem': 'cifar', 'data.image_size': 32}

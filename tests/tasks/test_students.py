@@ -10,8 +10,9 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from simclr_jax import sharding
-from simclr_jax.build import Teacher, make_loss, make_memory, make_task
+from simclr_jax.build import make_loss, make_memory, make_task
 from simclr_jax.losses.contrastive import info_nce
+from simclr_jax.networks import Teacher
 from simclr_jax.sharding import DATA_AXIS
 from simclr_jax.tasks.memory import KEY_ENCODER, QUEUE, TEACHER
 from simclr_jax.training import optim

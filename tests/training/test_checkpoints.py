@@ -255,9 +255,9 @@ class TestFit:
         checkpoints.close()
 
     def test_a_constant_part_that_was_not_there_is_told(self, saved, mesh):
-        checkpoints = Checkpoints(str(saved[0]), reads_only=True)
+        checkpoints = Checkpoints(str(saved[0]), reads_only=True, constant={'teacher': 7})
         with pytest.raises(CheckpointError, match='without a teacher; choose another --workdir'):
-            checkpoints.check_fits(make_state(mesh, 0), {'teacher': {'kernel': jnp.ones(3)}})
+            checkpoints.check_fits(make_state(mesh, 0))
         checkpoints.close()
 
 

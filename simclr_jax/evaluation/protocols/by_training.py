@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from simclr_jax import distributed
 from simclr_jax.augment.policy import default_parameters, make_policy
-from simclr_jax.build import make_model
 from simclr_jax.data.feed import host_batches
 from simclr_jax.data.spec import DataError, Examples
 from simclr_jax.evaluation.extractor import FeatureExtractor
@@ -26,6 +25,7 @@ from simclr_jax.evaluation.protocols.trainings import FreezableTask, Programs
 from simclr_jax.evaluation.results import Score, grade
 from simclr_jax.models.classifier import Classifier, FeatureMapClassifiers
 from simclr_jax.models.heads import ProjectionHead
+from simclr_jax.networks import make_model
 from simclr_jax.tasks.finetune import Finetune
 from simclr_jax.tasks.multihead import MultiHead
 

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from simclr_jax import distributed, sharding
-from simclr_jax.build import make_model
 from simclr_jax.config import with_values
 from simclr_jax.data.feed import open_feed
 from simclr_jax.data.spec import DataError, Examples
@@ -16,6 +15,7 @@ from simclr_jax.evaluation.extractor import FeatureExtractor
 from simclr_jax.evaluation.protocols.measurement import Measurement
 from simclr_jax.evaluation.results import Score
 from simclr_jax.metrics import representation
+from simclr_jax.networks import make_model
 from simclr_jax.probes.knn import neighbourhood_agreement
 
 # Rows whose products with all others are in memory at a time.

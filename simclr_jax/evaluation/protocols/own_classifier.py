@@ -4,10 +4,10 @@ import functools
 
 import jax
 
-from simclr_jax.build import make_model
 from simclr_jax.data.spec import DataError
 from simclr_jax.evaluation.protocols.measurement import Measurement
 from simclr_jax.evaluation.results import Score, grade
+from simclr_jax.networks import make_model
 
 
 def classifier(measurement: Measurement) -> list[Score]:

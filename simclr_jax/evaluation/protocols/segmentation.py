@@ -12,7 +12,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax import distributed
-from simclr_jax.build import make_encoder, make_model
 from simclr_jax.data.mask_views import evaluation_batches, train_batches, unfitted
 from simclr_jax.data.masks import Masked
 from simclr_jax.data.reader import in_order
@@ -26,6 +25,7 @@ from simclr_jax.evaluation.results import Score
 from simclr_jax.metrics.classification import confidence_interval
 from simclr_jax.metrics.segmentation import confusion_matrix, intersection_over_union, mean_iou, mean_iou_of_weights
 from simclr_jax.models.segmenter import Segmenter
+from simclr_jax.networks import make_encoder, make_model
 from simclr_jax.tasks.segment import Segment, float_views
 
 NAME = 'segmentation'
