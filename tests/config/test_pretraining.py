@@ -8,6 +8,7 @@ import pytest
 
 from simclr_jax.config import ConfigError, base_config, check, evaluation, flatten, load_config, with_values
 from simclr_jax.config import pretraining as configuration
+from simclr_jax.config.encoders import VARIANTS
 from simclr_jax.networks import make_encoder
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / 'configs'
@@ -247,15 +248,15 @@ def test_fields_of_another_encoder(fields, message):
     assert re.search(message, problem)
 
 
-@pytest.mark.parametrize('encoder', configuration.VARIANTS)
+@pytest.mark.parametrize('encoder', VARIANTS)
 def test_variants_and_stages_are_those_of_the_encoders(encoder):
-    for variant in configuration.VARIANTS[encoder] or ('',):
+    for variant in VARIANTS[encoder] or ('',):
         config = with_values(base_config(), {'model.encoder': encoder, 'model.variant': variant})
         made = make_encoder(config)
         stages = [part for part in made.parts if part.startswith('stage')]
         assert not check(with_values(config, {'model.remat': (len(stages),)}))
         assert check(with_values(config, {'model.remat': (len(stages) + 1,)}))
-    first = next(iter(configuration.VARIANTS[encoder]), '')
+    first = next(iter(VARIANTS[encoder]), '')
     fields = {'model.encoder': encoder, 'model.variant': first}
     assert make_encoder(with_values(base_config(), {**fields, 'model.variant': ''})) == make_encoder(
         with_values(base_config(), fields)

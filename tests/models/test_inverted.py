@@ -1,6 +1,7 @@
 """EfficientNet and MobileNetV3: torchvision's numbers, published sizes, and what every encoder must do."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,7 +12,7 @@ from flax import traverse_util
 
 from simclr_jax.interop.torch_names import encoder_names, from_torch, probe_names
 from simclr_jax.models.efficientnet import EfficientNet
-from simclr_jax.models.inverted import Block, ConvStem, InvertedStage, Top, divisible, drops_of, encode, left_out
+from simclr_jax.models.inverted import Block, InvertedStage, divisible, drops_of, encode, left_out
 from simclr_jax.models.mobilenet import MobileNet
 from simclr_jax.planning.flops import count_flops
 from simclr_jax.sharding import by_rows, make_mesh
@@ -219,15 +220,26 @@ def test_all_but_norms_decays(encoder):
 class Small(nn.Module):
     """An encoder of three parts, as the others make theirs."""
 
-    remat: bool = False
+    remat: tuple[int, ...] = ()
+    stem_channels: int = 4
+    stem_stride: int = 2
+    top_channels: int = 8
+    activation: str = 'hard_swish'
+    batch_norm_epsilon: float = 1e-5
+    batch_norm_momentum: float = 0.9
+    output_stride: int = 32
+    stochastic_depth: float = 0.0
+    dropout: float = 0.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    dtype: Any = jnp.float32
+
+    def blocks(self):
+        return (tuple(Block(3, 8, 4, strides, 2, 'relu', 'swish', 'hard_sigmoid') for strides in (2, 1)),)
 
     @nn.compact
     def __call__(self, x, *, train, frozen=0, maps=False):
-        stem = ConvStem(4, 2, 'swish', jnp.float32, name='stem')
-        blocks = tuple(Block(3, 8, 4, strides, 2, 'relu', 'swish', 'hard_sigmoid') for strides in (2, 1))
-        stage = InvertedStage(blocks, (0.0, 0.0), 2, (1, 1), jnp.float32, remat=self.remat, name='stage1')
-        top = Top(8, 6, 'hard_swish', 0.0, jnp.float32, name='top')
-        return encode(x, stem, [stage], top, train=train, frozen=frozen, maps=maps)
+        return encode(self, x, hidden=6, train=train, frozen=frozen, maps=maps)
 
 
 def gradients(encoder, images, frozen=0):
@@ -260,7 +272,7 @@ def test_frozen_parts_have_no_gradient_and_keep_their_statistics(encoder):
 @pytest.mark.parametrize(
     'encoder, recomputing',
     [
-        (Small(), Small(remat=True)),
+        (Small(), Small(remat=(1,))),
         *(pytest.param(encoder, encoder.clone(remat=(1, 2, 3, 4, 5)), marks=pytest.mark.slow) for encoder in TINY),
     ],
 )
